@@ -1,0 +1,245 @@
+"""Configuration: one frozen tree, read from flags, ``STREAMMON_*`` variables and ``streammon.yaml``, in that order.
+
+Every field has a default that works on one machine, says its unit in its name, and is explained in one sentence.
+Unknown keys are refused. In the environment, levels are separated by ``__``: ``STREAMMON_WINDOWS__SIZE_S=10``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from streammon.errors import ConfigError
+from streammon.topics import DAY_S, MAX_RECORD_BYTES
+
+
+def _default_data_dir() -> Path:
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "streammon"
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class KafkaSettings(Section):
+    """How Kafka is spoken to (when ``bootstrap`` is set)."""
+
+    client_id: str = "streammon"
+    """Name of this client in the broker's logs and quotas."""
+    session_timeout_s: float = Field(6.0, gt=0)
+    """A member silent for this long loses its partitions."""
+    heartbeat_s: float = Field(1.0, gt=0)
+    """How often a member tells the group that it lives."""
+    delivery_timeout_s: float = Field(30.0, gt=0)
+    """How long one append may be retried before it fails."""
+    transaction_timeout_s: float = Field(10.0, gt=0)
+    """A transaction left open by a dead process is aborted after this long."""
+
+
+class EmbeddedSettings(Section):
+    """The embedded log (when ``bootstrap`` is not set)."""
+
+    max_bytes: int = Field(2 * 1024**3, ge=16 * 1024**2)
+    """The oldest records of the largest topics are dropped when all records together exceed this."""
+    retention_interval_s: float = Field(30.0, gt=0)
+    """How often retention is applied."""
+
+
+class TopicSettings(Section):
+    """How topics are made."""
+
+    prefix: str = Field("streammon.", pattern=r"^[a-zA-Z0-9._-]*$")
+    """Put before every topic name."""
+    partitions: int = Field(4, ge=1, le=1000)
+    """Partitions of every topic: the most processes that can share the work of one processor."""
+    replication: int = Field(1, ge=1)
+    """Replicas of every topic (Kafka only)."""
+
+
+class WindowSettings(Section):
+    """The windows task."""
+
+    size_s: float = Field(2.0, gt=0)
+    """Length of the base windows, aligned to the epoch."""
+    lateness_s: float = Field(1.0, ge=0)
+    """How far the watermark stays behind the newest event; later events go into supplements, never lost."""
+    max_future_s: float = Field(60.0, ge=0)
+    """An event further ahead of its record's broker time is quarantined in the dead letter topic."""
+    max_late_s: float = Field(DAY_S, ge=0)
+    """An event further behind the watermark goes to the dead letter topic as too_late."""
+    max_series: int = Field(10_000, ge=1)
+    """Series kept apart in one window of one partition; the rest is summed in the series ``__other__``."""
+    inference_by: tuple[str, ...] = ("service", "model", "model_version", "endpoint")
+    """The fields of an inference event that make its series."""
+    idle_tick_s: float = Field(0.25, gt=0)
+    """A partition with open windows and no new record for this long gets a tick record."""
+
+
+class AgentSettings(Section):
+    """The host agent."""
+
+    interval_s: float = Field(1.0, gt=0)
+    """How often the host is measured."""
+    buffer_batches: int = Field(3600, ge=1)
+    """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
+    host: str | None = None
+    """Name of this host in the events; the system's host name if not given."""
+
+
+class ElasticsearchSettings(Section):
+    """The Elasticsearch sink."""
+
+    url: str = "http://127.0.0.1:9200"
+    """Address of the cluster."""
+    api_key: SecretStr | None = None
+    """API key, if the cluster wants one."""
+    namespace: str = Field("default", pattern=r"^[^-A-Z\s*,\"\\<>|?/#:]+$")
+    """Last part of the data stream names, ``metrics-streammon.window-NAMESPACE``."""
+    bulk_documents: int = Field(1000, ge=1)
+    """Documents of one bulk request."""
+    bulk_bytes: int = Field(5 * 1024**2, ge=1024)
+    """Size of one bulk request, about."""
+    request_timeout_s: float = Field(30.0, gt=0)
+    """How long one request may take."""
+    max_backoff_s: float = Field(10.0, gt=0)
+    """Longest pause between two tries; there is no limit to their number."""
+
+
+class SqliteSettings(Section):
+    """The results store that the page, ``query`` and ``top`` read."""
+
+    retention_s: float = Field(7 * DAY_S, gt=0)
+    """Windows older than this are deleted."""
+    max_rows: int = Field(5_000_000, ge=1000)
+    """The oldest windows are deleted beyond this many."""
+
+
+class RuleSettings(Section):
+    """Alert rules."""
+
+    files: tuple[Path, ...] = ()
+    """YAML files with rules."""
+
+
+class WebSettings(Section):
+    """The page and the HTTP intake of ``streammon up``."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; there is no authentication, so keep it local or behind a proxy."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port of the page and of ``POST /v1/events``; 0 takes a free one."""
+    max_body_bytes: int = Field(MAX_RECORD_BYTES, ge=1024)
+    """A larger request body is answered with 413."""
+    max_backlog_bytes: int = Field(64 * 1024**2, ge=1024)
+    """With more accepted bytes than this not yet durable, the intake answers 429."""
+
+
+class Settings(BaseSettings):
+    """All of streammon's configuration."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="STREAMMON_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+        # STREAMMON_REQUIRE_SERVERS and friends belong to the tests, not to this tree.
+        env_ignore_empty=True,
+    )
+
+    bootstrap: str | None = None
+    """HOST:PORT of a Kafka broker, several separated by commas; without it the embedded log is used."""
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    """Directory of the embedded log and of the results in SQLite."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Port of /healthz, /readyz and /metrics; off if not given, 0 takes a free one."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important log message that is shown."""
+
+    topics: TopicSettings = TopicSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    embedded: EmbeddedSettings = EmbeddedSettings()
+    windows: WindowSettings = WindowSettings()
+    agent: AgentSettings = AgentSettings()
+    elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
+    sqlite: SqliteSettings = SqliteSettings()
+    rules: RuleSettings = RuleSettings()
+    web: WebSettings = WebSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment; the file is added by `load`, which knows its name."""
+        return init_settings, env_settings
+
+
+def load(file: Path | None = None, **flags: Any) -> Settings:
+    """The configuration from ``flags`` (None: not given), the environment and ``file``.
+
+    Raises:
+        ConfigError: naming each wrong field, its value and what is allowed.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return _settings_class(file)(**given)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from None
+
+
+def _settings_class(file: Path | None) -> type[Settings]:
+    if file is None:
+        return Settings
+    _check_yaml(file)
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            above = super().settings_customise_sources(settings_cls, *args, **kwargs)
+            return *above, YamlConfigSettingsSource(settings_cls, yaml_file=file)
+
+    return FromFile
+
+
+def _check_yaml(file: Path) -> None:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+    if content is not None and not isinstance(content, Mapping):
+        raise ConfigError(
+            f"{file}: expected fields such as `windows:` at the top, got {type(content).__name__}"
+        )
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    where = f" ({file}, environment or flags)" if file else " (environment or flags)"
+    lines = [f"the configuration is wrong{where}:"]
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        value = "" if "key" in field else f" = {problem['input']!r}"
+        lines.append(f"  {field}{value}: {problem['msg']}")
+    return "\n".join(lines)

@@ -1,0 +1,35 @@
+"""Dead letters: what could not be used, kept whole with the reason, so that nothing is lost silently."""
+
+from __future__ import annotations
+
+from streammon.broker import Outgoing
+from streammon.errors import Reason
+from streammon.wire import SCHEMA_HEADER
+
+TOPIC = "deadletter"
+_MAX_ERROR_CHARACTERS = 2000
+
+
+def dead_letter(
+    reason: Reason,
+    detail: str,
+    *,
+    topic: str,
+    value: bytes | None,
+    partition: int | None = None,
+    offset: int | None = None,
+    to_partition: int | None = None,
+) -> Outgoing:
+    """The record that keeps ``value`` and says why it was refused and where it stood.
+
+    ``topic`` has no prefix. ``partition`` and ``offset`` are absent for what never reached a topic.
+    """
+    where = {"partition": partition, "offset": offset}
+    headers = (
+        SCHEMA_HEADER,
+        ("reason", reason.value.encode()),
+        ("topic", topic.encode()),
+        *((name, str(number).encode()) for name, number in where.items() if number is not None),
+        ("error", detail[:_MAX_ERROR_CHARACTERS].encode(errors="replace")),
+    )
+    return Outgoing(TOPIC, topic.encode(), value, headers, to_partition)

@@ -1,0 +1,175 @@
+"""What streammon says: windows, drift, runs and alerts, exactly as they travel on the result topics.
+
+Structs for the wire only. Field names are binding; see `streammon.events` for the conventions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from streammon.events import _schema
+from streammon.sketch import Sketch
+
+OTHER = "__other__"
+"""The label value of the series that sums whatever is beyond the cap of distinct series."""
+
+
+class Result(Struct, kw_only=True, omit_defaults=True, gc=False):
+    """What every result carries."""
+
+    schema: int = msgspec.field(default_factory=_schema)
+
+
+class Distribution(Struct, kw_only=True, gc=False):
+    """The values of one field in one window. ``count`` of them had the field.
+
+    Quantiles are read from the sketch: at most 0.55 % from the exact nearest-rank quantile.
+    """
+
+    count: int
+    sum: float
+    min: float
+    max: float
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    sketch: Sketch
+
+
+class Gauge(Struct, kw_only=True, gc=False):
+    """A sampled quantity in one window; ``last`` is the value with the highest event time."""
+
+    min: float
+    max: float
+    mean: float
+    last: float
+
+
+class Exemplar(Struct, kw_only=True, omit_defaults=True, gc=False):
+    """A concrete slow request of the window, to open in a tracing tool."""
+
+    duration_s: float
+    trace_id: str | None = None
+    event_id: str | None = None
+
+
+class Completeness(Struct, kw_only=True, gc=False):
+    """What else was sent and is not in ``count``; in events, but ``missing``, which counts batches.
+
+    Summed over all windows of an agent's events:
+    ``sent = count of main windows + late + duplicate + rejected + dropped``.
+    Each event is reported once: with its own series where that is known, else in a window of the
+    partition with an empty ``series`` and ``count`` 0. ``missing`` falls when a lost batch turns up after all.
+    """
+
+    late: int = 0
+    duplicate: int = 0
+    missing: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    watermark_unix_s: float = 0.0
+
+
+class Window(Result, tag_field="type", tag="window"):
+    """One series in one tumbling window ``[start, end)``.
+
+    ``part`` "main" with ``revision`` 0 is written once, when the window closes, and never changes. Events that
+    come later are in further windows of the same series and start, ``part`` "late" with ``revision`` 1, 2, …:
+    counts, sums and sketches add.
+    """
+
+    source: str
+    part: Literal["main", "late"]
+    revision: int
+    series: dict[str, str]
+    start_unix_s: float
+    end_unix_s: float
+    size_s: float
+    partition: int
+    count: int
+    throughput_per_s: float
+    completeness: Completeness
+    error_count: int | None = None
+    error_rate: float | None = None
+    duration_s: Distribution | None = None
+    ttft_s: Distribution | None = None
+    tpot_s: Distribution | None = None
+    queue_s: Distribution | None = None
+    queue_length: Distribution | None = None
+    input_tokens: Distribution | None = None
+    output_tokens: Distribution | None = None
+    cache_read_tokens: Distribution | None = None
+    cache_write_tokens: Distribution | None = None
+    reasoning_tokens: Distribution | None = None
+    confidence: Distribution | None = None
+    gauges: dict[str, Gauge] | None = None
+    exemplars: list[Exemplar] | None = None
+    cost: dict[str, float] | None = None
+
+
+DISTRIBUTIONS = (
+    "duration_s", "ttft_s", "tpot_s", "queue_s", "queue_length", "input_tokens", "output_tokens",
+    "cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "confidence",
+)  # fmt: skip
+"""The fields of an inference event that become a `Distribution` of the same name."""
+
+
+class Drift(Result, tag_field="type", tag="drift"):
+    """One test of one target (a feature, a prediction, a score) against its reference."""
+
+    model: str
+    target: str
+    detector: str
+    statistic: float
+    threshold: float
+    drifted: bool
+    sample_size: int
+    start_unix_s: float
+    end_unix_s: float
+    p_value: float | None = None
+    reference: str | None = None
+
+
+class Run(Result, tag_field="type", tag="run"):
+    """The folded state of one pipeline run."""
+
+    job: str
+    run_id: str
+    state: str
+    started_unix_s: float | None = None
+    ended_unix_s: float | None = None
+
+
+AlertState = Literal["pending", "firing", "acknowledged", "resolved", "no_data"]
+Severity = Literal["critical", "warning", "info"]
+
+
+class Alert(Result, tag_field="type", tag="alert"):
+    """The newest state of one alert; one record a transition, under the same id."""
+
+    id: str
+    rule: str
+    rule_version: str
+    state: AlertState
+    severity: Severity
+    labels: dict[str, str]
+    value: float | None
+    condition: str
+    summary: str
+    started_unix_s: float
+    updated_unix_s: float
+    transition: int
+    ended_unix_s: float | None = None
+    resolution_steps: list[str] = []
+    contact: str | None = None
+    escalation: list[str] = []
+    runbook_url: str | None = None
+    evidence: dict[str, Any] = {}
+
+
+RESULTS: dict[str, type[Result]] = {"windows": Window, "drift": Drift, "runs": Run, "alerts": Alert}
+"""The result topics and what they carry."""

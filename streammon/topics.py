@@ -1,0 +1,68 @@
+"""The topics table: which topics exist, what they carry, and how long they keep it.
+
+Names are given without the prefix; the broker adds it (``streammon.`` by default). All input topics have the
+same number of partitions, and the record of a result goes to the partition its input came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from streammon.events import EventType
+
+DAY_S = 86_400.0
+MAX_RECORD_BYTES = 1_048_576
+"""The largest record value streammon sends or accepts, in bytes (Kafka's own default limit)."""
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """What a topic should be.
+
+    ``retention_s`` None: kept for ever (compacted topics). ``log_append_time``: the broker stamps the records,
+    so that lateness and ticks are judged by one clock.
+    """
+
+    name: str
+    partitions: int
+    retention_s: float | None
+    compact: bool = False
+    log_append_time: bool = False
+    max_record_bytes: int = MAX_RECORD_BYTES
+
+
+INPUT_TOPICS: dict[str, EventType] = {
+    "resources": EventType.RESOURCE,
+    "inference": EventType.INFERENCE,
+    "labels": EventType.LABEL,
+    "pipelines": EventType.PIPELINE,
+    "logs": EventType.LOG,
+    "changes": EventType.CHANGE,
+}
+TOPIC_OF: dict[EventType, str] = {event: topic for topic, event in INPUT_TOPICS.items()}
+
+_INPUT_RETENTION_S = {"inference": 1 * DAY_S, "logs": 184 * DAY_S}
+_COMPACTED = ("alerts", "heartbeats")
+
+
+def state_topic(processor: str) -> str:
+    """The compacted topic in which a processor keeps its snapshots."""
+    return f"state.{processor}"
+
+
+def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rules")) -> list[TopicSpec]:
+    """Every topic streammon uses, with ``partitions`` partitions each."""
+    inputs = [
+        TopicSpec(name, partitions, _INPUT_RETENTION_S.get(name, 30 * DAY_S), log_append_time=True)
+        for name in INPUT_TOPICS
+    ]
+    results = [
+        TopicSpec(name, partitions, 30 * DAY_S, log_append_time=name == "commands")
+        for name in ("windows", "drift", "runs", "commands")
+    ]
+    compacted = [TopicSpec(name, partitions, None, compact=True) for name in _COMPACTED]
+    states = [TopicSpec(state_topic(name), partitions, None, compact=True) for name in processors]
+    # A dead letter holds a whole refused record beside its headers, so it may be larger than any other record.
+    deadletter = TopicSpec("deadletter", partitions, 14 * DAY_S, max_record_bytes=2 * MAX_RECORD_BYTES)
+    return [*inputs, *results, *compacted, *states, deadletter]
