@@ -1,0 +1,338 @@
+"""A chunk: the events of many records, side by side in numpy arrays, in log order.
+
+One numpy call costs as much as twenty events, so records are pooled before anything is computed. Every event is a
+*row*; a record that cannot be read, or a batch that holds no event, is one row too, so that whatever happens in the
+log has a place in the order. A row's `Fate` says what is to become of it as far as the record alone can tell.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streammon import wire
+from streammon.broker import Record
+from streammon.errors import Reason, Rejected
+from streammon.events import EventType
+from streammon.wire import Batch, Floats, Identity, ObjectRows, Rows
+
+Ints = NDArray[np.int64]
+Series = tuple[Any, ...]
+"""The values of a series' fields, in the order of the source's ``by``."""
+
+
+_ONE_ZERO = np.zeros(1, dtype=np.int64)
+
+
+class Fate(IntEnum):
+    """What the record alone says about a row; dedupe and the watermark decide the rest."""
+
+    EVENT = 0
+    EMPTY = 1  # stands for a batch without events
+    UNREADABLE = 2  # stands for a record that was rejected whole
+    FAULTY = 3  # an event refused for its values
+
+
+class Position(NamedTuple):
+    """A place between rows of a partition: before row ``row`` of the record at ``offset``."""
+
+    offset: int
+    row: int
+
+
+class Refusal(NamedTuple):
+    """Why a row is not counted, and for how many events it stands."""
+
+    reason: Reason
+    detail: str
+    events: int = 1
+
+
+class Header(NamedTuple):
+    """What a batch says beside its events; belongs to the batch's first row."""
+
+    row: int
+    rows: int
+    identity: Identity | None
+    dropped: int
+    sparse: bool
+
+
+class _Piece(NamedTuple):
+    """Rows that were decoded together: one batch, or a run of single events."""
+
+    start: int
+    rows: Rows | None  # None: one row that stands for something without events
+    records: Sequence[Record]  # one for all rows, or one for each
+
+    @property
+    def size(self) -> int:
+        return 1 if self.rows is None else len(self.rows)
+
+    def record(self, row: int) -> Record:
+        return self.records[row - self.start if len(self.records) > 1 else 0]
+
+
+class Chunk:
+    """Rows of one partition; arrays have shape (n,), one element a row."""
+
+    def __init__(self, event_type: EventType, records: Iterable[Record]) -> None:
+        self._type = event_type
+        self._fields = wire.codec_of(event_type).fields
+        self._pieces: list[_Piece] = []
+        self.headers: list[Header] = []
+        self.refusals: dict[int, Refusal] = {}
+        self._firsts: list[int] = []  # by piece: number of its first row within the record
+        self._size = 0
+        self._fates: dict[int, Fate] = {}
+        self._read(wire.codec_of(event_type), event_type, records)
+        self._note_faults()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def _read(self, codec: wire.Codec, event_type: EventType, records: Iterable[Record]) -> None:
+        singles: list[tuple[Any, Record]] = []
+        for record in records:
+            value = record.value or b""
+            event = codec.event(value)
+            if event is not None and event.seq is None:
+                singles.append((event, record))
+                continue
+            self._add_singles(singles)
+            singles = []
+            try:
+                batches = wire.decode(event_type, value)
+            except Rejected as error:
+                self._stand_in(record, Fate.UNREADABLE, 0)
+                claimed = wire.claimed_events(value)
+                self.refusals[self._size - 1] = Refusal(error.reason, error.detail, claimed)
+                continue
+            self._add_batches(record, batches)
+        self._add_singles(singles)
+
+    def _add_singles(self, singles: list[tuple[Any, Record]]) -> None:
+        if singles:
+            events, records = zip(*singles, strict=True)
+            self._add(ObjectRows(events), records, 0)
+
+    def _add_batches(self, record: Record, batches: list[Batch]) -> None:
+        row = 0
+        for batch in batches or [Batch(ObjectRows([]))]:
+            self.headers.append(
+                Header(self._size, len(batch.rows), batch.identity, batch.dropped, batch.sparse)
+            )
+            if len(batch.rows):
+                self._add(batch.rows, [record], row)
+            else:
+                self._stand_in(record, Fate.EMPTY, row)
+            row += max(1, len(batch.rows))
+
+    def _stand_in(self, record: Record, fate: Fate, first: int) -> None:
+        self._fates[self._size] = fate
+        self._add(None, [record], first)
+
+    def _add(self, rows: Rows | None, records: Sequence[Record], first: int) -> None:
+        piece = _Piece(self._size, rows, records)
+        self._pieces.append(piece)
+        self._firsts.append(first)
+        self._size += piece.size
+
+    def _note_faults(self) -> None:
+        for piece in self._pieces:
+            for fault in piece.rows.faults() if piece.rows is not None else ():
+                row = piece.start + fault.row
+                self._fates[row] = Fate.FAULTY
+                self.refusals[row] = Refusal(fault.reason, fault.detail)
+
+    # --- arrays -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def fate(self) -> NDArray[np.int8]:
+        fates = np.zeros(self._size, dtype=np.int8)
+        for row, fate in self._fates.items():
+            fates[row] = fate
+        return fates
+
+    @cached_property
+    def time(self) -> Floats:
+        """Event time, Unix seconds; NaN for rows that stand for something else."""
+        return self.floats("time_unix_s")
+
+    @cached_property
+    def broker_time(self) -> Floats:
+        """The broker's time of each row's record, Unix seconds."""
+        return self._spread([[r.timestamp / 1000 for r in piece.records] for piece in self._pieces])
+
+    @cached_property
+    def offset(self) -> Ints:
+        spread = self._spread([[r.offset for r in piece.records] for piece in self._pieces])
+        return spread.astype(np.int64)
+
+    @cached_property
+    def row_in_record(self) -> Ints:
+        return np.concatenate(
+            [
+                np.zeros(piece.size, dtype=np.int64)
+                if len(piece.records) > 1
+                else np.arange(first, first + piece.size)
+                for piece, first in zip(self._pieces, self._firsts, strict=True)
+            ]
+        )
+
+    def position(self, row: int) -> Position:
+        """The place before a row."""
+        return Position(int(self.offset[row]), int(self.row_in_record[row]))
+
+    def headers_between(self, first: int, last: int) -> list[Header]:
+        """The batches whose first row is one of these."""
+        low = bisect_left(self.headers, first, key=lambda header: header.row)
+        high = bisect_right(self.headers, last, key=lambda header: header.row)
+        return self.headers[low:high]
+
+    def position_after(self, row: int) -> Position:
+        """The place behind a row: in the same record if that goes on, else before the next record."""
+        offset = int(self.offset[row])
+        if row + 1 < self._size and int(self.offset[row + 1]) == offset:
+            return Position(offset, int(self.row_in_record[row]) + 1)
+        return Position(offset + 1, 0)
+
+    def rows_before(self, position: Position) -> int:
+        """How many of the rows lie before a position."""
+        before = int(np.searchsorted(self.offset, position.offset, side="left"))
+        upto = int(np.searchsorted(self.offset, position.offset, side="right"))
+        inside = np.searchsorted(self.row_in_record[before:upto], position.row, side="left")
+        return before + int(inside)
+
+    def _spread(self, columns: list[list[Any]]) -> Floats:
+        return np.concatenate(
+            [
+                np.full(piece.size, column[0]) if len(column) == 1 else np.array(column)
+                for piece, column in zip(self._pieces, columns, strict=True)
+            ]
+        )
+
+    def floats(self, name: str) -> Floats:
+        """A numeric field, NaN where absent."""
+        return self._column(name)[0]
+
+    def has(self, name: str) -> bool:
+        """Whether any row has this numeric field."""
+        return self._column(name)[1]
+
+    def _column(self, name: str) -> tuple[Floats, bool]:
+        if name not in self._columns:
+            columns = [piece.rows.floats(name) if piece.rows is not None else None for piece in self._pieces]
+            self._columns[name] = (
+                np.concatenate(
+                    [
+                        np.full(piece.size, np.nan) if column is None else column
+                        for piece, column in zip(self._pieces, columns, strict=True)
+                    ]
+                ),
+                any(column is not None for column in columns),
+            )
+        return self._columns[name]
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[Floats, bool]]:
+        return {}
+
+    def labels(self, names: tuple[str, ...]) -> tuple[list[Series], Ints]:
+        """The distinct combinations of some fields, and which one each row has."""
+        return wire.combinations([self._coded(name) for name in names])
+
+    def _coded(self, name: str) -> wire.Coded:
+        known: dict[Any, int] = {}
+        codes = []
+        for piece in self._pieces:
+            dictionary, own = ([None], _ONE_ZERO) if piece.rows is None else piece.rows.coded(name)
+            if len(dictionary) == 1:
+                codes.append(np.full(piece.size, known.setdefault(dictionary[0], len(known))))
+            else:
+                numbers = [known.setdefault(value, len(known)) for value in dictionary]
+                codes.append(np.array(numbers, dtype=np.int64)[own])
+        return wire.Coded(list(known), np.concatenate(codes))
+
+    def equals(self, name: str, value: Any) -> NDArray[np.bool_]:
+        """Which rows have this value in this field."""
+        dictionary, codes = self._coded(name)
+        return np.array([entry == value for entry in dictionary])[codes]
+
+    def objects(self, name: str) -> list[tuple[int, Any]]:
+        """The rows that have a field, with its Python value."""
+        found = []
+        for piece in self._pieces:
+            values = piece.rows.objects(name) if piece.rows is not None else None
+            found += [(piece.start + i, value) for i, value in enumerate(values or ()) if value is not None]
+        return found
+
+    @cached_property
+    def events_have_status(self) -> bool:
+        """Whether errors can be told apart at all: only inference events say how they ended."""
+        return self._type is EventType.INFERENCE
+
+    @cached_property
+    def is_error(self) -> NDArray[np.bool_]:
+        return self.equals("status", "error")
+
+    @cached_property
+    def metrics(self) -> dict[str, tuple[Ints, Floats]]:
+        """By name of a metric: the rows that have it, ascending, and their values."""
+        if "metrics" not in self._fields:
+            return {}
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for row, metrics in self.objects("metrics"):
+            for name, value in metrics.items():
+                rows, values = found.setdefault(name, ([], []))
+                rows.append(row)
+                values.append(value)
+        return {name: (np.array(rows), np.array(values)) for name, (rows, values) in found.items()}
+
+    @cached_property
+    def costs(self) -> list[tuple[int, float, str]]:
+        """The rows that cost something: row, amount, currency ("" where none is said)."""
+        if "cost_amount" not in self._fields or not self.has("cost_amount"):
+            return []
+        currencies = dict(self.objects("cost_currency"))
+        amounts = self.floats("cost_amount")
+        return [
+            (row, float(amounts[row]), currencies.get(row, ""))
+            for row in np.flatnonzero(~np.isnan(amounts)).tolist()
+        ]
+
+    @cached_property
+    def traced(self) -> NDArray[np.bool_]:
+        """Which rows can be found again: they have a trace or an event id."""
+        traced = np.zeros(self._size, dtype=np.bool_)
+        for piece in self._pieces:
+            if piece.rows is not None and "trace_id" in self._fields:
+                has_id = piece.rows.present("trace_id") | piece.rows.present("event_id")
+                traced[piece.start : piece.start + piece.size] = has_id
+        return traced
+
+    # --- single rows ------------------------------------------------------------------------------------------
+
+    def _piece(self, row: int) -> _Piece:
+        starts = self._starts
+        return self._pieces[int(np.searchsorted(starts, row, side="right")) - 1]
+
+    @cached_property
+    def _starts(self) -> Ints:
+        return np.array([piece.start for piece in self._pieces], dtype=np.int64)
+
+    def record(self, row: int) -> Record:
+        """The record a row came in."""
+        return self._piece(row).record(row)
+
+    def event(self, row: int) -> dict[str, Any]:
+        """A row's event as an object."""
+        piece = self._piece(row)
+        assert piece.rows is not None, "only rows that are events have one"
+        return piece.rows.event(row - piece.start)

@@ -1,0 +1,259 @@
+"""The runtime: runs pure tasks on the partitions of a consumer group, exactly once.
+
+A task knows neither broker nor clock nor how it is committed. For each partition number of its input topics the
+runtime opens a transactor (which fences an earlier owner), restores the task from its newest snapshot, rewinds the
+input to where the task needs it, and then, again and again: fetches, calls `Task.process`, and writes outputs,
+snapshot and input position in one transaction.
+
+When a transaction fails and its outcome is unknown, the task is thrown away and restored from what the log says.
+When a transactor is fenced, the process stops: going on would repeat somebody else's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
+from streammon.config import Settings
+from streammon.errors import Fatal, RecordTooLarge, Retryable
+from streammon.telemetry import CONSUMER_LAG, RECORDS, log
+from streammon.tick import tick
+from streammon.topics import state_topic
+from streammon_processors.rules import RulesTask, load_rules
+from streammon_processors.windows import WindowTask, sources
+
+POLL_S = 0.1
+"""The longest wait for records; also how often idle partitions are looked at."""
+BATCH_RECORDS = 500
+"""Records given to a task at once, and committed together: bounds a transaction and the time the loop is blocked."""
+COMMIT_S = 1.0
+"""A task that only moves on, without output, commits its position this often."""
+LAG_S = 1.0
+MAX_BACKOFF_S = 5.0
+
+
+class Task(Protocol):
+    """A pure, deterministic computation over the records of one partition number.
+
+    No clock, no I/O, no randomness: the same records in the same order give the same bytes out, however they are cut
+    into calls. `tests/contracts/test_task.py` holds every task to that.
+    """
+
+    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        """Take in the next records of one input topic; what is to be published because of them."""
+        ...
+
+    def snapshot(self) -> bytes:
+        """What `restore` needs, as of the last published output."""
+        ...
+
+    def restore(self, snapshot: bytes) -> None: ...
+
+    def offsets(self) -> Mapping[str, int]:
+        """By topic, the first record that has to be given again after `restore`."""
+        ...
+
+    @property
+    def waiting(self) -> Sequence[str]:
+        """The topics in which the passing of time alone would bring output; idle ones get tick records."""
+        ...
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A task, where it reads, and under which name it remembers."""
+
+    name: str
+    inputs: tuple[str, ...]
+    task: Callable[[int], Task]
+    """Makes the task of one partition number."""
+
+    @property
+    def group(self) -> str:
+        return f"streammon-{self.name}"
+
+
+def windows_processor(settings: Settings) -> Processor:
+    """Events to windows."""
+    inputs = tuple(sources(settings.windows))
+    return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows))
+
+
+def rules_processor(settings: Settings) -> Processor:
+    """Windows to alerts."""
+    rules = load_rules(settings.rules.files)
+    return Processor("rules", ("windows",), lambda partition: RulesTask(rules, partition))
+
+
+async def run_processor(
+    broker: Broker, processor: Processor, settings: Settings, *, stop: asyncio.Event
+) -> None:
+    """Be one member of the processor's group until ``stop``.
+
+    Raises:
+        Fatal: going on could lose or repeat work; start the process anew.
+    """
+    runtime = _Runtime(broker, processor, settings)
+    member = await broker.member(
+        processor.group, processor.inputs, on_assign=runtime.assigned, on_revoke=runtime.revoked
+    )
+    runtime.member = member
+    try:
+        while not stop.is_set():
+            await runtime.step()
+    finally:
+        await runtime.revoked(runtime.assignment)
+        await member.close()
+
+
+@dataclass
+class _Share:
+    """One partition number of all inputs: a task and its transactor."""
+
+    task: Task
+    transactor: Transactor
+    committed: Mapping[str, int]
+    committed_at: float
+    last_record_at: dict[str, float] = field(default_factory=dict)
+
+
+class _Runtime:
+    member: Member
+
+    def __init__(self, broker: Broker, processor: Processor, settings: Settings) -> None:
+        self._broker = broker
+        self._processor = processor
+        self._idle_s = settings.windows.idle_tick_s
+        self._shares: dict[int, _Share] = {}
+        self._failures = 0
+        self._lag_at = 0.0
+        self._log = log.bind(processor=processor.name)
+
+    # --- assignment -----------------------------------------------------------------------------------------------
+
+    @property
+    def assignment(self) -> list[TopicPartition]:
+        return [TopicPartition(topic, number) for number in self._shares for topic in self._processor.inputs]
+
+    async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """Range assignment gives us the same partition numbers of all inputs."""
+        for number in _numbers(partitions):
+            if number not in self._shares:
+                await self._open(number)
+        self._log.info("partitions assigned", partitions=sorted(self._shares))
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        for number in _numbers(partitions):
+            share = self._shares.pop(number, None)
+            if share is not None:
+                await share.transactor.close()
+
+    async def _open(self, number: int) -> None:
+        name = self._processor.name
+        transactor = await self._broker.transactor(
+            self._processor.group, state_topic(name), number, self._processor.inputs
+        )
+        snapshot, offsets = await transactor.restore()
+        task = self._processor.task(number)
+        if snapshot is not None:
+            task.restore(snapshot)
+        for partition, offset in offsets.items():
+            self.member.seek(partition, offset)
+        committed = {partition.topic: offset for partition, offset in offsets.items()}
+        self._shares[number] = _Share(task, transactor, committed, time.monotonic())
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def step(self) -> None:
+        """Fetch once and work through what came; wait and go on when the broker is away."""
+        try:
+            polled = await self.member.poll(POLL_S)
+            for partition, records in polled.items():
+                await self._take_in(partition, records)
+            await self._write_ticks(polled)
+            await self._measure_lag()
+            self._failures = 0
+        except Retryable as error:
+            self._failures += 1
+            pause = min(MAX_BACKOFF_S, 0.1 * 2**self._failures) * (0.5 + random.random() / 2)
+            self._log.warning("broker unavailable, trying again", error=str(error), pause_s=round(pause, 2))
+            await asyncio.sleep(pause)
+
+    async def _take_in(self, partition: TopicPartition, records: Sequence[Record]) -> None:
+        for start in range(0, len(records), BATCH_RECORDS):
+            share = self._shares.get(partition.partition)
+            if share is None:  # revoked, or reopened from the log: the rest will be fetched again
+                return
+            batch = records[start : start + BATCH_RECORDS]
+            outputs = share.task.process(partition.topic, batch)
+            share.last_record_at[partition.topic] = time.monotonic()
+            RECORDS.labels(partition.topic).inc(len(batch))
+            if not await self._commit(partition.partition, share, outputs):
+                return
+
+    async def _commit(self, number: int, share: _Share, outputs: list[Outgoing]) -> bool:
+        """Write what the task has published; whether the task can go on from where it is."""
+        offsets = share.task.offsets()
+        due = time.monotonic() - share.committed_at >= COMMIT_S and offsets != share.committed
+        if not outputs and not due:
+            return True
+        positions = {TopicPartition(topic, number): offset for topic, offset in offsets.items()}
+        try:
+            await share.transactor.transact(outputs, share.task.snapshot(), positions)
+        except RecordTooLarge as error:
+            raise Fatal(f"{self._processor.name} made a record that the broker refuses: {error}") from error
+        except Retryable as error:
+            self._log.warning(
+                "transaction failed, restoring from the log", partition=number, error=str(error)
+            )
+            await self._reopen(number)
+            return False
+        share.committed, share.committed_at = dict(offsets), time.monotonic()
+        return True
+
+    async def _reopen(self, number: int) -> None:
+        """Forget the task; what the log says happened is what happened."""
+        share = self._shares.pop(number)
+        await share.transactor.close()
+        try:
+            await self._open(number)
+        except Retryable as error:
+            raise Fatal(
+                f"partition {number} could not be reopened after a failed transaction: {error}"
+            ) from error
+        for topic in self._processor.inputs:
+            if topic not in self._shares[number].committed:
+                self.member.seek(TopicPartition(topic, number), 0)
+
+    async def _write_ticks(self, polled: Polled) -> None:
+        """Let time pass in partitions whose task waits for it, and that have nothing left to read."""
+        now = time.monotonic()
+        idle = [
+            TopicPartition(topic, number)
+            for number, share in self._shares.items()
+            for topic in share.task.waiting
+            if TopicPartition(topic, number) not in polled
+            and now - share.last_record_at.get(topic, now - self._idle_s) >= self._idle_s
+        ]
+        if not idle:
+            return
+        lag = await self.member.lag()
+        ticks = [tick(*partition) for partition in idle if not lag.get(partition)]
+        if ticks:
+            await self._broker.append(ticks)
+
+    async def _measure_lag(self) -> None:
+        if time.monotonic() - self._lag_at < LAG_S:
+            return
+        self._lag_at = time.monotonic()
+        for partition, records in (await self.member.lag()).items():
+            CONSUMER_LAG.labels(self._processor.group, partition.topic, partition.partition).set(records)
+
+
+def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:
+    return sorted({partition.partition for partition in partitions})

@@ -1,0 +1,535 @@
+"""The windows task: events of one partition to tumbling event-time windows, exactly and in any number of tries.
+
+Semantics
+---------
+* Windows are ``[start, end)``, aligned to the epoch. The watermark is the newest accepted event time minus
+  ``lateness_s``; a window closes when the watermark reaches its end, is published once, and never changes.
+* An event of a closed window is *late*: late events of a series and window make a supplement (``part`` "late",
+  ``revision`` 1, 2, …), published with the next close. Older than ``max_late_s``: dead letter, ``too_late``.
+* An event more than ``max_future_s`` ahead of its record's broker time is a dead letter, ``future``, and never
+  moves the watermark.
+* A tick record moves the watermark by the broker time since the previous record, and publishes what is pending.
+* Batches seen before (agent, boot, seq) are not counted again.
+* Everything that is not in a main window is reported in a window's completeness, once.
+
+The order of events decides everything, not their packing: the same events in the same order give the same windows
+in any density, however the records are cut into calls of `process`.
+
+Recovery
+--------
+Output is *published* at certain places of the log, always between two rows. The snapshot is taken there and is
+small: it holds no window. `offsets` names the first record of the oldest window that was still open; reading from
+there, rows before the published place only rebuild open windows, and everything else about them is known to be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import groupby, islice
+from math import floor, inf
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from streammon_processors.aggregate import Aggregate, sortable
+from streammon_processors.chunk import Chunk, Fate, Ints, Position, Refusal, Series
+from streammon_processors.dedupe import Dedupe, Stream, Verdict
+
+from streammon import wire
+
+from streammon.broker import Outgoing, Record
+from streammon.config import WindowSettings
+from streammon.deadletter import dead_letter
+from streammon.errors import Reason
+from streammon.events import EventType
+from streammon.results import DISTRIBUTIONS, OTHER, Completeness, Window
+from streammon.tick import TICK
+from streammon.wire import SCHEMA_HEADER, Density, Identity
+
+Mask = NDArray[np.bool_]
+
+CHUNK_RECORDS = 4000
+"""Records pooled at once: bounds the memory of one `process` call."""
+PENDING_LIMIT = 20_000
+"""Late or refused events (a kilobyte of refused bytes counts as four) after which they are published without a close."""
+MAX_REVISIONS = 20_000
+"""Revisions remembered one by one; beyond, the oldest windows number their supplements together."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is made of one input topic. A further windowed event type is one more of these."""
+
+    event_type: EventType
+    by: tuple[str, ...]
+    distributions: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.event_type.value
+
+    def labels(self, key: Series | None) -> dict[str, str]:
+        """A series as it is published: absent labels left out, mappings merged in."""
+        labels: dict[str, str] = {}
+        for name, value in zip(self.by, key or (), strict=False):
+            if isinstance(value, tuple):
+                labels |= {k: v for k, v in value if k not in self.by}
+            elif value is not None and not (value == OTHER and name == "labels"):
+                labels[name] = value
+        return labels
+
+
+def sources(settings: WindowSettings) -> dict[str, Source]:
+    """The topics that become windows."""
+    return {
+        "inference": Source(EventType.INFERENCE, settings.inference_by, DISTRIBUTIONS),
+        "resources": Source(EventType.RESOURCE, ("host", "entity", "id", "labels")),
+    }
+
+
+class WindowTask:
+    """One partition number of every windowed topic. The topics do not influence each other."""
+
+    def __init__(self, partition: int, settings: WindowSettings) -> None:
+        self._topics = {
+            topic: _TopicWindows(topic, source, partition, settings)
+            for topic, source in sources(settings).items()
+        }
+
+    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        """Take in the next records of a topic; the records to publish."""
+        return self._topics[topic].process(records)
+
+    def snapshot(self) -> bytes:
+        """All that has to be remembered, as of the last published place of each topic."""
+        return msgspec.json.encode({topic: windows.published for topic, windows in self._topics.items()})
+
+    def restore(self, snapshot: bytes) -> None:
+        """Go on from a snapshot; the records from `offsets` on have to be given again."""
+        for topic, published in msgspec.json.decode(snapshot, type=dict[str, _Published | None]).items():
+            if topic in self._topics and published is not None:
+                self._topics[topic].restore(published)
+
+    def offsets(self) -> Mapping[str, int]:
+        """By topic, the first record that a restored task needs; none for topics that published nothing yet."""
+        return {
+            topic: windows.published.rewind_to
+            for topic, windows in self._topics.items()
+            if windows.published is not None
+        }
+
+    @property
+    def waiting(self) -> Sequence[str]:
+        """The topics in which the passing of time would publish something."""
+        return [topic for topic, windows in self._topics.items() if windows.waiting]
+
+
+class _Published(Struct, array_like=True):
+    """A topic's memory at a published place."""
+
+    place: Position
+    rewind_to: int
+    newest: float | None
+    broker_ms: int | None
+    streams: list[Stream]
+    duplicates: list[Position]
+    revisions: dict[int, dict[str, int]]
+
+
+@dataclass
+class _OpenWindow:
+    """A window, or a supplement, that is still growing."""
+
+    aggregate: Aggregate
+    first_offset: int
+
+
+class _Pending:
+    """What is to be published beside main windows: supplements, counters, dead letters."""
+
+    def __init__(self) -> None:
+        self.supplements: dict[int, _OpenWindow] = {}
+        self.counters: dict[Series | None, Completeness] = {}
+        self.letters: list[Outgoing] = []
+        self.judged: list[tuple[Identity, int]] = []
+        self.weight = 0  # see PENDING_LIMIT
+
+    def of(self, series: Series | None) -> Completeness:
+        """The counters of a series; None: of events whose series is not known."""
+        return self.counters.setdefault(series, Completeness())
+
+    def __bool__(self) -> bool:
+        return bool(self.supplements or self.counters or self.letters)
+
+
+class _TopicWindows:
+    """The windows of one topic partition."""
+
+    def __init__(self, topic: str, source: Source, partition: int, settings: WindowSettings) -> None:
+        self._topic = topic
+        self._source = source
+        self._partition = partition
+        self._settings = settings
+        self._open: dict[int, _OpenWindow] = {}  # by number: start = number * size_s
+        self._newest = -inf  # the highest accepted event time
+        self._broker_ms: int | None = None  # the broker's time of the last record
+        self._dedupe = Dedupe()  # of all records read: may be ahead of what is published
+        self._published_dedupe = Dedupe()
+        self._duplicates: list[Position] = []  # batches found to be duplicates that may be read again
+        self._revisions = Revisions()
+        self._pending = _Pending()
+        self.published: _Published | None = None
+
+    def restore(self, published: _Published) -> None:
+        self._newest = -inf if published.newest is None else published.newest
+        self._broker_ms = published.broker_ms
+        self._dedupe = Dedupe(msgspec.convert(msgspec.to_builtins(published.streams), list[Stream]))
+        self._published_dedupe = Dedupe(published.streams)
+        self._duplicates = published.duplicates
+        self._revisions = Revisions(published.revisions)
+        self.published = published
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._open or self._pending)
+
+    # --- the story of a record ----------------------------------------------------------------------------------
+
+    def process(self, records: Sequence[Record]) -> list[Outgoing]:
+        outputs: list[Outgoing] = []
+        for ticks, run in groupby(records, lambda record: record.value == TICK):
+            if ticks:
+                for record in run:
+                    outputs += self._tick(record)
+            else:
+                while pool := list(islice(run, CHUNK_RECORDS)):
+                    outputs += self._chunk(pool)
+        return outputs
+
+    def _tick(self, record: Record) -> list[Outgoing]:
+        if self.published is not None and record.offset < self.published.place.offset:
+            return []
+        if self._broker_ms is not None:
+            self._newest += max(0, record.timestamp - self._broker_ms) / 1000
+        self._broker_ms = record.timestamp
+        due = bool(self._pending) or self._can_close()
+        return self._publish(Position(record.offset + 1, 0)) if due else []
+
+    def _chunk(self, records: list[Record]) -> list[Outgoing]:
+        rows = _Rows(Chunk(self._source.event_type, records), self._source.by, self._settings)
+        done = rows.chunk.rows_before(self.published.place) if self.published is not None else 0
+        if done:
+            self._rebuild(rows, done)
+        return self._advance(rows, done) if done < len(rows) else []
+
+    def _rebuild(self, rows: _Rows, end: int) -> None:
+        """Rows read again: put back what belongs to windows that were open at the published place."""
+        known = set(self._duplicates)
+        for header in rows.chunk.headers:
+            if header.row < end and rows.chunk.position(header.row) in known:
+                rows.duplicate[header.row : header.row + header.rows] = True
+        accepted = rows.events & ~rows.duplicate & ~rows.future
+        accepted[end:] = False
+        self._count(self._open, rows, np.flatnonzero(accepted & (rows.window >= self._closed(self._newest))))
+
+    def _advance(self, rows: _Rows, start: int) -> list[Outgoing]:
+        """New rows: decide each by what came before it, and publish wherever that lets a window close."""
+        verdicts = self._judge_batches(rows, start)
+        accepted = rows.events & ~rows.duplicate & ~rows.future
+        accepted[:start] = False
+        newest = np.maximum.accumulate(np.append(self._newest, np.where(accepted, rows.chunk.time, -inf)))
+        closed = self._closed(newest)
+        late = accepted & (rows.window < closed[:-1])
+        oldest = newest[:-1] - self._settings.lateness_s - self._settings.max_late_s
+        too_late = late & (rows.chunk.time < oldest)
+        supplement = late & ~too_late
+        refused = self._refusals(rows, start, too_late)
+        closing = np.flatnonzero(closed[:-1] < closed[1:])
+        weights = self._weights(rows, supplement, refused)
+
+        outputs: list[Outgoing] = []
+        while start < len(rows):
+            last = self._next_place(start, closing, weights)
+            part = np.arange(start, last + 1)
+            self._count(self._open, rows, part[(accepted & ~late)[part]])
+            self._count(self._pending.supplements, rows, part[supplement[part]])
+            self._note(rows, part, verdicts, refused)
+            self._pending.weight += int(weights[last + 1] - weights[start])
+            self._newest = float(newest[last + 1])
+            self._broker_ms = rows.chunk.record(last).timestamp
+            if self._can_close() or (self._pending and (last in closing or self._is_full)):
+                outputs += self._publish(rows.chunk.position_after(last))
+            start = last + 1
+        return outputs
+
+    # --- decisions ------------------------------------------------------------------------------------------------
+
+    def _closed(self, newest: Any) -> Any:
+        """The number of the first window still open when ``newest`` is the newest event time."""
+        return np.floor((newest - self._settings.lateness_s) / self._settings.size_s)
+
+    def _can_close(self) -> bool:
+        return any(number < self._closed(self._newest) for number in self._open)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._pending.weight >= PENDING_LIMIT
+
+    def _next_place(self, start: int, closing: Ints, weights: Ints) -> int:
+        """The next row after which something may have to be published; the last one if there is none."""
+        at = np.searchsorted(closing, start)
+        close = int(closing[at]) if at < len(closing) else len(weights) - 2
+        full = weights[start] + PENDING_LIMIT - self._pending.weight
+        return min(close, int(np.searchsorted(weights, full)) - 1, len(weights) - 2)
+
+    def _judge_batches(self, rows: _Rows, start: int) -> dict[int, Verdict]:
+        """By first row of each new batch with an identity: was it seen before?"""
+        verdicts = {}
+        for header in rows.chunk.headers:
+            if header.identity is None or header.row < start:
+                continue
+            verdict = self._dedupe.judge(header.identity, rows.chunk.record(header.row).timestamp)
+            verdicts[header.row] = verdict
+            if verdict.duplicate:
+                rows.duplicate[header.row : header.row + header.rows] = True
+                self._duplicates.append(rows.chunk.position(header.row))
+        return verdicts
+
+    def _refusals(self, rows: _Rows, start: int, too_late: Mask) -> dict[int, Refusal]:
+        """The rows that go to the dead letters, in order."""
+        chunk, settings = rows.chunk, self._settings
+        refused = {row: why for row, why in chunk.refusals.items() if row >= start}
+        for row in np.flatnonzero(rows.future & rows.events).tolist():
+            ahead = chunk.time[row] - chunk.broker_time[row]
+            refused[row] = Refusal(
+                Reason.FUTURE,
+                f"{ahead:.3f} s ahead of the broker, at most {settings.max_future_s:g} s allowed",
+            )
+        for row in np.flatnonzero(too_late).tolist():
+            refused[row] = Refusal(
+                Reason.TOO_LATE, f"more than {settings.max_late_s:g} s behind the watermark of its partition"
+            )
+        return {row: refused[row] for row in sorted(refused) if row >= start and not rows.duplicate[row]}
+
+    def _weights(self, rows: _Rows, supplement: Mask, refused: Mapping[int, Refusal]) -> Ints:
+        """What publishing will cost, cumulated: element ``i`` is the weight of the rows before row ``i``."""
+        weights = supplement.astype(np.int64)
+        for row in refused:
+            weights[row] = 4 + len(rows.chunk.record(row).value or b"") // 256
+        return np.append(0, weights.cumsum())
+
+    # --- what becomes of rows ---------------------------------------------------------------------------------------
+
+    def _count(self, windows: dict[int, _OpenWindow], rows: _Rows, counted: Ints) -> None:
+        """Add rows to their windows."""
+        numbers = rows.window[counted]
+        for number in np.unique(numbers):
+            mine = counted[numbers == number]
+            window = windows.get(int(number))
+            if window is None:
+                aggregate = Aggregate(self._settings.max_series, self._source.distributions)
+                window = windows[int(number)] = _OpenWindow(aggregate, int(rows.chunk.offset[mine[0]]))
+            window.aggregate.add(rows.chunk, mine, rows.series, rows.codes)
+
+    def _note(
+        self, rows: _Rows, part: Ints, verdicts: Mapping[int, Verdict], refused: Mapping[int, Refusal]
+    ) -> None:
+        """Keep the books on everything that is not in a main window."""
+        first, last = int(part[0]), int(part[-1])
+        for header in rows.chunk.headers_between(first, last):
+            verdict = verdicts.get(header.row, Verdict(duplicate=False, missing=0))
+            if header.identity is not None and header.row in verdicts:
+                self._pending.judged.append((header.identity, rows.chunk.record(header.row).timestamp))
+            missing = 0 if header.sparse else verdict.missing
+            dropped = 0 if verdict.duplicate else header.dropped
+            if missing or dropped:
+                counters = self._pending.of(rows.series_of(header.row))
+                counters.missing += missing
+                counters.dropped += dropped
+        codes, counts = np.unique(rows.codes[part[rows.duplicate[part]]], return_counts=True)
+        for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+            self._pending.of(rows.series[code]).duplicate += count
+        self._dead_letters(rows, {row: refused[row] for row in refused if first <= row <= last})
+
+    def _dead_letters(self, rows: _Rows, refused: Mapping[int, Refusal]) -> None:
+        for row, refusal in refused.items():
+            self._pending.of(rows.series_of(row)).rejected += refusal.events
+        chunk = rows.chunk
+        for (offset, reason), group in groupby(
+            refused, lambda row: (int(chunk.offset[row]), refused[row].reason)
+        ):
+            members = list(group)
+            first = refused[members[0]]
+            if chunk.fate[members[0]] == Fate.UNREADABLE:
+                value, detail = chunk.record(members[0]).value, first.detail
+            else:
+                events = [chunk.event(row) for row in members]
+                [value] = wire.encode(self._source.event_type, events, Density.ARRAY)
+                detail = first.detail + (f" (the first of {len(members)} events)" if len(members) > 1 else "")
+            self._pending.letters.append(
+                dead_letter(
+                    reason,
+                    detail,
+                    topic=self._topic,
+                    value=value,
+                    partition=self._partition,
+                    offset=offset,
+                    to_partition=self._partition,
+                )
+            )
+
+    # --- publishing -----------------------------------------------------------------------------------------------
+
+    def _publish(self, place: Position) -> list[Outgoing]:
+        """Everything that is due here, and the memory of it."""
+        pending, self._pending = self._pending, _Pending()
+        self._revisions.forget_before(self._window_at(self._newest - self._settings.max_late_s) - 1)
+        windows = [
+            *self._main_windows(pending),
+            *self._supplements(pending),
+            *self._counters_left(pending),
+        ]
+        for identity, now_ms in pending.judged:
+            self._published_dedupe.judge(identity, now_ms)
+        rewind_to = min([place.offset, *(window.first_offset for window in self._open.values())])
+        self._duplicates = [duplicate for duplicate in self._duplicates if duplicate.offset >= rewind_to]
+        self.published = _Published(
+            place=place,
+            rewind_to=rewind_to,
+            newest=None if self._newest == -inf else self._newest,
+            broker_ms=self._broker_ms,
+            streams=self._published_dedupe.streams(),
+            duplicates=[duplicate for duplicate in self._duplicates if duplicate < place],
+            revisions=self._revisions.by_window,
+        )
+        return [*pending.letters, *map(self._record, windows)]
+
+    def _main_windows(self, pending: _Pending) -> Iterator[Window]:
+        closed = self._closed(self._newest)
+        for number in sorted(number for number in self._open if number < closed):
+            for series, fields in self._open.pop(number).aggregate.results():
+                counters = pending.counters.pop(series, None) or Completeness()
+                yield self._window(number, series, 0, counters, fields)
+
+    def _supplements(self, pending: _Pending) -> Iterator[Window]:
+        for number, supplement in sorted(pending.supplements.items()):
+            for series, fields in supplement.aggregate.results():
+                counters = pending.counters.pop(series, None) or Completeness()
+                counters.late = fields["count"]
+                yield self._window(number, series, self._next_revision(number, series), counters, fields)
+
+    def _counters_left(self, pending: _Pending) -> Iterator[Window]:
+        """What was counted for series without a window now: empty supplements of the last closed window."""
+        number = self._window_at(self._newest - self._settings.lateness_s) - 1
+        for series, counters in sorted(pending.counters.items(), key=lambda item: sortable(item[0] or ())):
+            yield self._window(number, series, self._next_revision(number, series), counters, {"count": 0})
+
+    def _window_at(self, time: float) -> int:
+        """The number of a time's window; of the last record's, while no event was accepted."""
+        return floor((time if time > -inf else (self._broker_ms or 0) / 1000) / self._settings.size_s)
+
+    def _next_revision(self, number: int, series: Series | None) -> int:
+        return self._revisions.next(number, series_key(self._source.labels(series)))
+
+    def _window(
+        self,
+        number: int,
+        series: Series | None,
+        revision: int,
+        counters: Completeness,
+        fields: dict[str, Any],
+    ) -> Window:
+        size = self._settings.size_s
+        watermark = self._newest - self._settings.lateness_s
+        counters.watermark_unix_s = watermark if watermark > -inf else 0.0
+        count = fields["count"]
+        if self._source.event_type is EventType.INFERENCE:
+            fields.setdefault("error_count", 0)
+            fields["error_rate"] = fields["error_count"] / count if count else 0.0
+        else:
+            fields.pop("error_count", None)
+        return Window(
+            source=self._source.name,
+            part="late" if revision else "main",
+            revision=revision,
+            series=self._source.labels(series),
+            start_unix_s=number * size,
+            end_unix_s=(number + 1) * size,
+            size_s=size,
+            partition=self._partition,
+            throughput_per_s=count / size,
+            completeness=counters,
+            **fields,
+        )
+
+    def _record(self, window: Window) -> Outgoing:
+        key = series_key(window.series)
+        return Outgoing("windows", key, msgspec.json.encode(window), (SCHEMA_HEADER,), self._partition)
+
+
+class _Rows:
+    """A chunk's rows as the windows see them."""
+
+    def __init__(self, chunk: Chunk, by: tuple[str, ...], settings: WindowSettings) -> None:
+        self.chunk = chunk
+        self.series, self.codes = chunk.labels(by)
+        self.events: Mask = chunk.fate == Fate.EVENT
+        self.window = np.floor(chunk.time / settings.size_s)
+        self.future: Mask = chunk.time > chunk.broker_time + settings.max_future_s
+        self.duplicate: Mask = np.zeros(len(chunk), dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.chunk)
+
+    def series_of(self, row: int) -> Series | None:
+        """A row's series; None for a row that stands for something without one."""
+        known = self.chunk.fate[row] not in (Fate.UNREADABLE, Fate.EMPTY)
+        return self.series[int(self.codes[row])] if known else None
+
+
+class Revisions:
+    """The last revision of every (window, series) that has supplements.
+
+    Beyond `MAX_REVISIONS` the oldest windows share one number among their series: still unique and rising, no longer
+    consecutive.
+    """
+
+    _SHARED = ""
+
+    def __init__(self, by_window: dict[int, dict[str, int]] | None = None) -> None:
+        self.by_window = by_window or {}
+        self._size = sum(map(len, self.by_window.values()))
+
+    def next(self, window: int, series: bytes) -> int:
+        """The next revision, from 1."""
+        known = self.by_window.setdefault(window, {})
+        name = self._SHARED if self._SHARED in known else blake2b(series, digest_size=8).hexdigest()
+        self._size += name not in known
+        known[name] = known.get(name, 0) + 1
+        if self._size > MAX_REVISIONS:
+            self._share_oldest()
+        return known[name] if name in known else known[self._SHARED]
+
+    def _share_oldest(self) -> None:
+        for window in sorted(self.by_window):
+            known = self.by_window[window]
+            if len(known) > 1:
+                self._size -= len(known) - 1
+                newest = max(known.values())
+                known.clear()
+                known[self._SHARED] = newest
+                return
+
+    def forget_before(self, window: int) -> None:
+        """Windows so old that nothing is added to them any more."""
+        for old in [number for number in self.by_window if number < window]:
+            self._size -= len(self.by_window.pop(old))
+
+
+def series_key(labels: Mapping[str, str]) -> bytes:
+    """The record key of a series: its labels as JSON, by name."""
+    return msgspec.json.encode(labels, order="sorted")

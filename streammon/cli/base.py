@@ -1,0 +1,195 @@
+"""What all commands share: common options, configuration, signals, output."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+
+from streammon.config import load
+from streammon.errors import Retryable
+from streammon.telemetry import LOOP_DELAY, configure_logging, log
+
+app = typer.Typer(
+    name="streammon",
+    help="Event-streaming monitoring of machine-learning systems. Start with `streammon up --demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Output(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", help="`table` for people, `json` for programs.")]
+
+_COMMON: dict[str, Any] = {
+    "config": Annotated[Path | None, typer.Option(help="YAML file with settings.", show_default=False)],
+    "bootstrap": Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Kafka to use instead of the embedded log.", show_default=False),
+    ],
+    "data_dir": Annotated[
+        Path | None, typer.Option(help="Directory of the embedded log and of the results.", show_default=False)
+    ],
+    "metrics_port": Annotated[
+        int | None, typer.Option(help="Serve /healthz, /readyz and /metrics on this port.", show_default=False)
+    ],
+    "log_level": Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)],
+}
+
+T = TypeVar("T")
+Command = Callable[..., Any]
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], Command]:
+    """Register a function as a command: its ``settings`` come from the common options, coroutines are run.
+
+    A coroutine function that also has a parameter ``stop`` runs until SIGTERM or SIGINT set it; a second signal ends
+    the process at once.
+    """
+
+    def register(function: Command) -> Command:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name not in ("settings", "stop")]
+
+        @functools.wraps(function)
+        def run(**options: Any) -> Any:
+            common = {option: options.pop(option) for option in _COMMON}
+            settings = load(common.pop("config"), **common)
+            configure_logging(settings.log_level)
+            if not inspect.iscoroutinefunction(function):
+                return function(settings=settings, **options)
+            return _run(function, "stop" in signature.parameters, settings=settings, **options)
+
+        shared = [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+            for option, annotation in _COMMON.items()
+        ]
+        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters = [*keyword_only, *shared]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # how typer learns the options
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        group.command(name)(run)
+        return function
+
+    return register
+
+
+def _run(function: Callable[..., Coroutine[Any, Any, Any]], stoppable: bool, **arguments: Any) -> Any:
+    if not stoppable:
+        return asyncio.run(function(**arguments))
+
+    async def until_stopped() -> int:
+        stop, interrupted = asyncio.Event(), False
+
+        def on_signal(number: int) -> None:
+            nonlocal interrupted
+            if stop.is_set():
+                os._exit(128 + number)
+            interrupted = number == signal.SIGINT
+            log.info("stopping", signal=signal.Signals(number).name)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(_watch_loop())
+            try:
+                await function(stop=stop, **arguments)
+            finally:
+                watch.cancel()
+        return 130 if interrupted else 0
+
+    try:
+        return asyncio.run(until_stopped())
+    except ExceptionGroup as group:
+        raise first_error(group) from None
+
+
+def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The error that made the others: task groups wrap what a person wants to read."""
+    inner = group.exceptions[0]
+    return first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+async def _watch_loop() -> None:
+    """Say in a metric when something blocks the event loop."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + 0.5
+        await asyncio.sleep(0.5)
+        LOOP_DELAY.set(max(0.0, loop.time() - due))
+
+
+async def together(stop: asyncio.Event, *coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run components side by side until ``stop``; when one ends or fails, the others are stopped too."""
+
+    async def ending(coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            await coroutine
+        finally:
+            stop.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        for coroutine in coroutines:
+            tasks.create_task(ending(coroutine))
+
+
+async def retrying(attempt: Callable[[], Coroutine[Any, Any, T]], stop: asyncio.Event) -> T:
+    """Wait for a broker that is still starting: try again until it answers or we are stopped."""
+    while True:
+        try:
+            return await attempt()
+        except Retryable as error:
+            if stop.is_set():
+                raise
+            log.warning("waiting for the broker", error=str(error))
+            try:
+                await asyncio.wait_for(stop.wait(), 1.0)
+            except TimeoutError:
+                continue
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on a line of its own, now."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], output: Output, *, empty: str) -> None:
+    """The same rows as a table for people or as JSON lines for programs."""
+    listed = list(rows)
+    if output is Output.JSON:
+        for row in listed:
+            print_json(row)
+        return
+    if not listed:
+        print(empty)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in listed:
+        table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
+    Console().print(table)

@@ -1,0 +1,376 @@
+"""Commands that put events into the log, take records out of it, and read results."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import os
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from streammon import wire
+from streammon.broker import Broker, Outgoing, Reader, Record, Start, TopicPartition, connect
+from streammon.cli.base import Output, OutputOption, app, command, print_json, print_rows
+from streammon.cli.roles import RESULTS_FILE
+from streammon.config import Settings
+from streammon.deadletter import dead_letter
+from streammon.errors import ConfigError, Rejected
+from streammon.events import KEYS, SCHEMA, EventType, record_key
+from streammon.tick import TICK
+from streammon.topics import TOPIC_OF, topic_specs
+from streammon.wire import SCHEMA_HEADER, Density, Identity
+
+# --- emit -----------------------------------------------------------------------------------------------------
+
+READ_BYTES = 1 << 20
+FLUSH_S = 0.2
+"""A batch that does not fill up is sent after this long, so that a slow pipe is still a live one."""
+
+
+@command(app)
+async def emit(
+    settings: Settings,
+    event_type: Annotated[EventType, typer.Argument(metavar="TYPE", help="Type of the events.", show_default=False)],
+    batch: Annotated[int, typer.Option(min=1, max=wire.MAX_EVENTS, help="Events of one record.")] = 200,
+    density: Annotated[
+        Density, typer.Option(help="How events are packed; `object` is one event a record.")
+    ] = Density.OBJECT,
+) -> int:
+    """Send events from standard input, one JSON object a line, to their topic.
+
+    A line may also hold a whole batch (array, columns or packed); it is sent as it is. A line that cannot be sent
+    goes to the dead letter topic with its reason; it is reported, the others are sent, and the exit status is 1.
+    """
+    broker = await connect(settings)
+    try:
+        await broker.create_topics(topic_specs(partitions=settings.topics.partitions))
+        emitter = Emitter(event_type, density, 1 if density is Density.OBJECT else batch)
+        async for lines in _stdin_lines():
+            await _append(broker, emitter.take(lines))
+        await _append(broker, emitter.flush())
+    finally:
+        await broker.close()
+    print(emitter.report(), file=sys.stderr)
+    return 1 if emitter.refused else 0
+
+
+async def _append(broker: Broker, records: list[Outgoing]) -> None:
+    if records:
+        await broker.append(records)
+
+
+async def _stdin_lines() -> AsyncIterator[list[bytes]]:
+    """Complete lines as they come; an empty list when nothing came for a while."""
+    queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4)
+    loop = asyncio.get_running_loop()
+
+    async def read() -> None:
+        while chunk := await asyncio.to_thread(os.read, sys.stdin.fileno(), READ_BYTES):
+            await queue.put(chunk)
+        await queue.put(b"")
+
+    reading = loop.create_task(read())
+    rest = b""
+    try:
+        while True:
+            try:
+                chunk = await asyncio.wait_for(queue.get(), FLUSH_S)
+            except TimeoutError:
+                yield []
+                continue
+            if not chunk:
+                break
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield lines
+        await reading
+    finally:
+        reading.cancel()
+    yield [rest]
+
+
+class Emitter:
+    """Lines to records. Events wait until their batch is full; whole batches go through unchanged."""
+
+    def __init__(self, event_type: EventType, density: Density, batch: int) -> None:
+        self._type = event_type
+        self._density = density
+        self._batch = batch
+        self._boot = uuid.uuid4().hex
+        self._waiting: dict[bytes, list[dict[str, Any]]] = {}
+        self._seqs: dict[bytes, int] = {}
+        self._line = 0
+        self.sent = 0
+        self.refused = 0
+
+    def take(self, lines: list[bytes]) -> list[Outgoing]:
+        """The records that are ready after these lines; no lines means that time has passed."""
+        records: list[Outgoing] = []
+        for line in lines:
+            self._line += 1
+            if stripped := line.strip():
+                records += self._take(stripped)
+        return records if lines else self.flush()
+
+    def _take(self, line: bytes) -> list[Outgoing]:
+        try:
+            routed = wire.route(line, self._type)
+            [single] = wire.decode(self._type, line) if self._is_single(line) else [None]
+        except Rejected as error:
+            return [self._refuse(line, error)]
+        self.sent += routed.accepted + routed.rejected
+        if single is None or single.identity is not None:
+            return routed.records
+        if self._density is Density.OBJECT:
+            return [record._replace(value=value) for record in routed.records for value in [self._complete(line)]]
+        event = single.rows.event(0)
+        key = record_key(self._type, tuple(event.get(name) for name in KEYS[self._type]))
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append(event)
+        return [self._packed(key)] if len(waiting) >= self._batch else []
+
+    def _is_single(self, line: bytes) -> bool:
+        return line[:1] == b"{" and wire.codec_of(self._type).event(line) is not None
+
+    def _complete(self, line: bytes) -> bytes:
+        """An event as it was written, with schema and type, which a person may leave out."""
+        event = msgspec.json.decode(line)
+        head = {"schema": SCHEMA, "type": self._type.value}
+        return line if head.keys() <= event.keys() else msgspec.json.encode(head | event)
+
+    def _refuse(self, line: bytes, error: Rejected) -> Outgoing:
+        self.refused += 1
+        print(f"streammon: line {self._line} refused: {error}", file=sys.stderr)
+        return dead_letter(error.reason, f"line {self._line}: {error.detail}", topic=TOPIC_OF[self._type], value=line)
+
+    def flush(self) -> list[Outgoing]:
+        """What is waiting for its batch to fill up."""
+        return [self._packed(key) for key in list(self._waiting)]
+
+    def _packed(self, key: bytes) -> Outgoing:
+        events = self._waiting.pop(key)
+        seq = self._seqs.get(key, 0)
+        self._seqs[key] = seq + 1
+        identity = Identity("emit", f"{self._boot}/{key.decode()}", seq)
+        [value] = wire.encode(self._type, events, self._density, identity)
+        return Outgoing(TOPIC_OF[self._type], key, value, (SCHEMA_HEADER,))
+
+    def report(self) -> str:
+        """What was done, for a person."""
+        refused = f", {self.refused} line{'s' * (self.refused != 1)} refused" if self.refused else ""
+        return f"{self.sent} event{'s' * (self.sent != 1)} sent to {TOPIC_OF[self._type]}{refused}"
+
+
+# --- tail -----------------------------------------------------------------------------------------------------
+
+
+def parse_start(text: str) -> Start:
+    """``earliest``, ``latest``, Unix seconds, an ISO 8601 time, or an age such as ``15m``."""
+    if text == "earliest":
+        return "earliest"
+    if text == "latest":
+        return "latest"
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise ConfigError(
+            f"--from is {text!r}, expected earliest, latest, Unix seconds, an ISO time such as "
+            "2026-01-31T12:00:00Z, or an age such as 15m"
+        ) from None
+
+
+_AGES_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_time(text: str) -> float:
+    """A moment in Unix seconds; an age counts back from now. Raises ValueError."""
+    if text[-1:] in _AGES_S and text[:-1].replace(".", "", 1).isdigit():
+        return time.time() - float(text[:-1]) * _AGES_S[text[-1]]
+    try:
+        seconds = float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).timestamp()
+    if not math.isfinite(seconds):
+        raise ValueError(text)
+    return seconds
+
+
+@command(app)
+async def tail(
+    settings: Settings,
+    topic: Annotated[
+        str, typer.Argument(help="Topic, without prefix: windows, alerts, inference …", show_default=False)
+    ],
+    from_: Annotated[str, typer.Option("--from", help="earliest, latest, a time, or an age such as 15m.")] = "latest",
+    exit_: Annotated[bool, typer.Option("--exit", help="Stop at the present end of the topic.")] = False,
+    envelope: Annotated[bool, typer.Option(help="Print key, partition, offset, time and headers too.")] = False,
+    ticks: Annotated[bool, typer.Option(help="Print tick records too.")] = False,
+) -> None:
+    """Print the records of a topic, one JSON document a line; only committed ones.
+
+    Dead letters are printed with their reason, topic, partition, offset and error beside the refused value.
+    """
+    start = parse_start(from_)
+    broker = await connect(settings)
+    try:
+        reader = await broker.reader([topic], start)
+        try:
+            ends = await reader.ends() if exit_ else None
+            while ends is None or not _reached(reader, ends):
+                for partition, records in (await reader.poll(0.2)).items():
+                    for record in records:
+                        if ticks or record.value != TICK:
+                            _print_record(partition, record, envelope)
+                sys.stdout.flush()
+        finally:
+            await reader.close()
+    finally:
+        await broker.close()
+
+
+def _reached(reader: Reader, ends: Mapping[TopicPartition, int]) -> bool:
+    positions = reader.positions()
+    return all(positions.get(partition, 0) >= end for partition, end in ends.items())
+
+
+def _print_record(partition: TopicPartition, record: Record, envelope: bool) -> None:
+    if partition.topic == "deadletter":
+        headers = {name: value.decode(errors="replace") for name, value in record.headers}
+        shown: dict[str, Any] = headers | _shown("value", record.value)
+    elif envelope:
+        shown = {
+            "topic": partition.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+            "time_unix_s": record.timestamp / 1000,
+            **_shown("key", record.key),
+            "headers": {name: value.decode(errors="replace") for name, value in record.headers},
+            **_shown("value", record.value),
+        }
+    else:
+        _write_line(record.value if record.value is not None else b"null")
+        return
+    _write_line(msgspec.json.encode(shown))
+
+
+def _shown(name: str, value: bytes | None) -> dict[str, str | None]:
+    """Bytes as text where they are text, else as base64 under another name."""
+    try:
+        return {name: None if value is None else value.decode()}
+    except UnicodeDecodeError:
+        assert value is not None
+        return {f"{name}_base64": base64.b64encode(value).decode()}
+
+
+def _write_line(value: bytes) -> None:
+    sys.stdout.buffer.write(value.replace(b"\n", b" ") + b"\n")
+
+
+# --- query ----------------------------------------------------------------------------------------------------
+
+
+class Kind(StrEnum):
+    """What can be asked for."""
+
+    WINDOWS = "windows"
+    ALERTS = "alerts"
+
+
+@command(app)
+def query(
+    settings: Settings,
+    kind: Annotated[Kind, typer.Argument(help="What to show.", show_default=False)],
+    source: Annotated[str, typer.Option(help="Source of the windows: inference or resource.")] = "inference",
+    since: Annotated[str, typer.Option(help="Start: a time, or an age such as 15m.")] = "15m",
+    until: Annotated[str | None, typer.Option(help="End, likewise.", show_default=False)] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Only series with this label; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The most rows.")] = 1000,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show windows or alerts from the results under --data-dir."""
+    from streammon_sinks.sqlite import ResultStore
+
+    labels = _labels(where or [])
+    path = settings.data_dir / RESULTS_FILE
+    if not path.exists():
+        raise ConfigError(f"no results at {path}; is `streammon up` or `streammon sink sqlite` using this --data-dir?")
+    store = ResultStore.open(path, read_only=True)
+    try:
+        if kind is Kind.ALERTS:
+            found: list[Any] = store.alerts(limit)
+            rows, columns = map(_alert_row, found), _ALERT_COLUMNS
+        else:
+            first, last = _moment("--since", since), None if until is None else _moment("--until", until)
+            windows = store.windows(source, first, last, limit=1_000_000)
+            found = [window for window in windows if labels.items() <= window.series.items()][-limit:]
+            rows, columns = map(_window_row, found), _window_columns(source)
+    finally:
+        store.close()
+    if output is Output.JSON:
+        for result in found:
+            print_json(result)
+    else:
+        print_rows(rows, columns, output, empty=f"no {kind.value} here")
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ConfigError(f"--where is {wrong[0]!r}, expected LABEL=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _moment(option: str, text: str) -> float:
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}, expected a time or an age such as 15m") from None
+
+
+_ALERT_COLUMNS: tuple[str, ...] = ("state", "severity", "rule", "labels", "condition", "started", "ended")
+
+
+def _window_columns(source: str) -> tuple[str, ...]:
+    measured = ("per s", "errors", "p50", "p90", "p99") if source == "inference" else ("gauges",)
+    return ("start", "series", "part", "count", *measured)
+
+
+def _window_row(window: Any) -> dict[str, Any]:
+    row = {
+        "start": _clock_time(window.start_unix_s),
+        "series": " ".join(f"{name}={value}" for name, value in window.series.items()),
+        "part": window.part,
+        "count": window.count,
+        "per s": f"{window.throughput_per_s:.1f}",
+        "errors": "" if window.error_rate is None else f"{window.error_rate:.2%}",
+        "gauges": " ".join(f"{name}={gauge.last:.4g}" for name, gauge in (window.gauges or {}).items()),
+    }
+    if window.duration_s is not None:
+        row |= {name: f"{getattr(window.duration_s, name) * 1000:.1f} ms" for name in ("p50", "p90", "p99")}
+    return row
+
+
+def _alert_row(alert: Any) -> dict[str, Any]:
+    return {
+        "state": alert.state,
+        "severity": alert.severity,
+        "rule": alert.rule,
+        "labels": " ".join(f"{name}={value}" for name, value in alert.labels.items()),
+        "condition": alert.condition,
+        "started": _clock_time(alert.started_unix_s),
+        "ended": "" if alert.ended_unix_s is None else _clock_time(alert.ended_unix_s),
+    }
+
+
+def _clock_time(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,138 @@
+"""Commands that run one component until they are told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streammon.broker import Broker, connect
+from streammon.cli.base import app, command, retrying
+from streammon.config import Settings
+from streammon.telemetry import health_server, log
+from streammon.topics import topic_specs
+
+if TYPE_CHECKING:
+    from streammon_sinks.delivery import Sink
+
+RESULTS_FILE = "results.sqlite"
+
+
+@asynccontextmanager
+async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Broker]:
+    """The broker, with all topics there, and the health server; waits for a broker that is still starting."""
+    waiting_for: list[str | None] = ["the broker"]
+    async with health_server(settings.metrics_port, lambda: waiting_for[0]):
+        broker = await retrying(lambda: connect(settings), stop)
+        try:
+            created = await broker.create_topics(topic_specs(partitions=settings.topics.partitions))
+            if created:
+                log.info("topics created", topics=created)
+            waiting_for[0] = None
+            yield broker
+        finally:
+            waiting_for[0] = "stopping"
+            await broker.close()
+
+
+@command(app)
+async def agent(settings: Settings, stop: asyncio.Event) -> None:
+    """Measure this host once a second and publish it to the `resources` topic."""
+    from streammon_agents.host import run_host_agent
+
+    async with opened(settings, stop) as broker:
+        await run_host_agent(broker, settings, stop=stop)
+
+
+@command(app)
+async def process(settings: Settings, stop: asyncio.Event) -> None:
+    """Turn events into windows. Run as many as there are partitions; Kafka shares the work among them."""
+    from streammon_processors.runtime import run_processor, windows_processor
+
+    async with opened(settings, stop) as broker:
+        await run_processor(broker, windows_processor(settings), settings, stop=stop)
+
+
+rules_app = typer.Typer(help="Alert rules: run them on the windows, or check a file of them.", no_args_is_help=True)
+app.add_typer(rules_app, name="rules")
+
+RuleFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--rules", help="YAML file with rules; may be given several times.", show_default=False),
+]
+
+
+def with_rules(settings: Settings, files: list[Path] | None) -> Settings:
+    """The settings with rule files from the command line, if any were given."""
+    if not files:
+        return settings
+    return settings.model_copy(update={"rules": settings.rules.model_copy(update={"files": tuple(files)})})
+
+
+@command(rules_app, "run")
+async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = None) -> None:
+    """Evaluate alert rules on the `windows` topic and publish to `alerts`."""
+    from streammon_processors.runtime import rules_processor, run_processor
+
+    settings = with_rules(settings, rules)
+    processor = rules_processor(settings)  # a bad rule file is found before anything is started
+    async with opened(settings, stop) as broker:
+        await run_processor(broker, processor, settings, stop=stop)
+
+
+@command(rules_app, "check")
+def rules_check(
+    settings: Settings, files: Annotated[list[Path], typer.Argument(help="Rule files.", show_default=False)]
+) -> None:
+    """Read rule files and say what is wrong with them, or how many rules they hold."""
+    from streammon_processors.rules import load_rules
+
+    count = len(load_rules(files).by_name)
+    print(f"{count} rule{'' if count == 1 else 's'}, all good")
+
+
+class SinkName(StrEnum):
+    """The destinations of results."""
+
+    SQLITE = "sqlite"
+    ELASTICSEARCH = "elasticsearch"
+
+
+@command(app)
+async def sink(
+    settings: Settings,
+    stop: asyncio.Event,
+    name: Annotated[SinkName, typer.Argument(help="Where to deliver to.", show_default=False)],
+) -> None:
+    """Deliver results to a store: at least once, under deterministic ids."""
+    from streammon_sinks.delivery import deliver
+
+    async with opened(settings, stop) as broker:
+        destination = _sink(name, settings)
+        await deliver(broker, f"streammon-sink-{name}", ["windows", "alerts"], destination, stop=stop)
+
+
+def _sink(name: SinkName, settings: Settings) -> Sink:
+    if name is SinkName.SQLITE:
+        from streammon_sinks.sqlite import ResultStore, SqliteSink
+
+        return SqliteSink(ResultStore.open(settings.data_dir / RESULTS_FILE), settings.sqlite)
+    from streammon_sinks.elasticsearch import ElasticsearchSink
+
+    return ElasticsearchSink.connect(settings.elasticsearch)
+
+
+@command(app)
+async def notify(settings: Settings, stop: asyncio.Event) -> None:
+    """Print alerts to the console as they fire and resolve."""
+    from streammon_sinks.delivery import deliver
+    from streammon_sinks.notify.console import ConsoleNotifier
+
+    async with opened(settings, stop) as broker:
+        await deliver(broker, "streammon-notify-console", ["alerts"], ConsoleNotifier(sys.stdout), stop=stop)

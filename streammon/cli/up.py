@@ -1,0 +1,128 @@
+"""``streammon up``: everything in one process, the page included."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from aiohttp import web
+
+from streammon.broker import Broker
+from streammon.cli.base import app, command, together
+from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
+from streammon.config import Settings, WebSettings
+from streammon.errors import ConfigError
+from streammon.telemetry import health_routes, log, serve_http
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@command(app)
+async def up(
+    settings: Settings,
+    stop: asyncio.Event,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Also run a model service to watch, with load and trouble.")
+    ] = False,
+    rules: RuleFiles = None,
+    host: Annotated[str | None, typer.Option(help="Address of the page.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the page; 0 takes a free one.", show_default="8080")] = None,
+) -> None:
+    """Run everything in one process: log, host metrics, HTTP intake, windows, rules, alerts and the page.
+
+    Without --bootstrap nothing else is needed: the log and the results are SQLite files under --data-dir.
+    """
+    if demo and not EXAMPLES.is_dir():
+        raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
+    settings = _with_web(settings, host, port)
+    settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
+    _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
+    async with opened(settings, stop) as broker:
+        await _run(broker, settings, demo, stop)
+
+
+def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
+    given = {"host": host, "port": port}
+    changed = settings.web.model_dump() | {name: value for name, value in given.items() if value is not None}
+    return settings.model_copy(update={"web": WebSettings(**changed)})
+
+
+async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Event) -> None:
+    from streammon_sinks.web.page import page_routes
+
+    from streammon_agents import gateway
+    from streammon_agents.host import run_host_agent
+    from streammon_processors.runtime import rules_processor, run_processor, windows_processor
+    from streammon_sinks.delivery import deliver
+    from streammon_sinks.notify.console import ConsoleNotifier
+    from streammon_sinks.sqlite import ResultStore, SqliteSink
+
+    windows, rules = windows_processor(settings), rules_processor(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    path = settings.data_dir / RESULTS_FILE
+    sink = SqliteSink(ResultStore.open(path), settings.sqlite)
+    page_store = ResultStore.open(path, read_only=True)
+    site = web.Application(client_max_size=settings.web.max_body_bytes)
+    site.add_routes([*gateway.routes(broker, settings), *page_routes(page_store), *health_routes(lambda: None)])
+    console = ConsoleNotifier(sys.stdout)
+    async with _listening(site, settings.web) as address:
+        _say(f"streammon: page at {address}")
+        async with _demo(address, demo):
+            await together(
+                stop,
+                run_host_agent(broker, settings, stop=stop),
+                run_processor(broker, windows, settings, stop=stop),
+                run_processor(broker, rules, settings, stop=stop),
+                deliver(broker, "streammon-sink-sqlite", ["windows", "alerts"], sink, stop=stop),
+                deliver(broker, "streammon-notify-console", ["alerts"], console, stop=stop),
+            )
+    page_store.close()
+
+
+@asynccontextmanager
+async def _listening(site: web.Application, settings: WebSettings) -> AsyncIterator[str]:
+    try:
+        async with serve_http(site, settings.host, settings.port) as port:
+            yield f"http://{settings.host}:{port}"
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        raise ConfigError(
+            f"web.host = {settings.host!r}, web.port = {settings.port}: {error.strerror}; choose another with --port"
+        ) from None
+
+
+@asynccontextmanager
+async def _demo(address: str, wanted: bool) -> AsyncIterator[None]:
+    """The example model service as a process of its own, which reports to our intake."""
+    if not wanted:
+        yield
+        return
+    command_line = [sys.executable, "-m", "examples.model_service", "--events", address]
+    process = await asyncio.create_subprocess_exec(*command_line, cwd=EXAMPLES.parent)
+    watch = asyncio.create_task(_report_end(process))
+    try:
+        yield
+    finally:
+        watch.cancel()
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), 5.0)
+            except TimeoutError:
+                process.kill()
+
+
+async def _report_end(process: asyncio.subprocess.Process) -> None:
+    status = await process.wait()
+    log.error("the demo service ended", status=status)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

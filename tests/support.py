@@ -1,0 +1,39 @@
+"""What tests of every room need: waiting for a condition instead of sleeping, always with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+
+POLL_S = 0.02
+
+
+def wait_until(
+    condition: Callable[[], object], deadline_s: float = 10.0, what: str = "the condition"
+) -> None:
+    """Return once `condition()` is true; an AssertionError that names `what` after `deadline_s` seconds."""
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come about within {deadline_s:g} s")
+        time.sleep(POLL_S)
+
+
+async def eventually(
+    condition: Callable[[], object | Awaitable[object]],
+    deadline_s: float = 10.0,
+    what: str = "the condition",
+) -> None:
+    """`wait_until` inside an event loop; `condition` may be a coroutine function, and is then bounded too."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            while not await _value(condition()):  # noqa: ASYNC110 - arbitrary conditions set no event
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as error:
+        raise AssertionError(f"{what} did not come about within {deadline_s:g} s") from error
+
+
+async def _value(result: object | Awaitable[object]) -> object:
+    return await result if inspect.isawaitable(result) else result
