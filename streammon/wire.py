@@ -261,7 +261,7 @@ class Codec:
             if name in self.fields:
                 rows.columns[name] = self.fields[name].column(raw, count, rows.value_faults)
         missing = [name for name, spec in self.fields.items() if spec.required and name not in rows.columns]
-        if missing:
+        if missing and count:
             raise Rejected(Reason.INVALID_EVENT, f"no column or constant for required {', '.join(missing)}")
         return Batch(rows, _identity(envelope), envelope.dropped, envelope.sparse)
 
@@ -589,7 +589,7 @@ class ObjectRows:
         values = list(map(attrgetter(name), self.events))
         if values.count(values[0]) == len(values):
             return Coded([_frozen(values[0])], np.zeros(len(values), dtype=np.int64))
-        return _coded([_frozen(v) for v in values] if isinstance(values[0], dict) else values)
+        return _coded(list(map(_frozen, values)))
 
     def present(self, name: str) -> NDArray[np.bool_]:
         return np.array([value is not None for value in map(attrgetter(name), self.events)], dtype=np.bool_)
