@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 import uuid
@@ -40,6 +41,15 @@ def servers_directory() -> Iterator[Path]:
     """A directory that a server started by root as `nobody` can reach; pytest's own `tmp_path` is closed."""
     with _directory() as directory:
         yield directory
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextlib.contextmanager

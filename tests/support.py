@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
 POLL_S = 0.02
 
 
-def wait_until(
-    condition: Callable[[], object], deadline_s: float = 10.0, what: str = "the condition"
-) -> None:
+def wait_until(condition: Callable[[], object], deadline_s: float = 10.0, what: str = "the condition") -> None:
     """Return once `condition()` is true; an AssertionError that names `what` after `deadline_s` seconds."""
     deadline = time.monotonic() + deadline_s
     while not condition():
@@ -37,3 +37,9 @@ async def eventually(
 
 async def _value(result: object | Awaitable[object]) -> object:
     return await result if inspect.isawaitable(result) else result
+
+
+def cli(*arguments: object) -> subprocess.Popen[bytes]:
+    """The ``streammon`` command as a process of its own, as a user runs it."""
+    command = [sys.executable, "-c", "from streammon.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(command)

@@ -8,17 +8,21 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from aiohttp import web
+from prometheus_client import Gauge
 
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
-from streammon.telemetry import health_routes, log, serve_http
+from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
+
+if TYPE_CHECKING:
+    from streammon_sinks.web.overview import Status
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -69,7 +73,9 @@ async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Eve
     sink = SqliteSink(ResultStore.open(path), settings.sqlite)
     page_store = ResultStore.open(path, read_only=True)
     site = web.Application(client_max_size=settings.web.max_body_bytes)
-    site.add_routes([*gateway.routes(broker, settings), *page_routes(page_store), *health_routes(lambda: None)])
+    site.add_routes(
+        [*gateway.routes(broker, settings), *page_routes(page_store, _status, stop=stop), *health_routes(lambda: None)]
+    )
     console = ConsoleNotifier(sys.stdout)
     async with _listening(site, settings.web) as address:
         _say(f"streammon: page at {address}")
@@ -83,6 +89,21 @@ async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Eve
                 deliver(broker, "streammon-notify-console", ["alerts"], console, stop=stop),
             )
     page_store.close()
+
+
+def _status() -> Status:
+    """What the page cannot read from the results."""
+    from streammon_sinks.web.overview import Status
+
+    lags = [lag for _, lag in _samples(WATERMARK_LAG)]
+    return Status(
+        consumer_lag=int(sum(records for _, records in _samples(CONSUMER_LAG))),
+        watermark_lag_s=max(lags, default=None),
+    )
+
+
+def _samples(gauge: Gauge) -> list[tuple[dict[str, str], float]]:
+    return [(sample.labels, sample.value) for metric in gauge.collect() for sample in metric.samples]
 
 
 @asynccontextmanager
