@@ -1,0 +1,116 @@
+"""How a batch leaves a service: by the HTTP intake, or into the log. For one thread, which it may block."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from streammon.broker import Broker
+from streammon.errors import Backpressure, ConfigError, Reason, Rejected, Retryable
+from streammon_agents.packing import Batch
+
+HTTP_TIMEOUT_S = 5.0
+_LONGEST_ANSWER_BYTES = 65_536
+_REFUSALS = frozenset({400, 413, 415, 422})
+
+
+class Transport(Protocol):
+    """Delivers one batch at a time. The same batch may be given again after a failure."""
+
+    def send(self, batch: Batch) -> None:
+        """Return once the batch is durable at the other side; raises `Retryable` or `Rejected`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HttpTransport:
+    """``POST /v1/events`` of ``streammon up`` or the gateway, over one connection that is kept open."""
+
+    def __init__(self, url: str, timeout_s: float = HTTP_TIMEOUT_S) -> None:
+        self._connection, self._path = _connection(url, timeout_s)
+        self._url = url
+
+    def send(self, batch: Batch) -> None:
+        try:
+            answer, text = self._post(batch.value)
+        except (OSError, HTTPException) as error:
+            self.close()  # the next request opens it again
+            raise Retryable(f"{self._url}: {error!r}") from error
+        _judge(answer, text)
+
+    def _post(self, body: bytes) -> tuple[HTTPResponse, str]:
+        self._connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+        answer = self._connection.getresponse()
+        text = answer.read(_LONGEST_ANSWER_BYTES).decode(errors="replace").strip()
+        if not answer.isclosed():
+            self.close()
+        return answer, text
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _connection(url: str, timeout_s: float) -> tuple[HTTPConnection, str]:
+    parts = urlsplit(url)
+    kinds = {"http": HTTPConnection, "https": HTTPSConnection}
+    try:
+        kind, port = kinds[parts.scheme], parts.port
+    except (KeyError, ValueError):
+        raise ConfigError(f"url is {url!r}, expected http://HOST:PORT or https://HOST:PORT") from None
+    if not parts.hostname:
+        raise ConfigError(f"url is {url!r}: it names no host")
+    return kind(parts.hostname, port, timeout=timeout_s), parts.path.rstrip("/") + "/v1/events"
+
+
+def _judge(answer: HTTPResponse, text: str) -> None:
+    """Anything but a refusal of this very batch may pass, even a 404 while a proxy is being set up."""
+    if answer.status < 300:
+        return
+    said = f"HTTP {answer.status} {answer.reason}: {text[:500]}"
+    if answer.status in _REFUSALS:
+        raise Rejected(Reason.REFUSED, said)
+    if answer.status == 429:
+        retry_after = answer.headers.get("Retry-After", "")
+        raise Backpressure(said, float(retry_after) if retry_after.isdecimal() else 1.0)
+    raise Retryable(said)
+
+
+class BrokerTransport:
+    """Any `Broker`, driven by an event loop that runs only while a batch is being sent."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Broker]]) -> None:
+        self._connect = connect
+        self._runner = asyncio.Runner()
+        self._broker: Broker | None = None
+
+    def send(self, batch: Batch) -> None:
+        self._runner.run(self._append(batch))
+
+    async def _append(self, batch: Batch) -> None:
+        if self._broker is None:
+            self._broker = await self._connect()
+        await self._broker.append([batch.outgoing])
+
+    def close(self) -> None:
+        if self._broker is not None:
+            self._runner.run(self._close(self._broker))
+        self._runner.close()
+
+    async def _close(self, broker: Broker) -> None:
+        await broker.close()
+
+
+def kafka_transport(bootstrap: str) -> BrokerTransport:
+    """The log itself; aiokafka and the configuration are loaded by the first batch."""
+
+    async def open_broker() -> Broker:
+        from streammon.broker import connect
+        from streammon.config import load
+
+        return await connect(load(bootstrap=bootstrap))
+
+    return BrokerTransport(open_broker)
