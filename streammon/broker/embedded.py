@@ -30,6 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, TypeVar
 from urllib.parse import quote
+from weakref import WeakSet
 
 from streammon.broker import (
     AssignmentCallback,
@@ -49,6 +50,8 @@ from streammon.topics import DAY_S, TopicSpec
 
 WATCH_S = 0.05
 """How often another process's writes are looked for."""
+RETRY_S = 1.0
+"""The pause after a failed look."""
 STANDBY_S = 0.1
 """How often a member standing by tries to become the active one."""
 MAX_GROUP_BYTES = 8 * 1024**2
@@ -60,6 +63,7 @@ COMPACTION_LAG_S = 3600.0
 TOMBSTONE_S = DAY_S
 """A tombstone stays this long, so that a follower learns of the deletion."""
 REMOVE_RECORDS = 500
+"""Replaced records removed in one transaction."""
 
 T = TypeVar("T")
 Statement = Callable[[sqlite3.Connection], T]
@@ -77,7 +81,7 @@ class EmbeddedBroker:
         self._topics: dict[str, Topic] = {}
         self._keyless = count()
         self._backlog = 0
-        self._members: set[_Member] = set()
+        self._members = WeakSet[_Member]()
         self._retention = asyncio.create_task(self._retain_for_ever())
 
     @classmethod
@@ -145,14 +149,11 @@ class EmbeddedBroker:
         return Incoming(self._partition_id(record, topic), record.key, headers, record.value)
 
     def _partition_id(self, record: Outgoing, topic: Topic) -> int:
-        number = record.partition
-        if number is None:
-            partitions = topic.spec.partitions
-            key = record.key
-            number = (
-                next(self._keyless) % partitions if key is None else sqlite_log.partition_of(key, partitions)
-            )
-        return _partition_id(topic, number)
+        if record.partition is not None:
+            return _partition_id(topic, record.partition)
+        if record.key is not None:
+            return topic.first_partition + sqlite_log.partition_of(record.key, topic.spec.partitions)
+        return topic.first_partition + next(self._keyless) % topic.spec.partitions
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -181,21 +182,16 @@ class EmbeddedBroker:
         self._members.add(member)
         return member
 
-    async def transactor(
-        self, group: str, state_topic: str, partition: int, inputs: Sequence[str]
-    ) -> _Transactor:
+    async def transactor(self, group: str, state_topic: str, partition: int, inputs: Sequence[str]) -> _Transactor:
         state = _partition_id(await self._topic(state_topic), partition)
-        ids = {
-            TopicPartition(name, partition): _partition_id(await self._topic(name), partition)
-            for name in inputs
-        }
+        ids = {TopicPartition(name, partition): _partition_id(await self._topic(name), partition) for name in inputs}
         epoch = await self._log.write(partial(sqlite_log.take_over, group=group, number=partition))
         return _Transactor(self, _Owner(group, partition, epoch), _State(state_topic, state), ids)
 
     async def close(self) -> None:
         """Write what has been accepted, leave all groups, and close the file."""
         await _end(self._retention)
-        for member in self._members:
+        for member in list(self._members):
             await member.close()
         await self._log.close()
 
@@ -230,9 +226,7 @@ class EmbeddedBroker:
                 pass
 
     async def _compact(self, partition: int) -> None:
-        before, tombstones_before = (
-            self._now_ms() - int(age * 1000) for age in (COMPACTION_LAG_S, TOMBSTONE_S)
-        )
+        before, tombstones_before = (self._now_ms() - int(age * 1000) for age in (COMPACTION_LAG_S, TOMBSTONE_S))
         ids = await self._log.read(
             lambda db: sqlite_log.outdated(db, partition, before, tombstones_before),
         )
@@ -247,9 +241,7 @@ class EmbeddedBroker:
                 log.warning("compacted topics alone exceed embedded.max_bytes", file=str(self._log.path))
                 return
             partition = await self._log.read(partial(sqlite_log.oldest_partition, topic=topic))
-            await self._log.write(
-                partial(sqlite_log.drop_before, partition=partition, offset=sqlite_log.OFFSET_MASK)
-            )
+            await self._log.write(partial(sqlite_log.drop_before, partition=partition, offset=sqlite_log.OFFSET_MASK))
 
 
 def _partition_id(topic: Topic, number: int) -> int:
@@ -347,14 +339,20 @@ class _Log:
         seen = -1
         while True:
             try:
-                if (version := await self._reader.run(sqlite_log.version)) != seen:
-                    self.ends = await self._reader.run(sqlite_log.ends)
-                    seen = version
-                    self._wake()
-            except StreammonError as error:
+                seen = await self._look(seen)
+            except Exception as error:  # a watcher that died would leave every poller waiting
                 log.error("the log cannot be read, trying again", error=str(error))
+                await asyncio.sleep(RETRY_S)
             await _wait(self._committed, WATCH_S)
             self._committed.clear()
+
+    async def _look(self, seen: int) -> int:
+        """Wake the pollers if anything was committed since version ``seen``; the version now."""
+        version = await self._reader.run(sqlite_log.version)
+        if version != seen:
+            self.ends = await self._reader.run(sqlite_log.ends)
+            self._wake()
+        return version
 
     def _wake(self) -> None:
         self._grown.set()
@@ -447,9 +445,7 @@ def _start_positions(
 class _Cursor:
     """Positions in some partitions, and the polling that moves them."""
 
-    def __init__(
-        self, log_: _Log, ids: Mapping[TopicPartition, int], positions: dict[TopicPartition, int]
-    ) -> None:
+    def __init__(self, log_: _Log, ids: Mapping[TopicPartition, int], positions: dict[TopicPartition, int]) -> None:
         self.positions = positions
         self.paused: set[TopicPartition] = set()
         self._log, self._ids = log_, ids
@@ -605,9 +601,7 @@ class _State(NamedTuple):
 class _Transactor:
     """A `streammon.broker.Transactor`: each call is one SQLite transaction."""
 
-    def __init__(
-        self, broker: EmbeddedBroker, owner: _Owner, state: _State, ids: Mapping[TopicPartition, int]
-    ) -> None:
+    def __init__(self, broker: EmbeddedBroker, owner: _Owner, state: _State, ids: Mapping[TopicPartition, int]) -> None:
         self._broker, self._owner, self._state, self._ids = broker, owner, state, ids
         self._state_key = str(owner.number).encode()
 

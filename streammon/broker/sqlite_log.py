@@ -31,10 +31,13 @@ from streammon.topics import TopicSpec
 OFFSET_BITS = 40
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 BUSY_TIMEOUT_S = 10.0
-CHECKPOINT_PAGES = 2000
-WAL_BYTES = 32 * 1024**2
+"""How long a write waits for those of other processes."""
+CHECKPOINT_PAGES, WAL_BYTES = 2000, 32 * 1024**2
+"""The write-ahead log is copied into the file at so many pages, and cut to so many bytes after that."""
 POLL_BYTES = 8 * 1024**2
+"""About the most that one poll reads."""
 DROP_RECORDS, DROP_BYTES = 1000, 8 * 1024**2
+"""The most that retention drops in one transaction."""
 
 APPLICATION_ID = 0x73_6D_6F_6E  # "smon" in the file's header
 VERSION = 1
@@ -311,9 +314,7 @@ def read(
 def _read_partition(db: sqlite3.Connection, number: int, place: Place, limit: int, budget: int) -> Chunk:
     first, end = bounds(db, place.partition)
     base = place.partition << OFFSET_BITS
-    query = (
-        "SELECT id, timestamp, key, value, headers FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
-    )
+    query = "SELECT id, timestamp, key, value, headers FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
     records: list[StoredRecord] = []
     size = 0
     for id_, ms, key, value, headers in db.execute(query, (base | place.offset, base | end, limit)):
@@ -361,9 +362,7 @@ def commit(db: sqlite3.Connection, group: str, places: Iterable[Place]) -> None:
 
 def committed(db: sqlite3.Connection, group: str, partitions: Iterable[int]) -> dict[int, int]:
     """The group's offsets by partition id, of those that have one."""
-    every: dict[int, int] = dict(
-        db.execute("SELECT partition, next_offset FROM commits WHERE consumer = ?", (group,))
-    )
+    every: dict[int, int] = dict(db.execute("SELECT partition, next_offset FROM commits WHERE consumer = ?", (group,)))
     return {id_: every[id_] for id_ in partitions if id_ in every}
 
 

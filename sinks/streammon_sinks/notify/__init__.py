@@ -1,0 +1,1 @@
+"""Notifiers: sinks of the topic ``alerts`` that tell a person."""

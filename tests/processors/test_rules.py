@@ -1,0 +1,573 @@
+"""Rules: what fires, what does not, and that no cut of the log changes a byte of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+
+from streammon.broker import Headers, Outgoing
+from streammon.errors import ConfigError, Fatal
+from streammon.results import Alert, Completeness, Distribution, Gauge, Window
+from streammon.sketch import Sketch
+from streammon_processors.rules import MAX_STATE_BYTES, Rule, Rules, RulesTask, load_rules
+
+SIZE_S = 2.0
+RANKER = {"service": "shop", "model": "ranker"}
+SLOW = Rule(
+    name="slow",
+    source="inference",
+    field="duration_s.p99",
+    above=0.3,
+    clear=0.2,
+    for_s=4.0,
+    severity="critical",
+    summary="{service}/{model} is slow: {value}",
+    resolution_steps=("look",),
+    contact="#oncall",
+    runbook_url="https://runbooks.example.com/slow",
+)
+
+
+class Stored(NamedTuple):
+    """A record as a broker returns it."""
+
+    value: bytes | None
+    offset: int = 0
+    partition: int = 3
+    timestamp: int = 0
+    key: bytes | None = None
+    headers: Headers = ()
+
+
+def distribution(value: float) -> Distribution:
+    sketch = Sketch.of(np.array([value]))
+    numbers = dict.fromkeys(("sum", "min", "max", "mean", "p50", "p90", "p99"), value)
+    return Distribution(count=1, sketch=sketch, **numbers)
+
+
+def window(index: int, p99: float | None = 0.1, series: dict[str, str] = RANKER, **fields: Any) -> Window:
+    """The window number ``index`` of a series."""
+    defaults: dict[str, Any] = {
+        "source": "inference",
+        "part": "main",
+        "revision": 0,
+        "series": series,
+        "start_unix_s": index * SIZE_S,
+        "end_unix_s": (index + 1) * SIZE_S,
+        "size_s": SIZE_S,
+        "partition": 3,
+        "count": 1,
+        "throughput_per_s": 0.5,
+        "completeness": Completeness(),
+        "duration_s": None if p99 is None else distribution(p99),
+    }
+    return Window(**(defaults | fields))
+
+
+def log(windows: Iterable[Window]) -> list[Stored]:
+    return [Stored(msgspec.json.encode(each), offset) for offset, each in enumerate(windows)]
+
+
+def task(*rules: Rule, max_state_bytes: int = MAX_STATE_BYTES) -> RulesTask:
+    return RulesTask(Rules(rules or (SLOW,)), 3, max_state_bytes=max_state_bytes)
+
+
+def alerts(outputs: Iterable[Outgoing]) -> list[Alert]:
+    assert all(output.topic == "alerts" for output in outputs)
+    return [msgspec.json.decode(output.value or b"", type=Alert) for output in outputs]
+
+
+def run(subject: RulesTask, *windows: Window) -> list[Alert]:
+    return alerts(subject.process("windows", log(windows)))
+
+
+def states(found: Iterable[Alert]) -> list[tuple[str, float]]:
+    return [(alert.state, alert.updated_unix_s) for alert in found]
+
+
+def values(*p99s: float | None) -> list[Window]:
+    return [window(index, p99) for index, p99 in enumerate(p99s)]
+
+
+def changed(rule: Rule = SLOW, **fields: Any) -> Rule:
+    return msgspec.structs.replace(rule, **fields)
+
+
+def skipped(reason: str) -> float:
+    return REGISTRY.get_sample_value("streammon_rules_skipped_total", {"reason": reason}) or 0.0
+
+
+# --- lifecycle
+
+
+def test_breach_fires_when_it_has_held_for_for_s_and_not_before() -> None:
+    assert states(run(task(), *values(0.1, 0.5, 0.5, 0.5))) == [("firing", 6.0)]
+
+
+def test_breach_that_ends_before_for_s_pages_nobody_and_the_clock_starts_again() -> None:
+    assert run(task(), *values(0.5, 0.1, 0.5, 0.1, 0.5)) == []
+
+
+def test_a_value_between_clear_and_threshold_stops_pending_but_not_firing() -> None:
+    assert run(task(), *values(0.5, 0.25, 0.5)) == []
+    assert states(run(task(), *values(0.5, 0.5, 0.25, 0.25, 0.2))) == [("firing", 4.0), ("resolved", 10.0)]
+
+
+def test_for_s_0_fires_on_the_first_window() -> None:
+    assert states(run(task(changed(for_s=0.0)), *values(0.1, 0.5))) == [("firing", 4.0)]
+
+
+def test_a_value_at_the_threshold_is_no_breach() -> None:
+    assert run(task(changed(for_s=0.0)), *values(0.3)) == []
+
+
+def test_for_s_is_reached_in_spite_of_rounding() -> None:
+    cuts = [(17_000_000_003 + index) * 0.1 for index in range(3)]
+    assert cuts[-1] - cuts[0] < 0.2
+    windows = [window(0, 0.5, start_unix_s=start, end_unix_s=end) for start, end in pairwise(cuts)]
+    assert len(run(task(changed(for_s=0.2)), *windows)) == 1
+
+
+def test_below_fires_and_resolves_on_the_other_side() -> None:
+    idle = changed(field="throughput_per_s", above=None, below=1.0, clear=2.0, for_s=0.0)
+    rates = [window(index, throughput_per_s=rate) for index, rate in enumerate((3.0, 0.5, 1.5, 2.0))]
+    fired, resolved = run(task(idle), *rates)
+    assert (fired.condition, resolved.condition) == (
+        "throughput_per_s 0.5/s < 1/s",
+        "throughput_per_s 2/s ≥ 2/s",
+    )
+
+
+def test_second_episode_of_a_series_is_another_alert() -> None:
+    found = run(task(), *values(0.5, 0.5, 0.1, 0.5, 0.5, 0.1))
+    assert [(alert.state, alert.transition) for alert in found] == [("firing", 1), ("resolved", 2)] * 2
+    assert found[0].id == found[1].id != found[2].id == found[3].id
+
+
+def test_series_are_followed_apart() -> None:
+    other = {**RANKER, "model": "scorer"}
+    found = run(
+        task(),
+        *(window(index, p99, series) for index in range(3) for series, p99 in ((RANKER, 0.5), (other, 0.1))),
+    )
+    assert [alert.labels for alert in found] == [RANKER]
+
+
+def test_where_limits_a_rule_to_series_with_these_labels() -> None:
+    assert run(task(changed(where={"model": "scorer"})), *values(0.5, 0.5)) == []
+    assert len(run(task(changed(where={"model": "ranker"})), *values(0.5, 0.5))) == 1
+
+
+def test_rule_for_resources_reads_gauges_with_dots_in_their_names() -> None:
+    full = changed(source="resource", field="gauges.cpu.utilization.last", above=0.9, clear=None, for_s=0.0)
+    gauge = Gauge(min=0.5, max=0.99, mean=0.9, last=0.954)
+    (found,) = run(task(full), window(0, None, {"host": "a"}, source="resource", gauges={"cpu.utilization": gauge}))
+    assert found.condition == "last of cpu.utilization 95.4 % > 90 %"
+
+
+def test_a_window_without_the_field_says_nothing() -> None:
+    assert states(run(task(), *values(0.5, None, 0.5, None))) == [("firing", 6.0)]
+
+
+def test_pending_outlives_a_short_silence_but_not_a_long_one() -> None:
+    assert len(run(task(), window(0, 0.5), window(100, 0.5))) == 1
+    assert run(task(), window(0, 0.5), window(200, 0.5)) == []
+
+
+def test_series_that_vanishes_while_firing_is_not_resolved() -> None:
+    other = {**RANKER, "model": "scorer"}
+    subject = task()
+    assert states(run(subject, *values(0.5, 0.5))) == [("firing", 4.0)]
+    assert run(subject, *(window(index, 0.1, other) for index in range(2, 500))) == []
+    assert states(run(subject, window(501, 0.1))) == [("resolved", 1004.0)]
+
+
+def test_supplements_and_windows_of_nothing_are_not_evaluated() -> None:
+    before = skipped("supplement"), skipped("no_series")
+    late = [window(index, 0.5, part="late", revision=1) for index in range(5)]
+    nothing = [window(index, 0.5, {}, count=0) for index in range(5)]
+    assert run(task(changed(for_s=0.0)), *late, *nothing) == []
+    assert (skipped("supplement"), skipped("no_series")) == (before[0] + 5, before[1] + 5)
+
+
+# --- what the alert says
+
+
+def test_firing_alert_tells_a_person_all_they_need() -> None:
+    (alert,) = run(task(), window(0, 0.5), window(1, 0.512))
+    assert alert.condition == "p99 of duration_s 0.512 s > 0.3 s for 4 s"
+    assert alert.summary == "shop/ranker is slow: 0.512 s"
+    assert (alert.severity, alert.labels, alert.value) == ("critical", RANKER, 0.512)
+    assert (alert.started_unix_s, alert.updated_unix_s, alert.ended_unix_s) == (0.0, 4.0, None)
+    assert (alert.contact, alert.resolution_steps) == ("#oncall", ["look"])
+    assert alert.runbook_url == "https://runbooks.example.com/slow"
+
+
+def test_resolved_alert_carries_the_same_id_and_its_end() -> None:
+    fired, resolved = run(task(), *values(0.5, 0.5, 0.1))
+    assert resolved.id == fired.id
+    assert (resolved.state, resolved.transition, resolved.ended_unix_s) == ("resolved", 2, 6.0)
+    assert resolved.condition == "p99 of duration_s 0.1 s ≤ 0.2 s"
+
+
+def test_evidence_is_the_window_without_its_sketches() -> None:
+    (alert,) = run(task(), *values(0.5, 0.5))
+    seen = alert.evidence["window"]
+    assert (seen["start_unix_s"], seen["duration_s"]["p99"]) == (2.0, 0.5)
+    assert "sketch" not in seen["duration_s"]
+
+
+def test_alert_goes_to_the_partition_of_its_window_under_its_id() -> None:
+    (output,) = task().process("windows", log(values(0.5, 0.5)))
+    alert = msgspec.json.decode(output.value or b"", type=Alert)
+    assert (output.partition, output.key) == (3, alert.id.encode())
+    assert dict(output.headers) == {"streammon-schema": b"1"}
+
+
+def test_label_that_looks_like_a_template_is_not_expanded_and_unknown_names_stay() -> None:
+    rule = changed(summary="{model} {nothing}", for_s=0.0)
+    (alert,) = run(task(rule), window(0, 0.5, {"model": "{value}"}))
+    assert alert.summary == "{value} {nothing}"
+
+
+# --- replay, restore, bounds
+
+
+def test_windows_that_repeat_or_go_back_in_time_page_nobody_again() -> None:
+    once = values(0.1, 0.5, 0.5, 0.1, 0.5, 0.5, 0.1, 0.1)
+    subject = task()
+    assert len(run(subject, *once)) == 4
+    assert run(subject, *once) == []
+    before = skipped("back_in_time")
+    assert run(subject, *once[:-1]) == []
+    assert skipped("back_in_time") == before + len(once) - 1
+
+
+def test_every_window_evaluated_twice_gives_the_same_alerts() -> None:
+    once = values(0.1, 0.5, 0.5, 0.1, 0.5, 0.5, 0.1, 0.1)
+    assert run(task(), *(each for each in once for _ in range(2))) == run(task(), *once)
+
+
+SERIES = st.sampled_from([RANKER, {"model": "scorer", "service": "shop"}, {"service": "chat", "model": "x"}])
+SEEN = st.tuples(
+    st.integers(0, 40),
+    SERIES,
+    st.sampled_from([None, 0.1, 0.25, 0.5]),
+    st.sampled_from(["inference", "resource"]),
+)
+
+
+@st.composite
+def logs_with_cuts(draw: Callable[[Any], Any]) -> tuple[list[Stored], list[int]]:
+    """Windows mostly in order, some repeated or misplaced, and where to stop and restore."""
+    seen: list[Any] = draw(st.lists(SEEN, max_size=60, unique_by=lambda each: (each[0], str(each[1]), each[3])))
+    ordered = sorted([*seen, *seen[::7]], key=lambda each: each[0]) + seen[:5]
+    records = log(window(index, p99, series, source=source) for index, series, p99, source in ordered)
+    cuts: set[int] = draw(st.sets(st.integers(0, len(records))))
+    return records, sorted(cuts)
+
+
+IDLE = Rule(
+    name="idle",
+    source="resource",
+    field="count",
+    below=2,
+    for_s=6.0,
+    severity="info",
+    summary="{service} idles",
+)
+
+
+def parts(records: Sequence[Stored], cuts: Sequence[int]) -> list[Sequence[Stored]]:
+    ends = [0, *cuts, len(records)]
+    return [records[begin:end] for begin, end in pairwise(ends)]
+
+
+@given(logs_with_cuts())
+def test_any_cut_with_a_restore_in_between_gives_the_same_bytes(
+    cut_log: tuple[list[Stored], list[int]],
+) -> None:
+    records, cuts = cut_log
+    rules = (changed(for_s=0.0, name="now"), SLOW, IDLE)
+    whole = task(*rules, max_state_bytes=900)
+    expected = whole.process("windows", records)
+
+    outputs: list[Outgoing] = []
+    snapshot = task().snapshot()
+    for part in parts(records, cuts):
+        subject = task(*rules, max_state_bytes=900)
+        subject.restore(snapshot)
+        outputs += subject.process("windows", part)
+        snapshot = subject.snapshot()
+    assert outputs == expected
+    assert snapshot == whole.snapshot()
+    pages = [(alert.id, alert.transition) for alert in alerts(outputs)]
+    assert len(pages) == len(set(pages))
+
+
+@given(logs_with_cuts())
+def test_restored_task_has_the_same_snapshot_and_offsets(cut_log: tuple[list[Stored], list[int]]) -> None:
+    original, restored = task(SLOW, IDLE), task(SLOW, IDLE)
+    original.process("windows", cut_log[0])
+    restored.restore(original.snapshot())
+    assert restored.snapshot() == original.snapshot()
+    assert restored.offsets() == original.offsets()
+
+
+def test_offsets_name_the_next_record_to_read() -> None:
+    subject = task()
+    assert subject.offsets() == {}
+    run(subject, *values(0.1, 0.1, 0.1))
+    assert subject.offsets() == {"windows": 3}
+
+
+@pytest.mark.parametrize(
+    ("rules", "note"),
+    [((), "rule_removed"), ((changed(above=0.4),), "rule_changed")],
+    ids=["removed", "changed"],
+)
+def test_rule_that_goes_while_firing_is_resolved_at_the_next_window_and_says_so(
+    rules: tuple[Rule, ...], note: str
+) -> None:
+    before = task()
+    (fired,) = run(before, *values(0.5, 0.5))
+    after = RulesTask(Rules(rules), 3)
+    after.restore(before.snapshot())
+    again = RulesTask(Rules(rules), 3)
+    again.restore(after.snapshot())  # not yet announced, so not yet forgotten
+    (resolved,) = run(again, window(2, 0.1, {"service": "chat"}))
+    assert (resolved.id, resolved.state, resolved.transition) == (fired.id, "resolved", 2)
+    assert resolved.evidence["note"] == note
+    assert run(again, window(3, 0.1)) == []
+
+
+def test_changed_rule_starts_anew_and_its_alert_has_another_id_even_from_the_same_window() -> None:
+    before, after = task(changed(for_s=0.0)), task(changed(for_s=0.0, above=0.4))
+    (fired,) = run(before, window(0, 0.5))
+    after.restore(before.snapshot())
+    resolved, fired_again = run(after, window(0, 0.5))
+    assert (resolved.id, resolved.state) == (fired.id, "resolved")
+    assert fired_again.state == "firing"
+    assert fired_again.id != fired.id
+
+
+def test_equal_states_are_equal_bytes_however_they_came_about() -> None:
+    one, other = task(), task()
+    windows = [window(0, 0.5, {"service": name}) for name in "ab"] + [window(0, 0.5, source="resource")]
+    run(one, *windows)
+    run(other, *reversed(windows))
+    assert one.snapshot() == other.snapshot()
+
+
+def test_a_rule_with_a_long_for_s_is_as_patient_and_does_not_heed_other_sources() -> None:
+    patient = changed(for_s=500.0)
+    ahead = window(1000, None, source="resource")
+    assert len(run(task(patient), window(0, 0.5), ahead, window(249, 0.5))) == 1
+
+
+def test_texts_may_be_corrected_while_firing() -> None:
+    before = task()
+    (fired,) = run(before, *values(0.5, 0.5))
+    after = task(changed(summary="clearer", contact="#elsewhere"))
+    after.restore(before.snapshot())
+    (resolved,) = run(after, window(2, 0.5), window(3, 0.1))
+    assert (resolved.id, resolved.state, resolved.summary) == (fired.id, "resolved", "clearer")
+
+
+def test_series_without_trouble_have_no_state() -> None:
+    subject = task()
+    run(subject, *(window(0, 0.1, {"service": str(number)}) for number in range(1000)))
+    assert len(subject.snapshot()) < 100
+
+
+def test_pending_series_that_fell_silent_are_forgotten() -> None:
+    subject = task()
+    run(subject, *(window(0, 0.5, {"service": str(number)}) for number in range(100)))
+    assert len(subject.snapshot()) > 10_000
+    run(subject, window(1000, 0.1))
+    assert len(subject.snapshot()) < 100
+
+
+def test_breaches_beyond_the_bound_are_counted_and_the_others_go_on() -> None:
+    before = skipped("too_many_episodes")
+    names = [{"service": str(number)} for number in range(5)]
+    windows = (window(index, 0.5, each) for index in range(2) for each in names)
+    found = run(task(max_state_bytes=400), *windows)
+    assert [alert.labels for alert in found] == names[:2]
+    assert skipped("too_many_episodes") == before + 6
+
+
+@pytest.mark.parametrize("label", ["/v1/recommendations", "ü" * 500, "\x01" * 600], ids=["path", "ü", "escape"])
+def test_full_snapshot_fits_into_one_record(label: str) -> None:
+    subject, before = task(changed(for_s=0.0)), skipped("too_many_episodes")
+    names = [{**RANKER, "endpoint": f"{number}{label}"} for number in range(5000)]
+    start = 1_738_332_202.123456
+    found = run(subject, *(window(0, 0.5, each, start_unix_s=start, end_unix_s=start + 2) for each in names))
+    assert len(found) + skipped("too_many_episodes") - before == 5000
+    assert 0.8 * MAX_STATE_BYTES < len(subject.snapshot()) <= MAX_STATE_BYTES
+
+
+def test_room_is_given_back_when_alerts_end() -> None:
+    subject = task(max_state_bytes=200)
+    for index, name in enumerate("abc"):
+        episode = [window(3 * index + step, p99, {"service": name}) for step, p99 in enumerate((0.5, 0.5, 0.1))]
+        assert [alert.state for alert in run(subject, *episode)] == ["firing", "resolved"]
+
+
+def test_series_with_endless_labels_is_not_followed_and_counted() -> None:
+    before = skipped("labels_too_long")
+    assert run(task(), *(window(index, 0.5, {"service": "x" * 5000}) for index in range(3))) == []
+    assert skipped("labels_too_long") == before + 3
+
+
+def test_window_too_large_for_evidence_is_left_out_and_the_alert_says_so() -> None:
+    gauges = {f"gauge {number:04}": Gauge(min=0, max=0, mean=0, last=0) for number in range(3000)}
+    (alert,) = run(task(changed(for_s=0.0)), window(0, 0.5, gauges=gauges))
+    assert alert.evidence == {"note": "window_too_large"}
+
+
+def test_snapshot_of_another_version_stops_the_task() -> None:
+    with pytest.raises(Fatal, match="rules task"):
+        task().restore(b'{"episodes":7}')
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"{", b"invalid_json"),
+        (None, b"invalid_json"),
+        (b'{"type":"window","x":"\xff"}', b"invalid_json"),
+        (b"[" * 100_000, b"invalid_json"),
+        (b'{"type":"alert"}', b"invalid_event"),
+        (msgspec.json.encode(window(0, start_unix_s=1e12)), b"invalid_event"),
+        (msgspec.json.encode(window(0, schema=2)), b"unknown_schema"),
+    ],
+    ids=str,
+)
+def test_record_that_is_no_window_becomes_a_dead_letter_and_the_next_is_evaluated(
+    value: bytes | None, reason: bytes
+) -> None:
+    good = log(values(0.5, 0.5))
+    dead, fired = task().process("windows", [good[0], Stored(value, 7), good[1]])
+    headers = dict(dead.headers)
+    assert (dead.topic, dead.partition, dead.value) == ("deadletter", 3, value)
+    assert (headers["reason"], headers["topic"], headers["offset"]) == (reason, b"windows", b"7")
+    assert fired.topic == "alerts"
+
+
+# --- files
+
+GOOD = """
+rules:
+  - name: slow
+    source: inference
+    field: duration_s.p99
+    above: 3e-1
+    severity: critical
+    summary: slow
+"""
+
+
+def loaded(tmp_path: Path, text: str) -> Rules:
+    file = tmp_path / "rules.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_rules([file])
+
+
+def test_example_file_is_valid_and_its_rules_fire() -> None:
+    rules = load_rules([Path(__file__).parents[2] / "examples" / "rules.yaml"])
+    subject = RulesTask(rules, 3)
+    demo = {"service": "demo", "model": "m"}
+    windows = (window(index, 0.5, demo, error_count=1, error_rate=0.25) for index in range(5))
+    assert [alert.summary for alert in run(subject, *windows)] == [
+        "Predictions of demo/m are slow: p99 is 0.5 s",
+        "25 % of the requests to demo/m fail",
+    ]
+
+
+def test_number_in_exponent_form_is_a_number(tmp_path: Path) -> None:
+    assert loaded(tmp_path, GOOD).rules[0].above == 0.3
+
+
+def test_version_changes_with_what_decides_and_with_nothing_else() -> None:
+    assert changed(above=0.31).version != SLOW.version
+    assert changed(severity="info").version != SLOW.version
+    assert changed(where={"a": "b"}).version != SLOW.version
+    assert changed(summary="x", runbook_url=None, escalation=("y",)).version == SLOW.version
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "above: 3e-1",
+            "above: fast",
+            ":6:12: rule 'slow': above = 'fast': Expected `float | null`",
+        ),
+        ("above: 3e-1", "above: .nan", ":6:12: rule 'slow': above = '.nan': `above` must be a finite number"),
+        (
+            "above: 3e-1",
+            "abvoe: 1",
+            "abvoe = '1': Object contains unknown field `abvoe`; allowed: name,",
+        ),
+        (
+            "above: 3e-1",
+            "for_s: 1",
+            ":3:5: rule 'slow': `above` or `below`: exactly one of them",
+        ),
+        ("above: 3e-1", "above: 1\n    below: 0", "exactly one of them must be given"),
+        (
+            "above: 3e-1",
+            "above: 1\n    clear: 2",
+            ":7:12: rule 'slow': clear = '2': `clear` lies",
+        ),
+        ("above: 3e-1", "below: 3\n    clear: 2", "it must be at least `below`, 3"),
+        ("above: 3e-1", "above: 1\n    above: 2", ":7:5: `above` is given twice; keep one"),
+        (
+            "critical",
+            "fatal",
+            ":7:15: rule 'slow': severity = 'fatal': Invalid enum",
+        ),
+        (
+            "duration_s.p99",
+            "duration_s.p95",
+            ":5:12: rule 'slow': field = 'duration_s.p95': `field`",
+        ),
+        (
+            "source: inference",
+            "source: resource",
+            "allowed: count, throughput_per_s, gauges.NAME.min|",
+        ),
+        ("summary: slow", "where: {version: 1.10}", "where: Expected `str`, got `float`"),
+        ("summary: slow", "contact: x", ":3:5: rule 'slow': Object missing required field `summary`"),
+        ("rules:", "rule:", ":3:3: Object contains unknown field `rule`; allowed: rules"),
+        ("name: slow", "name: a b", ":3:11: rule 'a b': name = 'a b': Expected `str` matching regex"),
+        ("summary: slow", "summary: [", "is not valid YAML"),
+    ],
+)
+def test_wrong_file_is_refused_with_place_value_and_what_is_allowed(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        loaded(tmp_path, GOOD.replace(old, new))
+    assert str(tmp_path / "rules.yaml") in str(refusal.value)
+    assert expected in str(refusal.value)
+
+
+def test_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        load_rules([tmp_path / "nowhere.yaml"])
+
+
+def test_two_rules_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rule 'slow' is already in"):
+        loaded(tmp_path, GOOD + GOOD.replace("\nrules:", ""))
