@@ -122,10 +122,10 @@ class ElasticsearchSettings(Section):
 class SqliteSettings(Section):
     """The results store that the page, ``query`` and ``top`` read."""
 
-    retention_s: float = Field(7 * DAY_S, gt=0)
+    retention_s: float = Field(2 * DAY_S, gt=0)
     """Windows older than this are deleted."""
-    max_rows: int = Field(5_000_000, ge=1000)
-    """The oldest windows are deleted beyond this many."""
+    max_rows: int = Field(1_000_000, ge=1000)
+    """The oldest windows are deleted beyond this many; a row takes 1 to 5 kB."""
 
 
 class RuleSettings(Section):

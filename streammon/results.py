@@ -5,13 +5,16 @@ Structs for the wire only. Field names are binding; see `streammon.events` for t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from streammon.events import _schema
 from streammon.sketch import Sketch
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""A whole number that every store and every JSON reader keeps exactly."""
 
 OTHER = "__other__"
 """The label value of the series that sums whatever is beyond the cap of distinct series."""
@@ -84,13 +87,13 @@ class Window(Result, tag_field="type", tag="window"):
 
     source: str
     part: Literal["main", "late"]
-    revision: int
+    revision: Count
     series: dict[str, str]
     start_unix_s: float
     end_unix_s: float
     size_s: float
-    partition: int
-    count: int
+    partition: Count
+    count: Count
     throughput_per_s: float
     completeness: Completeness
     error_count: int | None = None
@@ -162,7 +165,7 @@ class Alert(Result, tag_field="type", tag="alert"):
     summary: str
     started_unix_s: float
     updated_unix_s: float
-    transition: int
+    transition: Count
     ended_unix_s: float | None = None
     resolution_steps: list[str] = []
     contact: str | None = None

@@ -1,0 +1,238 @@
+"""Results as Elasticsearch documents: the names they get there, and the mapping that goes with them.
+
+A document carries everything its result has. What the Elastic Common Schema or OpenTelemetry's semantic
+conventions have a name for gets that name; everything keeps its name on the wire, below ``streammon``,
+unless it is renamed here. The versions of both conventions are in every document.
+
+=====================================  ====================================================================
+`Window`                               document
+=====================================  ====================================================================
+start_unix_s                           ``@timestamp``, ``event.start``
+end_unix_s, size_s                     ``event.end``, ``event.duration`` (nanoseconds)
+source                                 ``event.dataset``: ``streammon.window`` or ``streammon.resource``
+series (renamed)                       ``labels.*``, and the labels in `SERIES_NAMES` under those names too
+duration_s, ttft_s, tpot_s (renamed)   `DISTRIBUTION_NAMES` with ``.count .sum .min .max .mean .p50 …``
+input_tokens.sum, output_tokens.sum    `SUM_NAMES`
+exemplars[].trace_id                   ``trace.id``
+=====================================  ====================================================================
+
+``@timestamp`` is the *start* of the window: a minute in Kibana then sums exactly the windows that lie in it.
+Sketches are kept but not indexed, so take the maximum of a percentile over time, never its average.
+Gauges and costs are searchable under whatever names they have, up to `MAX_FIELDS` fields in all; what is
+beyond that, or unknown to this mapping, is kept but not searchable.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from streammon.results import DISTRIBUTIONS, Alert, Window
+
+Json = dict[str, Any]
+
+ECS_VERSION: Final = "8.17.0"
+SEMCONV_VERSION: Final = "1.37.0"
+MAX_FIELDS: Final = 1000
+
+WINDOWS: Final = "metrics-streammon.window"
+RESOURCES: Final = "metrics-streammon.resource"
+ALERTS: Final = "logs-streammon.alert"
+"""Data streams, without the namespace."""
+
+SERIES_NAMES: Final = {
+    "service": "service.name",
+    "host": "host.name",
+    "endpoint": "http.route",
+    "model": "gen_ai.request.model",
+    "provider": "gen_ai.provider.name",
+}
+DISTRIBUTION_NAMES: Final = {
+    "duration_s": "gen_ai.server.request.duration",
+    "ttft_s": "gen_ai.server.time_to_first_token",
+    "tpot_s": "gen_ai.server.time_per_output_token",
+}
+SUM_NAMES: Final = {
+    "input_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+}
+
+
+def stream_of(result: Window | Alert) -> str:
+    """The data stream of a result, without the namespace."""
+    if isinstance(result, Alert):
+        return ALERTS
+    return RESOURCES if result.source == "resource" else WINDOWS
+
+
+def window_document(window: Window) -> Json:
+    """The document of a window; see the table at the top of this module."""
+    fields = msgspec.to_builtins(window)
+    document = _common(fields, at_unix_s=window.start_unix_s, kind="metric", stream=stream_of(window))
+    document |= {
+        "event.category": ["host" if window.source == "resource" else "api"],
+        "event.start": _ms(window.start_unix_s),
+        "event.end": _ms(window.end_unix_s),
+        "event.duration": round(window.size_s * 1e9),
+    }
+    if traces := [each.trace_id for each in window.exemplars or () if each.trace_id]:
+        document["trace.id"] = traces
+    for field, name in SUM_NAMES.items():
+        if field in fields:
+            document[name] = round(fields[field]["sum"])
+    document |= {name: fields.pop(field) for field, name in DISTRIBUTION_NAMES.items() if field in fields}
+    return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
+def alert_document(alert: Alert) -> Json:
+    """The document of one transition of an alert; ``@timestamp`` is when it happened."""
+    fields = msgspec.to_builtins(alert)
+    document = _common(fields, at_unix_s=alert.updated_unix_s, kind="alert", stream=ALERTS)
+    document |= {
+        "event.id": alert.id,
+        "event.action": alert.state,
+        "event.start": _ms(alert.started_unix_s),
+        "log.level": alert.severity,
+        "message": alert.summary,
+        "rule.name": alert.rule,
+        "rule.version": alert.rule_version,
+    }
+    return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
+def _common(fields: Json, *, at_unix_s: float, kind: str, stream: str) -> Json:
+    """What all documents begin with; takes the labels out of ``fields``."""
+    labels = fields.pop("series", None) or fields.pop("labels", {})
+    return {
+        "@timestamp": _ms(at_unix_s),
+        "ecs.version": ECS_VERSION,
+        "event.kind": kind,
+        "event.module": "streammon",
+        "event.dataset": stream.partition("-")[2],
+        "event.type": ["info"],
+        "labels": labels,
+    } | {name: labels[label] for label, name in SERIES_NAMES.items() if label in labels}
+
+
+def _ms(unix_s: float) -> int:
+    return round(unix_s * 1000)
+
+
+# ---------------------------------------------------------------- the mapping
+
+_KEYWORD: Final = {"type": "keyword", "ignore_above": 1024}
+_LONG: Final = {"type": "long"}
+_DOUBLE: Final = {"type": "double"}
+_DATE: Final = {"type": "date"}
+_TEXT: Final = {"type": "text"}
+_KEPT: Final = {"type": "object", "enabled": False}
+_OPEN: Final = {"type": "object", "dynamic": True}
+_DISTRIBUTION: Final = {
+    "properties": {
+        "count": _LONG,
+        **dict.fromkeys(("sum", "min", "max", "mean", "p50", "p90", "p99"), _DOUBLE),
+        "sketch": _KEPT,
+    }
+}
+_COMPLETENESS: Final = {
+    "properties": {
+        **dict.fromkeys(("late", "duplicate", "missing", "rejected", "dropped"), _LONG),
+        "watermark_unix_s": _DOUBLE,
+    }
+}
+_COMMON_FIELDS: Final = {
+    "@timestamp": _DATE,
+    "ecs.version": _KEYWORD,
+    "event": {
+        "properties": {
+            **dict.fromkeys(("kind", "module", "dataset", "category", "type", "action", "id"), _KEYWORD),
+            "start": _DATE,
+            "end": _DATE,
+            "duration": _LONG,
+        }
+    },
+    "labels": {"type": "flattened", "ignore_above": 1024},
+    **dict.fromkeys(SERIES_NAMES.values(), _KEYWORD),
+}
+_WINDOW_FIELDS: Final = {
+    "trace.id": _KEYWORD,
+    **dict.fromkeys(DISTRIBUTION_NAMES.values(), _DISTRIBUTION),
+    **dict.fromkeys(SUM_NAMES.values(), _LONG),
+    "streammon": {
+        "properties": {
+            **dict.fromkeys(("type", "source", "part", "semconv"), _KEYWORD),
+            **dict.fromkeys(("schema", "revision", "partition", "count", "error_count"), _LONG),
+            **dict.fromkeys(("start_unix_s", "end_unix_s", "size_s"), _DOUBLE),
+            **dict.fromkeys(("error_rate", "throughput_per_s"), _DOUBLE),
+            **dict.fromkeys((each for each in DISTRIBUTIONS if each not in DISTRIBUTION_NAMES), _DISTRIBUTION),
+            "completeness": _COMPLETENESS,
+            "gauges": _OPEN,
+            "cost": _OPEN,
+            "exemplars": _KEPT,
+        }
+    },
+}
+_ALERT_FIELDS: Final = {
+    "message": _TEXT,
+    **dict.fromkeys(("log.level", "rule.name", "rule.version"), _KEYWORD),
+    "streammon": {
+        "properties": {
+            **dict.fromkeys(("type", "id", "rule", "rule_version", "state", "severity", "semconv"), _KEYWORD),
+            **dict.fromkeys(("condition", "contact", "escalation", "runbook_url"), _KEYWORD),
+            **dict.fromkeys(("schema", "transition"), _LONG),
+            **dict.fromkeys(("value", "started_unix_s", "updated_unix_s", "ended_unix_s"), _DOUBLE),
+            **dict.fromkeys(("summary", "resolution_steps"), _TEXT),
+            "evidence": _KEPT,
+        }
+    },
+}
+
+
+def index_template(stream: str) -> Json:
+    """The composable index template of one of the data streams, for every namespace.
+
+    The cluster's own settings (`cluster_settings`) and yours (``…@custom``) are used where they exist.
+    """
+    components = [cluster_settings(stream), f"{stream}@custom"]
+    return {
+        "index_patterns": [f"{stream}-*"],
+        "data_stream": {},
+        "priority": 200,  # above the 100 of the built-in templates for metrics-*-* and logs-*-*
+        "composed_of": components,
+        "ignore_missing_component_templates": components,
+        "template": {
+            "settings": {
+                "index.auto_expand_replicas": "0-1",
+                "index.mapping.total_fields.limit": MAX_FIELDS,
+                "index.mapping.total_fields.ignore_dynamic_beyond_limit": True,
+            },
+            "mappings": {
+                "dynamic": False,
+                "dynamic_templates": _dynamic_numbers("streammon.gauges.*", "streammon.cost.*"),
+                "properties": _COMMON_FIELDS | (_ALERT_FIELDS if stream == ALERTS else _WINDOW_FIELDS),
+            },
+        },
+        "_meta": {"managed_by": "streammon", "ecs": ECS_VERSION, "semconv": SEMCONV_VERSION},
+    }
+
+
+def cluster_settings(stream: str) -> str:
+    """The component template in which a cluster keeps its settings, retention among them, for such data."""
+    return f"{stream.partition('-')[0]}@settings"
+
+
+def constants(stream: str) -> Json:
+    """Mappings of what Kibana filters data streams by; need ``constant_keyword``, which a cluster may lack."""
+    kind, _, dataset = stream.partition("-")
+    values = {"data_stream.type": kind, "data_stream.dataset": dataset}
+    return {name: {"type": "constant_keyword", "value": value} for name, value in values.items()}
+
+
+def _dynamic_numbers(*paths: str) -> list[Json]:
+    """Numbers of any name below these paths are doubles, whichever kind of number comes first."""
+    return [
+        {f"{path} {kind}": {"path_match": path, "match_mapping_type": kind, "mapping": _DOUBLE}}
+        for path in paths
+        for kind in ("long", "double")
+    ]

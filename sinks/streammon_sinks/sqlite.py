@@ -1,0 +1,286 @@
+"""Results in one SQLite file: what the page, ``query`` and ``top`` read.
+
+    store = ResultStore.open(settings.data_dir / "results.sqlite")
+    store.windows("inference", since_unix_s=time.time() - 900)
+
+What it promises:
+
+* One process writes and any number read beside it, in this or other processes (WAL); readers block nobody.
+* A batch is one transaction, on disk when `ResultStore.write` returns. Windows are kept under ids derived
+  from their content, and an alert never goes back to an older transition: a repeated delivery changes
+  nothing.
+* Size is bounded: each batch also deletes some of what is older than ``retention_s`` or beyond ``max_rows``.
+  Age counts from the writing of a window, so that a replay of old data is kept like any other. The file
+  keeps the pages that become free and fills them again; it does not shrink.
+* A file that is damaged or not ours is refused with its name and what to do.
+
+``body`` is the whole record as JSON; the other columns are there to find it, or computed from it for people::
+
+    SELECT datetime(start_unix_s, 'unixepoch'), series, count, p99_s FROM windows WHERE source = 'inference'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, Self
+
+import msgspec
+
+from streammon.clock import Clock, system_clock
+from streammon.config import SqliteSettings
+from streammon.errors import ConfigError, Fatal, Retryable
+from streammon.results import Alert, Window
+from streammon_sinks.decoding import decode_all
+from streammon_sinks.delivery import Item, Refused
+from streammon_sinks.ids import window_id
+
+FILE: Final = "results.sqlite"
+"""The name of the file below the data directory."""
+
+SCHEMA_VERSION: Final = 1
+APPLICATION_ID: Final = 0x53544D52  # "STMR": tells our file from any other SQLite file
+BUSY_S: Final = 5.0
+PRUNE_ROWS: Final = 100
+
+_SCHEMA: Final = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS windows (
+    id TEXT NOT NULL,
+    source TEXT NOT NULL,
+    start_unix_s REAL NOT NULL,
+    written_unix_s REAL NOT NULL,
+    body TEXT NOT NULL,
+    end_unix_s REAL AS (json_extract(body, '$.end_unix_s')),
+    part TEXT AS (json_extract(body, '$.part')),
+    revision INTEGER AS (json_extract(body, '$.revision')),
+    series TEXT AS (json_extract(body, '$.series')),
+    count INTEGER AS (json_extract(body, '$.count')),
+    error_rate REAL AS (json_extract(body, '$.error_rate')),
+    p99_s REAL AS (json_extract(body, '$.duration_s.p99')),
+    PRIMARY KEY (source, start_unix_s, id)  -- in the order of reading, and new rows come at its end
+);
+CREATE INDEX IF NOT EXISTS windows_by_age ON windows (written_unix_s);
+CREATE TABLE IF NOT EXISTS alerts (
+    id TEXT PRIMARY KEY,
+    "transition" INTEGER NOT NULL,
+    updated_unix_s REAL NOT NULL,
+    body TEXT NOT NULL,
+    state TEXT AS (json_extract(body, '$.state')),
+    rule TEXT AS (json_extract(body, '$.rule'))
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS alerts_by_time ON alerts (updated_unix_s);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+_INSERT_WINDOW: Final = """
+INSERT INTO windows (id, source, start_unix_s, written_unix_s, body) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING
+"""
+_UPSERT_ALERT: Final = """
+INSERT INTO alerts (id, "transition", updated_unix_s, body) VALUES (?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE
+SET "transition" = excluded."transition", updated_unix_s = excluded.updated_unix_s, body = excluded.body
+WHERE excluded."transition" > alerts."transition"
+"""
+_DELETE_OLD: Final = """
+DELETE FROM windows WHERE rowid IN
+    (SELECT rowid FROM windows WHERE written_unix_s < ? ORDER BY written_unix_s LIMIT ?)
+"""
+# Row numbers grow in the order of writing, so this keeps at most that many rows, and never fewer by itself.
+_DELETE_BEYOND: Final = """
+DELETE FROM windows WHERE rowid IN
+    (SELECT rowid FROM windows WHERE rowid <= (SELECT max(rowid) FROM windows) - ? ORDER BY rowid LIMIT ?)
+"""
+_WINDOWS: Final = """
+SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? AND start_unix_s < ?
+ORDER BY start_unix_s DESC, id DESC LIMIT ?
+"""
+
+_WINDOW: Final = msgspec.json.Decoder(Window)
+_ALERT: Final = msgspec.json.Decoder(Alert)
+
+
+class ResultStore:
+    """The file: a connection that writes and one that reads. Blocks; may be called from several threads."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection | None, reader: sqlite3.Connection, clock: Clock) -> None:
+        self.path = path
+        self._writer, self._reader, self._clock = writer, reader, clock
+        self._writing, self._reading = Lock(), Lock()
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False, clock: Clock = system_clock) -> Self:
+        """Open the file, and make it unless ``read_only``.
+
+        Raises:
+            ConfigError: no such file to read, damaged, not ours, or made by a newer version.
+        """
+        if read_only and not path.exists():
+            raise ConfigError(f"{path} does not exist: no results have been written there yet")
+        try:
+            writer = None if read_only else _open_for_writing(path)
+            return cls(path, writer, _open_for_reading(path), clock)
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise ConfigError(
+                f"{path} cannot be used as the results store: {error}; move it away to start a new one"
+            ) from error
+
+    # ------------------------------------------------------------------ writing
+
+    def write(
+        self,
+        windows: Iterable[Window] = (),
+        alerts: Iterable[Alert] = (),
+        ended: Iterable[str] = (),
+    ) -> None:
+        """Keep windows and alerts, and forget the alerts with the ids ``ended``: all of it or nothing.
+
+        Raises `Retryable` (locked, disk full) or `Fatal` (damaged).
+        """
+        now = self._clock()
+        new = [(window_id(each), each.source, each.start_unix_s, now, _json(each)) for each in windows]
+        states = [(each.id, each.transition, each.updated_unix_s, _json(each)) for each in alerts]
+        with self._transaction() as db:
+            db.executemany(_INSERT_WINDOW, new)
+            db.executemany(_UPSERT_ALERT, states)
+            db.executemany("DELETE FROM alerts WHERE id = ?", [(each,) for each in ended])
+
+    def write_windows(self, windows: Iterable[Window]) -> None:
+        """`write` windows only."""
+        self.write(windows=windows)
+
+    def write_alerts(self, alerts: Iterable[Alert]) -> None:
+        """`write` alerts only."""
+        self.write(alerts=alerts)
+
+    def prune(self, retention_s: float, max_rows: int, at_most: int = 1000) -> int:
+        """Delete windows written more than ``retention_s`` ago, and the oldest beyond ``max_rows``; how many.
+
+        In chunks, so that nobody waits long: there may be more while it returns ``at_most``.
+        """
+        with self._transaction() as db:
+            old = db.execute(_DELETE_OLD, (self._clock() - retention_s, at_most)).rowcount
+            return old + db.execute(_DELETE_BEYOND, (max_rows, at_most - old)).rowcount
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        assert self._writer is not None, "opened with read_only"
+        with self._writing, _explained(self.path), self._writer as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+
+    # ------------------------------------------------------------------ reading
+
+    def windows(
+        self,
+        source: str,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        limit: int = 10_000,
+    ) -> list[Window]:
+        """Windows that start in ``[since, until)``, main and late, by start; at most the newest ``limit``."""
+        until = inf if until_unix_s is None else until_unix_s
+        rows = self._read(_WINDOWS, (source, since_unix_s, until, limit))
+        return [_WINDOW.decode(body) for (body,) in reversed(rows)]
+
+    def alerts(self, limit: int = 100) -> list[Alert]:
+        """The newest state of each alert, the last changed first."""
+        rows = self._read("SELECT body FROM alerts ORDER BY updated_unix_s DESC, id LIMIT ?", (limit,))
+        return [_ALERT.decode(body) for (body,) in rows]
+
+    def latest_start(self, source: str) -> float | None:
+        """When the newest window starts, in Unix seconds; None without any."""
+        ((start,),) = self._read("SELECT max(start_unix_s) FROM windows WHERE source = ?", (source,))
+        return None if start is None else float(start)
+
+    def _read(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with self._reading, _explained(self.path):
+            return self._reader.execute(query, parameters).fetchall()
+
+    def close(self) -> None:
+        """Wait for whoever writes or reads now, and close. Closing twice is allowed."""
+        with self._reading:
+            self._reader.close()
+        with self._writing:
+            if self._writer is not None:
+                self._writer.close()
+
+
+def _json(result: Window | Alert) -> str:
+    return msgspec.json.encode(result).decode()
+
+
+def _open_for_writing(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = _connect(path.resolve().as_uri())
+    if _number(db, "SELECT count(*) FROM sqlite_master"):
+        _check_ours(path, db)
+    db.execute("PRAGMA journal_mode = WAL")
+    # Offsets are committed when a batch is written, so it must be on disk then, power failure included.
+    db.execute("PRAGMA synchronous = FULL")
+    db.executescript(_SCHEMA)
+    return db
+
+
+def _open_for_reading(path: Path) -> sqlite3.Connection:
+    db = _connect(f"{path.resolve().as_uri()}?mode=ro")
+    _check_ours(path, db)
+    return db
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+def _check_ours(path: Path, db: sqlite3.Connection) -> None:
+    if _number(db, "PRAGMA application_id") != APPLICATION_ID:
+        raise ConfigError(f"{path} is an SQLite file of another program; choose another data directory")
+    if (version := _number(db, "PRAGMA user_version")) != SCHEMA_VERSION:
+        raise ConfigError(f"{path} has schema {version}, this streammon reads {SCHEMA_VERSION}: update it")
+
+
+def _number(db: sqlite3.Connection, query: str) -> int:
+    ((number,),) = db.execute(query)
+    return int(number)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours: what passes (locked, disk full) and what does not (damaged)."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise Retryable(f"{path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise Fatal(f"{path}: {error}; stop, move the file away, and replay to fill a new one") from error
+
+
+class SqliteSink:
+    """Windows and alerts into a `ResultStore` of its own; the page and others open theirs beside it."""
+
+    def __init__(self, store: ResultStore, settings: SqliteSettings) -> None:
+        self._store, self._settings = store, settings
+
+    async def write(self, records: Sequence[Item]) -> list[Refused]:
+        return await asyncio.to_thread(self._write, records)
+
+    def _write(self, items: Sequence[Item]) -> list[Refused]:
+        decoded, refused = decode_all(items)
+        self._store.write(
+            windows=[each.result for each in decoded if isinstance(each.result, Window)],
+            alerts=[each.result for each in decoded if isinstance(each.result, Alert)],
+            ended=[(each.item.record.key or b"").decode(errors="replace") for each in decoded if each.result is None],
+        )
+        # More than came in, so that pruning keeps up whatever the load.
+        self._store.prune(self._settings.retention_s, self._settings.max_rows, 2 * len(items) + PRUNE_ROWS)
+        return refused
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._store.close)

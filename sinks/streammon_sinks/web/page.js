@@ -1,0 +1,234 @@
+// The page: asks for the overview whenever the stream says that it changed, and draws it.
+// What users named (services, models, alerts) is only ever set as text, never as HTML.
+"use strict";
+
+const ASK_AT_LEAST_MS = 5000, ASK_AT_MOST_MS = 500, RETRY_MS = 2000, STALE_S = 30, SHOWN_TOGETHER = 6;
+
+const $ = (id) => document.getElementById(id);
+
+function make(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+// -- numbers for people ---------------------------------------------------------------------------------
+
+const number = (value, digits = 3) => value === null || value === undefined ? "–"
+  : value.toLocaleString("en", value >= 1e5 ? { notation: "compact", maximumSignificantDigits: 3 } : value >= 1000 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: digits });
+const percent = (value) => value === null ? "–" : `${number(100 * value, 2)} %`;
+const latency = (seconds) => seconds === null ? "–" : seconds < 10 ? `${number(1000 * seconds)} ms` : `${number(seconds)} s`;
+const clock = (unix) => new Date(1000 * unix).toLocaleTimeString("en-GB");
+
+function span(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  return s < 86400 ? `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min` : `${Math.floor(s / 86400)} d ${Math.floor(s % 86400 / 3600)} h`;
+}
+
+function moment(unix) {
+  const date = new Date(1000 * unix), today = date.toDateString() === new Date().toDateString();
+  return today ? clock(unix) : `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${clock(unix)}`;
+}
+
+// -- health ---------------------------------------------------------------------------------------------
+
+const LEVELS = { good: "✓ good", warn: "▲ watch", bad: "■ bad", unknown: "no data yet" };
+
+function drawHealth(indicators) {
+  $("health").replaceChildren(...indicators.map((each) => make("li",
+    { className: each.level, title: each.rule, ariaDescription: each.rule },
+    make("div", { className: "name" }, each.name),
+    make("div", { className: "value" }, number(each.value), make("small", {}, each.value === null ? "" : ` ${each.unit}`)),
+    make("div", { className: "level" }, LEVELS[each.level]))));
+}
+
+// -- alerts ---------------------------------------------------------------------------------------------
+
+const SEVERITY = { critical: "bad", warning: "warn", info: "unknown" };
+
+function safeLink(url) {
+  try {
+    return ["http:", "https:"].includes(new URL(url).protocol) ? make("a", { href: url, rel: "noreferrer" }, "runbook") : null;
+  } catch { return null; }
+}
+
+function alertItem(alert) {
+  const over = alert.state === "resolved";
+  const contact = alert.contact ? make("span", { className: "quiet" }, ` · ${alert.contact}`) : null;
+  const link = alert.runbook_url ? safeLink(alert.runbook_url) : null;
+  const steps = alert.resolution_steps ?? [];
+  const item = make("li", { className: over ? "resolved good" : SEVERITY[alert.severity] },
+    make("div", { className: "alert-line" },
+      make("span", { className: "badge" }, over ? `resolved ${alert.severity}` : `${alert.severity} ${alert.state.replace("_", " ")}`),
+      make("strong", {}, alert.summary), make("span", { className: "quiet when" })),
+    make("div", { className: "quiet" }, alert.condition, contact, link && " · ", link),
+    steps.length ? make("details", {}, make("summary", {}, "What to do"),
+      make("ol", {}, ...steps.map((step) => make("li", {}, step)))) : null);
+  item.id = `alert-${alert.id}-${alert.transition}`;
+  return item;
+}
+
+function drawAlerts({ alerts, alerts_left_out, now_unix_s }) {
+  const list = $("alerts"), key = alerts.map((alert) => `${alert.id} ${alert.transition}`).join("\n") + alerts_left_out;
+  if (list.dataset.key !== key) {  // what is open or has the focus stays so until something changes
+    list.dataset.key = key;
+    const open = new Set([...list.querySelectorAll("details[open]")].map((each) => each.parentNode.id));
+    list.replaceChildren(...alerts.map(alertItem));
+    for (const item of list.children) if (open.has(item.id)) item.querySelector("details").open = true;
+    if (!alerts.length) list.append(make("li", { className: "none" }, "No alerts"));
+    if (alerts_left_out) list.append(make("li", { className: "none" }, `and ${alerts_left_out} older`));
+  }
+  alerts.forEach((alert, i) => {
+    const lasted = span((alert.ended_unix_s ?? now_unix_s) - alert.started_unix_s);
+    list.children[i].querySelector(".when").textContent =
+      alert.state === "resolved" ? `ended ${moment(alert.ended_unix_s ?? alert.updated_unix_s)}, lasted ${lasted}` : `since ${moment(alert.started_unix_s)}, ${lasted}`;
+  });
+}
+
+// -- charts ---------------------------------------------------------------------------------------------
+
+// A line is [name, field, colour]; a chart's values are multiplied by `scale`.
+const MODEL_CHARTS = [
+  { title: "Latency", axis: "ms", scale: 1000, lines: [["p99", "p99_s", "third"], ["p90", "p90_s", "second"], ["p50", "p50_s", "first"]] },
+  { title: "Throughput", axis: "requests/s", lines: [["requests", "throughput_per_s", "first"]] },
+  { title: "Error rate", axis: "% of requests", scale: 100, lines: [["errors", "error_rate", "third"]] },
+];
+const HOST_CHARTS = [
+  { title: "CPU", axis: "% of all cores", scale: 100, top: 100, lines: [["CPU", "cpu_utilization", "first"]] },
+  { title: "Space in use", axis: "% of all", scale: 100, top: 100, lines: [["memory", "memory_utilization", "first"], ["file system /", "filesystem_utilization", "second"]] },
+  { title: "Disk", axis: "bytes/s", si: true, lines: [["read", "disk_read_bytes_per_s", "first"], ["written", "disk_write_bytes_per_s", "second"]] },
+  { title: "Network", axis: "bytes/s", si: true, lines: [["received", "network_receive_bytes_per_s", "first"], ["sent", "network_transmit_bytes_per_s", "second"]] },
+];
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const local = (unix) => new Date(1000 * unix - 60000 * new Date(1000 * unix).getTimezoneOffset()).toISOString().slice(0, -1);
+
+function drawChart(div, chart, view, overview) {
+  const scale = chart.scale ?? 1, x = overview.times_unix_s.map(local);
+  const lines = chart.lines.map(([name, field, hue]) => ({
+    name, x, y: view[field].map((value) => value === null ? null : scale * value), mode: "lines", connectgaps: false,
+    line: { color: colour(hue), width: 1.8 }, hovertemplate: chart.si ? "%{y:.3s}B/s" : `%{y:,.4~g} ${chart.axis}`,
+  }));
+  // A point between two gaps has no line to be seen by.
+  const alone = ({ y }) => (value, i) => (y[i - 1] ?? null) === null && (y[i + 1] ?? null) === null ? value : null;
+  const dots = lines.map((line) => ({ x, y: line.y.map(alone(line)), mode: "markers", marker: { color: line.line.color, size: 5 }, hoverinfo: "skip" }))
+    .filter(({ y }) => y.some((value) => value !== null));
+  const highest = Math.max(0, ...lines.flatMap((line) => line.y));
+  const text = { color: colour("quiet"), size: 12, family: "system-ui, sans-serif" };
+  const axis = { gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, fixedrange: true, tickfont: text };
+  const layout = {
+    margin: { l: 58, r: 10, t: 10, b: 26 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: text, dragmode: false,
+    xaxis: { ...axis, type: "date", range: [x[0], local(overview.now_unix_s)], tickformat: "%H:%M", nticks: 6 },
+    yaxis: { ...axis, range: [0, chart.top ?? (1.1 * highest || 1)], tickformat: chart.si ? "~s" : ",~r", nticks: 5, title: { text: chart.axis, font: text, standoff: 6 } },
+    showlegend: false, hovermode: "x unified", hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { ...text, color: colour("ink") } },
+  };
+  div.ariaLabel = `${chart.title}, ${chart.axis}: ` + lines.map((line) => `${line.name} ${number(line.y.findLast((y) => y !== null) ?? null)}`).join(", ");
+  return window.Plotly?.react(div, [...lines, ...dots], layout, { displayModeBar: false, responsive: true });
+}
+
+// -- models and machines --------------------------------------------------------------------------------
+
+function figures({ newest, total, newest_unix_s }, { range_s, now_unix_s, step_s }) {
+  const figure = (name, show, field) => make("div", {}, make("dt", {}, name),
+    make("dd", {}, show(newest[field]), make("small", {}, `${show(total[field])} in ${span(range_s).replace(/ 0 (s|min)$/, "")}`)));
+  const list = make("dl", { className: "figures" }, figure("p50", latency, "p50_s"), figure("p90", latency, "p90_s"), figure("p99", latency, "p99_s"),
+    figure("requests/s", number, "throughput_per_s"), figure("errors", percent, "error_rate"));
+  const age = now_unix_s - newest_unix_s;
+  list.append(make("div", {}, make("dt", {}, "newest window"), make("dd", {}, clock(newest_unix_s), make("small", {}, age > STALE_S + step_s ? `${span(age)} ago` : "up to date"))));
+  return list;
+}
+
+const GROUPS = {
+  models: { charts: MODEL_CHARTS, name: (view) => `${view.service} / ${view.model}`.replaceAll("__other__", "all others"), figures, left: "models_left_out" },
+  hosts: { charts: HOST_CHARTS, name: (view) => view.name, figures: () => "", left: "hosts_left_out" },
+};
+
+function drawGroup(id, overview) {
+  const { charts, name, figures: figuresOf, left } = GROUPS[id], views = overview[id], filter = $(`${id}-filter`);
+  const names = views.map(name), chosen = names.includes(filter.value) ? filter.value : "";
+  $(`${id}-section`).hidden = !views.length;
+  filter.parentNode.hidden = views.length < 2;
+  if (filter.dataset.key !== names.join("\n")) {
+    filter.dataset.key = names.join("\n");
+    filter.replaceChildren(make("option", { value: "" }, `all ${views.length + overview[left]}`), ...[...names].sort().map((each) => make("option", { value: each }, each)));
+    filter.value = chosen;
+  }
+  const shown = views.filter((_, i) => chosen ? names[i] === chosen : i < SHOWN_TOGETHER);
+  const cards = new Map([...$(id).children].map((card) => [card.dataset.name, card]));
+  const wanted = shown.map((view) => cards.get(name(view)) ?? makeCard(id, name(view), charts));
+  for (const card of $(id).children) if (!wanted.includes(card)) { card.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.purge(plot)); }
+  if (wanted.length !== $(id).children.length || wanted.some((card, i) => card !== $(id).children[i])) $(id).replaceChildren(...wanted);
+  shown.forEach((view, i) => {
+    wanted[i].querySelector(".numbers").replaceChildren(figuresOf(view, overview));
+    wanted[i].classList.toggle("stale", overview.now_unix_s - view.newest_unix_s > STALE_S + overview.step_s);
+    wanted[i].querySelectorAll(".plot").forEach((div, c) => drawChart(div, charts[c], view, overview));
+  });
+}
+
+function makeCard(id, name, charts) {
+  const legend = ([line, , hue]) => make("span", { className: `legend ${hue}` }, line);
+  const card = make("article", { className: `card ${charts.length === 4 ? "four" : ""}` }, make("h3", {}, name), make("div", { className: "numbers" }),
+    make("div", { className: "charts" }, ...charts.map(({ title, lines }) => make("div", { className: "chart" },
+      make("h4", {}, title, ...(lines.length > 1 ? lines.map(legend) : [])), make("div", { className: "plot", role: "img" })))));
+  card.dataset.name = name;
+  return card;
+}
+
+// -- keeping it up to date ------------------------------------------------------------------------------
+
+let overview = null, asking = false, wanted = false;
+
+function draw() {
+  if (!overview) return;
+  drawHealth(overview.indicators);
+  drawAlerts(overview);
+  drawGroup("models", overview);
+  drawGroup("hosts", overview);
+  $("hosts-line").textContent = overview.hosts.map((host) => host.name).join(", ");
+  $("updated").textContent = `updated ${clock(overview.now_unix_s)}`;
+  $("components").textContent = Object.entries(overview.components).map(([name, state]) => `${name}: ${state}`).join(" · ");
+  const range = $("range").selectedOptions[0].text, { latest_unix_s: latest, complete_since_unix_s: since } = overview;
+  $("waiting").hidden = overview.models.length + overview.hosts.length > 0;
+  $("waiting").textContent = latest === null ? "Waiting for the first window…" : `No windows in the last ${range}; the newest ended at ${moment(latest)}.`;
+  $("cut").hidden = since === null;
+  $("cut").textContent = since === null ? "" : `There are too many windows to show all: charts and counts start at ${moment(since)}.`;
+}
+
+async function ask() {
+  if (asking || document.hidden) { wanted = true; return; }
+  [asking, wanted] = [true, false];
+  const range = $("range").value;
+  try {
+    const answer = await fetch(`/api/overview?range_s=${range}`, { signal: AbortSignal.timeout(30000) });
+    if (!answer.ok) throw new Error(await answer.text());
+    overview = await answer.json();
+    $("banner").hidden = true;
+    if (range === $("range").value) draw(); else wanted = true;
+  } catch (error) {
+    $("banner").textContent = `No connection to streammon (${error.message}). Trying again…`;
+    $("banner").hidden = false;
+    setTimeout(ask, RETRY_MS);
+  } finally {
+    setTimeout(() => { asking = false; if (wanted) ask(); }, ASK_AT_MOST_MS);
+  }
+}
+
+function listen() {
+  const stream = new EventSource("/api/stream");
+  stream.addEventListener("changed", ask);
+  stream.onerror = () => {
+    ask();  // says so if the connection is lost
+    if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 5 * RETRY_MS);
+  };
+}
+
+for (const id of ["range", "models-filter", "hosts-filter"]) $(id).addEventListener("change", id === "range" ? ask : draw);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+setInterval(ask, ASK_AT_LEAST_MS);
+ask().then(() => {  // the charts' 5 MB come after what can be read without them
+  document.head.append(make("script", { src: document.documentElement.dataset.plotly, onload: draw }));
+});
+listen();

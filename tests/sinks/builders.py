@@ -1,0 +1,109 @@
+"""Results and records for the tests of the sinks."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from streammon.broker import Headers, TopicPartition
+from streammon.results import Alert, Completeness, Distribution, Exemplar, Gauge, Window
+from streammon.sketch import Sketch
+from streammon_sinks.delivery import Item
+
+START = 1_700_000_000.0
+
+
+class StoredRecord(NamedTuple):
+    """A record as a broker returns it."""
+
+    partition: int
+    offset: int
+    value: bytes | None
+    key: bytes | None = b"key"
+    timestamp: int = 0
+    headers: Headers = ()
+
+
+def item(offset: int, value: Any, *, topic: str = "windows", partition: int = 0, key: bytes = b"key") -> Item:
+    """A record of ``value``: a result, bytes as they are, or None for a tombstone."""
+    raw = value if value is None or isinstance(value, bytes) else msgspec.json.encode(value)
+    return Item(TopicPartition(topic, partition), StoredRecord(partition, offset, raw, key))
+
+
+@cache
+def distribution(*values: float) -> Distribution:
+    array = np.array(values)
+    sketch = Sketch.of(array)
+    p50, p90, p99 = sketch.quantiles((0.5, 0.9, 0.99), min(values), max(values))
+    return Distribution(
+        count=len(values),
+        sum=float(array.sum()),
+        min=min(values),
+        max=max(values),
+        mean=float(array.mean()),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        sketch=sketch,
+    )
+
+
+def window(number: int = 0, **changes: Any) -> Window:
+    """The ``number``-th window of a series of inferences, with something in most of its fields."""
+    plain = Window(
+        source="inference",
+        part="main",
+        revision=0,
+        series={"service": "shop", "model": "ranker", "model_version": "3", "endpoint": "/rank"},
+        start_unix_s=START + 2 * number,
+        end_unix_s=START + 2 * number + 2,
+        size_s=2.0,
+        partition=0,
+        count=4,
+        throughput_per_s=2.0,
+        completeness=Completeness(late=1, missing=2, watermark_unix_s=START + 1.5),
+        error_count=1,
+        error_rate=0.25,
+        duration_s=distribution(0.1, 0.2, 0.3, 4.5),
+        ttft_s=distribution(0.01, 0.02),
+        input_tokens=distribution(100.0, 250.0),
+        output_tokens=distribution(10.0, 20.0, 30.0),
+        confidence=distribution(0.5, 0.9),
+        gauges={"batch_size": Gauge(min=1.0, max=8.0, mean=4.5, last=2.0)},
+        exemplars=[Exemplar(duration_s=4.5, trace_id="4bf92f3577b34da6a3ce929d0e0e4736", event_id="e4")],
+        cost={"EUR": 0.125},
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def resource_window(number: int = 0) -> Window:
+    return window(
+        number,
+        source="resource",
+        series={"host": "web-1", "entity": "cpu", "id": "total"},
+        gauges={"utilization": Gauge(min=0.0, max=0.5, mean=0.25, last=0.5)},
+        **dict.fromkeys(("duration_s", "ttft_s", "input_tokens", "output_tokens", "confidence", "cost")),
+        **dict.fromkeys(("error_count", "error_rate", "exemplars")),
+    )
+
+
+def alert(transition: int = 0, id: str = "a1", **changes: Any) -> Alert:  # noqa: A002 - the field's name
+    plain = Alert(
+        id=id,
+        rule="slow",
+        rule_version="1",
+        state="firing",
+        severity="critical",
+        labels={"service": "shop"},
+        value=4.5,
+        condition="p99 > 1 s for 10 s",
+        summary="shop is slow",
+        started_unix_s=START,
+        updated_unix_s=START + transition,
+        transition=transition,
+        evidence={"windows": [{"start_unix_s": START}]},
+    )
+    return msgspec.structs.replace(plain, **changes)

@@ -1,0 +1,112 @@
+"""Documents: everything a result says is in its document, under the documented names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from streammon.results import DISTRIBUTIONS
+from streammon_sinks.es_documents import (
+    ALERTS,
+    DISTRIBUTION_NAMES,
+    RESOURCES,
+    WINDOWS,
+    alert_document,
+    index_template,
+    window_document,
+)
+from tests.sinks.builders import START, alert, distribution, resource_window, window
+
+FULL = window(0, part="late", revision=2, **{name: distribution(1.0, 2.0, 3.5) for name in DISTRIBUTIONS})
+
+
+def test_every_field_of_a_window_is_in_its_document_unchanged() -> None:
+    document = window_document(FULL)
+    for field, value in msgspec.to_builtins(FULL).items():
+        if field == "series":
+            assert document["labels"] == value
+        elif field in DISTRIBUTION_NAMES:
+            assert document[DISTRIBUTION_NAMES[field]] == value
+        else:
+            assert document["streammon"][field] == value
+
+
+def test_what_has_a_conventional_name_is_under_it() -> None:
+    document = window_document(window())
+    assert (
+        document
+        | {
+            "@timestamp": START * 1000,
+            "ecs.version": "8.17.0",
+            "event.kind": "metric",
+            "event.category": ["api"],
+            "event.module": "streammon",
+            "event.dataset": "streammon.window",
+            "event.start": START * 1000,
+            "event.end": (START + 2) * 1000,
+            "event.duration": 2_000_000_000,
+            "service.name": "shop",
+            "http.route": "/rank",
+            "gen_ai.request.model": "ranker",
+            "gen_ai.usage.input_tokens": 350,
+            "gen_ai.usage.output_tokens": 60,
+            "trace.id": ["4bf92f3577b34da6a3ce929d0e0e4736"],
+        }
+        == document
+    )
+    assert document["gen_ai.server.request.duration"]["p99"] == window().duration_s.p99  # type: ignore[union-attr] # set
+    assert document["streammon"]["semconv"] == "1.37.0"
+
+
+def test_a_resource_window_belongs_to_its_host() -> None:
+    document = window_document(resource_window())
+    assert document["host.name"] == "web-1"
+    assert document["event.category"] == ["host"]
+    assert document["event.dataset"] == "streammon.resource"
+    assert document["streammon"]["gauges"]["utilization"] == {"min": 0.0, "max": 0.5, "mean": 0.25, "last": 0.5}
+
+
+def test_a_window_of_no_series_is_a_document_too() -> None:
+    document = window_document(window(series={}, count=0))
+    assert document["labels"] == {}
+    assert "service.name" not in document
+
+
+def test_every_field_of_an_alert_is_in_its_document() -> None:
+    document = alert_document(alert(2))
+    fields = msgspec.to_builtins(alert(2))
+    assert document["labels"] == fields.pop("labels")
+    assert document["streammon"] == fields | {"semconv": "1.37.0"}
+    assert document["event.action"] == "firing"
+    assert document["@timestamp"] == (START + 2) * 1000
+
+
+@pytest.mark.parametrize(
+    ("stream", "documents"),
+    [
+        (WINDOWS, [window_document(FULL), window_document(window())]),
+        (RESOURCES, [window_document(resource_window())]),
+        (ALERTS, [alert_document(alert(contact="ops", escalation=["boss"], resolution_steps=["restart"]))]),
+    ],
+)
+def test_every_field_of_a_document_is_mapped(stream: str, documents: list[dict[str, Any]]) -> None:
+    properties = index_template(stream)["template"]["mappings"]["properties"]
+    for document in documents:
+        assert [name for name in leaves(document) if not mapped(name.split("."), properties)] == []
+
+
+def leaves(value: Any, path: str = "") -> list[str]:
+    if not isinstance(value, dict):
+        return [path]
+    return [leaf for key, inner in value.items() for leaf in leaves(inner, f"{path}.{key}" if path else key)]
+
+
+def mapped(name: list[str], properties: dict[str, Any]) -> bool:
+    """Whether a field is mapped by name, or lies in an object that takes any."""
+    for length in range(1, len(name) + 1):
+        field = properties.get(".".join(name[:length]))
+        if field and ("properties" not in field or mapped(name[length:], field["properties"])):
+            return True
+    return False

@@ -1,0 +1,263 @@
+"""The results store: what goes in comes out, once, while others read; it stays small, and bad files are named."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streammon.config import SqliteSettings
+from streammon.errors import ConfigError, Fatal, Retryable
+from streammon_sinks import sqlite
+from streammon_sinks.sqlite import ResultStore, SqliteSink
+from tests.sinks.builders import START, alert, item, resource_window, window
+
+YEAR_S = 365 * 86_400.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / sqlite.FILE
+
+
+@pytest.fixture
+def store(path: Path, clock: Clock) -> Iterator[ResultStore]:
+    store = ResultStore.open(path, clock=clock)
+    yield store
+    store.close()
+
+
+def query(path: Path, sql: str) -> list[tuple[object, ...]]:
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(sql).fetchall()
+    finally:
+        db.close()
+
+
+def test_windows_come_back_as_they_went_in(store: ResultStore) -> None:
+    store.write_windows([window(0), resource_window(0)])
+    assert store.windows("inference", 0) == [window(0)]
+    assert store.windows("resource", 0) == [resource_window(0)]
+
+
+def test_windows_come_back_by_start_from_since_until_before_until(store: ResultStore) -> None:
+    store.write_windows([window(n) for n in (3, 1, 0, 2)])
+    assert store.windows("inference", START + 2, START + 6) == [window(1), window(2)]
+    assert store.windows("inference", START + 6) == [window(3)]
+
+
+def test_limit_keeps_the_newest_windows(store: ResultStore) -> None:
+    store.write_windows([window(n) for n in range(5)])
+    assert store.windows("inference", 0, limit=2) == [window(3), window(4)]
+
+
+def test_a_window_written_again_changes_nothing(store: ResultStore) -> None:
+    store.write_windows([window(0), window(0)])
+    store.write_windows([window(0)])
+    assert store.windows("inference", 0) == [window(0)]
+
+
+def test_windows_that_differ_in_part_revision_partition_size_or_series_are_kept_apart(store: ResultStore) -> None:
+    different = [
+        window(0),
+        window(0, part="late", revision=1),
+        window(0, part="late", revision=2),
+        window(0, partition=1),
+        window(0, size_s=4.0),
+        window(0, series={"service": "shop", "model": "other"}),
+    ]
+    store.write_windows(different)
+    assert len(store.windows("inference", 0)) == len(different)
+
+
+def test_the_order_of_labels_does_not_make_another_window(store: ResultStore) -> None:
+    store.write_windows([window(0), window(0, series=dict(reversed(window(0).series.items())))])
+    assert len(store.windows("inference", 0)) == 1
+
+
+def test_latest_start_is_of_that_source_alone(store: ResultStore) -> None:
+    assert store.latest_start("inference") is None
+    store.write_windows([window(7), resource_window(9), window(2)])
+    assert store.latest_start("inference") == START + 14
+
+
+def test_an_older_transition_never_replaces_a_newer_one(store: ResultStore) -> None:
+    store.write_alerts([alert(1), alert(2, state="resolved")])
+    store.write_alerts([alert(1)])
+    assert store.alerts() == [alert(2, state="resolved")]
+
+
+def test_alerts_come_newest_first_and_as_many_as_asked_for(store: ResultStore) -> None:
+    store.write_alerts([alert(n, id=f"a{n}") for n in (2, 0, 1)])
+    assert [each.id for each in store.alerts()] == ["a2", "a1", "a0"]
+    assert [each.id for each in store.alerts(limit=1)] == ["a2"]
+
+
+async def test_a_tombstone_forgets_the_alert(store: ResultStore) -> None:
+    sink = SqliteSink(store, SqliteSettings())
+    forgotten = [item(0, alert(0, id="a1"), topic="alerts"), item(1, None, topic="alerts", key=b"a1")]
+    assert await sink.write([*forgotten, item(2, alert(0, id="a2"), topic="alerts")]) == []
+    assert [each.id for each in store.alerts()] == ["a2"]
+
+
+def test_a_batch_is_written_whole_or_not_at_all(store: ResultStore) -> None:
+    with pytest.raises(OverflowError):
+        store.write(windows=[window(0)], alerts=[alert(transition=2**70)])
+    assert store.windows("inference", 0) == []
+
+
+def test_what_was_written_is_there_after_opening_again(store: ResultStore, path: Path) -> None:
+    store.write_windows([window(0)])
+    store.close()
+    again = ResultStore.open(path)
+    assert again.windows("inference", 0) == [window(0)]
+    again.close()
+
+
+def test_others_read_while_one_writes(store: ResultStore, path: Path) -> None:
+    reader = ResultStore.open(path, read_only=True)
+    seen: list[int] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(len(reader.windows("inference", 0)))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for first in range(0, 500, 10):
+        store.write_windows([window(n) for n in range(first, first + 10)])
+    done.set()
+    thread.join()
+    assert seen == sorted(seen)
+    assert all(count % 10 == 0 for count in seen), "a batch was seen half"
+    assert len(reader.windows("inference", 0)) == 500
+    reader.close()
+
+
+def test_windows_written_too_long_ago_are_pruned_in_chunks(store: ResultStore, clock: Clock) -> None:
+    store.write_windows([window(n) for n in range(5)])
+    clock.now += 100
+    store.write_windows([window(9)])
+    assert [store.prune(50, 1000, at_most=3) for _ in range(3)] == [3, 2, 0]
+    assert store.windows("inference", 0) == [window(9)]
+
+
+def test_old_data_that_was_just_replayed_is_kept(store: ResultStore) -> None:
+    store.write_windows([window(0, start_unix_s=START - YEAR_S)])
+    assert store.prune(60, 1000) == 0
+
+
+def test_the_windows_written_first_are_pruned_beyond_max_rows(store: ResultStore) -> None:
+    store.write_windows([window(n) for n in (5, 4, 3, 2, 1)])
+    assert [store.prune(YEAR_S, 2, at_most=2) for _ in range(3)] == [2, 1, 0]
+    assert store.windows("inference", 0) == [window(1), window(2)]
+
+
+async def test_the_sink_prunes_faster_than_it_writes(store: ResultStore, path: Path) -> None:
+    sink = SqliteSink(store, SqliteSettings(max_rows=1000))
+    for first in range(0, 3000, 500):
+        await sink.write([item(n, window(n)) for n in range(first, first + 500)])
+    assert query(path, "SELECT count(*) FROM windows") == [(1000,)]
+
+
+async def test_records_that_are_no_results_are_refused_and_the_rest_is_kept(store: ResultStore) -> None:
+    sink = SqliteSink(store, SqliteSettings())
+    bad = [b"{", b"\xff", b'"\xff"', b"{}", b"[]", b"[" * 100_000, b'{"type":"alert"}', b""]
+    newer = item(99, window(0, schema=2))
+    records = [*(item(n, value) for n, value in enumerate(bad)), item(50, window(1)), newer]
+    refused = await sink.write(records)
+    assert [each.item for each in refused] == [*records[: len(bad)], newer]
+    assert all(each.error for each in refused)
+    assert refused[-1].error == "schema is 2; this version reads 1"
+    assert store.windows("inference", 0) == [window(1)]
+
+
+def test_people_can_query_the_file_with_sql(store: ResultStore, path: Path) -> None:
+    store.write(windows=[window(0)], alerts=[alert(3)])
+    columns = "datetime(start_unix_s, 'unixepoch'), part, json_extract(series, '$.model'), count, round(p99_s, 1)"
+    assert query(path, f"SELECT {columns} FROM windows") == [("2023-11-14 22:13:20", "main", "ranker", 4, 4.5)]
+    assert query(path, "SELECT id, state, rule FROM alerts") == [("a1", "firing", "slow")]
+
+
+def test_reading_windows_of_a_source_uses_the_index(store: ResultStore, path: Path) -> None:
+    (plan,) = query(path, f"EXPLAIN QUERY PLAN {sqlite._WINDOWS.replace('?', '1')}")
+    assert "SEARCH windows USING INDEX" in str(plan[-1])
+
+
+def test_a_file_of_another_program_is_refused_and_left_as_it_is(path: Path) -> None:
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE recipes (name)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"results\.sqlite is an SQLite file of another program"):
+        ResultStore.open(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"name,price\n" * 500)
+    with pytest.raises(ConfigError, match=r"results\.sqlite cannot be used.*not a database"):
+        ResultStore.open(path)
+
+
+def test_a_newer_file_is_refused(store: ResultStore, path: Path) -> None:
+    store.close()
+    query(path, "PRAGMA user_version = 9")
+    with pytest.raises(ConfigError, match="has schema 9, this streammon reads 1"):
+        ResultStore.open(path)
+
+
+def test_a_missing_file_is_not_made_by_a_reader(path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist: no results"):
+        ResultStore.open(path, read_only=True)
+    assert not path.exists()
+
+
+def test_a_file_that_gets_damaged_is_fatal(store: ResultStore, path: Path) -> None:
+    store.write_windows([window(n) for n in range(100)])
+    query(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096 * 20)
+    with pytest.raises(Fatal, match="replay to fill a new one"):
+        store.write_windows([window(n) for n in range(100, 2000)])
+
+
+def test_a_locked_file_can_be_tried_again(store: ResultStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.close()
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.05)
+    store = ResultStore.open(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Retryable, match="locked"):
+        store.write_windows([window(0)])
+    other.execute("COMMIT")
+    other.close()
+    store.write_windows([window(0)])
+    assert store.windows("inference", 0) == [window(0)]
+    store.close()
+
+
+def test_closing_twice_is_allowed(store: ResultStore) -> None:
+    store.close()
+    store.close()
