@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-ALL = ("pipeline", "sketch", "sdk_overhead", "host_agent")
+ALL = ("pipeline", "latency", "sketch", "sdk_overhead", "host_agent")
 
 for name in sys.argv[1:] or ALL:
     print(f"\n== {name}", flush=True)

@@ -83,7 +83,7 @@ async def test_a_partition_that_falls_idle_is_closed_by_a_tick_record_in_the_log
     await broker.append(events([now, now + 0.01]))
 
     async def counted() -> bool:
-        return sum(window["count"] for window in await contents(broker, "windows")) == 2
+        return [window["count"] for window in await contents(broker, "windows")] in ([2], [1, 1])
 
     await running(broker, windows_processor(settings), settings, counted, "both events in a window")
     assert json.loads(TICK) in await contents(broker, "inference")
@@ -108,7 +108,7 @@ async def test_a_restart_goes_on_where_the_last_run_published(broker: Broker, se
 
         async def counted(expected: int = 50 * (part + 1)) -> bool:
             windows = await contents(broker, "windows")
-            return sum(window["count"] for window in windows) == expected
+            return bool(sum(window["count"] for window in windows) == expected)
 
         await running(broker, windows_processor(settings), settings, counted, f"part {part} counted")
     windows = await contents(broker, "windows")
