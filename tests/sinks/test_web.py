@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -246,6 +247,24 @@ def test_completeness_is_summed_over_all_that_is_shown() -> None:
     assert len(overview.models) == 1
 
 
+def test_watermark_lag_that_nobody_reports_is_read_from_the_windows() -> None:
+    made = board(
+        requests(1, completeness=Completeness(watermark_unix_s=START + 5)),
+        requests(0, completeness=Completeness(watermark_unix_s=START + 3)),
+    )
+    unknown = Status(consumer_lag=0)
+    assert indicator(made.overview(START + 9, unknown, []).indicators, "Watermark lag").value == 4
+    assert indicator(made.overview(START + 9, STATUS, []).indicators, "Watermark lag").value == 1
+    assert indicator(board().overview(START + 9, unknown, []).indicators, "Watermark lag").level == "unknown"
+
+
+def test_batch_that_turned_up_after_all_is_not_missing() -> None:
+    found_again = requests(0, completeness=Completeness(missing=-1))
+    lost = [requests(number, completeness=Completeness(missing=1)) for number in (1, 2)]
+    assert indicator(shown(found_again, *lost, range_s=300).indicators, "Missing").value == 1
+    assert indicator(shown(found_again).indicators, "Missing").value == 0
+
+
 @pytest.mark.parametrize(
     ("name", "counts", "status", "level"),
     [
@@ -418,6 +437,28 @@ async def test_emptied_store_is_read_again(store: ResultStore, live: Live, time:
     assert (await seen(live)).models == []
 
 
+async def test_windows_are_not_added_twice_when_reading_breaks_off(
+    store: ResultStore, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write_windows([requests(0)])
+    await seen(live)
+    store.write_windows([requests(n) for n in range(1, 5)])
+
+    class BreaksOff:
+        def decode(self, body: str) -> Window:
+            self.decode = self.fail  # type: ignore[method-assign]  # from the second window on
+            return msgspec.json.decode(body, type=Window)
+
+        def fail(self, body: str) -> Window:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(live_module, "_WINDOW", BreaksOff())
+        with pytest.raises(Retryable):
+            await seen(live)
+    assert only_model(await seen(live)).total.count == 5 * 4
+
+
 async def test_version_grows_with_what_is_written_and_only_then(store: ResultStore, live: Live, time: Time) -> None:
     first = await live.version()
     time.now += 1
@@ -581,12 +622,17 @@ async def answers(client: Client) -> bool:
         return stream.status == 200
 
 
-async def test_stream_outlives_a_store_that_is_away_for_a_while(store: ResultStore, client: Client) -> None:
-    moved = store.path.with_name("moved")
+async def test_stream_outlives_a_store_that_is_away_for_a_while(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[int | Retryable] = [1, Retryable("database is locked"), 2]
+
+    async def version(_: Live) -> int:
+        outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+        if isinstance(outcome, Retryable):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(Live, "version", version)
     async with client.get("/api/stream") as stream:
-        await next_version(stream)
-        store.path.rename(moved)
-        assert (await client.get("/api/overview")).status == 503
-        moved.rename(store.path)
-        store.write_windows([requests(50)])
-        await next_version(stream)
+        assert [await next_version(stream), await next_version(stream)] == [1, 2]

@@ -123,14 +123,13 @@ class Live:
         self._looked_at = self._monotonic()
 
     def _feed(self, db: sqlite3.Connection) -> None:
-        rows = db.execute(_AFTER, (self._place.row,)) if self._boards else ()
-        for (body,) in rows:
+        boards, self._boards = self._boards, {}  # what fails on the way is filled anew, never fed twice
+        for (body,) in db.execute(_AFTER, (self._place.row,)) if boards else ():
             window = _WINDOW.decode(body)
-            for range_s, board in list(self._boards.items()):
-                if window.size_s > board.size_s:
-                    del self._boards[range_s]  # its buckets have become too narrow
-                else:
-                    board.add(window)
+            boards = {range_s: board for range_s, board in boards.items() if board.size_s >= window.size_s}
+            for board in boards.values():
+                board.add(window)
+        self._boards = boards
 
     def _forget_idle(self) -> None:
         now = self._monotonic()

@@ -27,7 +27,7 @@ from streammon.sketch import Sketch, merge
 RANGES_S: Final = (300, 900, 3600, 21600)
 """The time ranges a reader may choose."""
 MAX_POINTS: Final = 300
-MAX_MODELS: Final = 50
+MAX_MODELS: Final = 20
 MAX_HOSTS: Final = 20
 """Groups beyond these are counted, not charted: the busiest models, the first hosts by name."""
 MAX_ACTIVE: Final = 100
@@ -47,8 +47,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """What only the running process knows; ``up`` gives it to the page.
 
     ``consumer_lag``: records that were published and not yet read by the processors. ``watermark_lag_s``: now
-    minus the oldest watermark of the partitions with data, None before the first event. ``components``: what each
-    part of the process is doing, in a word or two.
+    minus the oldest watermark of the partitions with data; None: the newest that a window tells of is taken.
+    ``components``: what each part of the process is doing, in a word or two.
     """
 
     consumer_lag: int
@@ -267,13 +267,15 @@ class Board:
         self._cut_unix_s: float | None = None
         self._spans: dict[str, tuple[float, float]] = {}
         self._newest: dict[ModelKey | str, float] = {}
+        self._watermark = 0.0
 
     def add(self, window: Window) -> None:
         """Take in a window, which has not been added before."""
         number = self._number(window.start_unix_s + window.size_s / 2)
-        if number < self._first:
+        if number < self._first:  # a replay of old data, perhaps long, of which nothing would be shown
             return
         bucket = self._buckets[number]
+        self._watermark = max(self._watermark, window.completeness.watermark_unix_s)
         counters = msgspec.structs.asdict(window.completeness)
         bucket.counts.update({name: counters[name] for name in _COUNTERS} | {"counted": window.count})
         if not window.count:  # counters alone: nothing happened in its series
@@ -300,11 +302,13 @@ class Board:
         self._first = max(self._first, last - ceil(self.range_s / self.step_s) + 1)
         self._drop_old()
         numbers = range(last - ceil(self.range_s / self.step_s) + 1, last + 1)
-        counts = sum((self._buckets[number].counts for number in numbers if number in self._buckets), Counter[str]())
+        counts = Counter[str]()
+        for number in numbers:
+            if number in self._buckets:
+                counts.update(self._buckets[number].counts)
         models = self._group(numbers, lambda bucket: bucket.models)
         hosts = self._group(numbers, lambda bucket: bucket.hosts)
-        views = [self._model(key, numbers, buckets) for key, buckets in models.items()]
-        views.sort(key=lambda view: (-view.total.count, view.service, view.model))
+        busiest = sorted(models, key=lambda key: (-sum(part.count for part in models[key].values()), key))
         shown = shown_alerts(alerts)
         cut = self._cut_unix_s
         return Overview(
@@ -314,15 +318,20 @@ class Board:
             times_unix_s=[number * self.step_s for number in numbers],
             complete_since_unix_s=cut if cut is not None and cut > numbers[0] * self.step_s else None,
             latest_unix_s=max((end for _, end in self._spans.values()), default=None),
-            indicators=indicators(counts, status, alerts),
+            indicators=indicators(counts, self._with_lag(status, now_unix_s), alerts),
             components=status.components,
             alerts=shown,
             alerts_left_out=len(alerts) - len(shown),
-            models=views[:MAX_MODELS],
-            models_left_out=max(0, len(views) - MAX_MODELS),
+            models=[self._model(key, numbers, models[key]) for key in busiest[:MAX_MODELS]],
+            models_left_out=max(0, len(models) - MAX_MODELS),
             hosts=[self._host(name, numbers, hosts[name]) for name in sorted(hosts)[:MAX_HOSTS]],
             hosts_left_out=max(0, len(hosts) - MAX_HOSTS),
         )
+
+    def _with_lag(self, status: Status, now_unix_s: float) -> Status:
+        if status.watermark_lag_s is not None or not self._watermark:
+            return status
+        return msgspec.structs.replace(status, watermark_lag_s=max(0.0, now_unix_s - self._watermark))
 
     def _number(self, time_unix_s: float) -> int:
         return floor(time_unix_s / self.step_s)
@@ -404,7 +413,7 @@ def indicators(counts: Mapping[str, int], status: Status, alerts: Iterable[Alert
     sent = sum(counts.get(name, 0) for name in ("counted", "late", "duplicate", "rejected", "dropped"))
 
     def counter(name: str, unit: str, what: str, warn: float, bad: float) -> Indicator:
-        value = counts.get(name, 0)
+        value = max(0, counts.get(name, 0))  # missing batches may turn up after the range has begun
         part = value / sent if sent else float(value > 0)
         limits = f"good up to {warn:.0%} of all events, bad above {bad:.0%}"
         return Indicator(
