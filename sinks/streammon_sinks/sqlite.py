@@ -24,11 +24,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -103,8 +103,46 @@ SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? AND start_unix_s
 ORDER BY start_unix_s DESC, id DESC LIMIT ?
 """
 
+_SINCE: Final = """
+SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? ORDER BY start_unix_s DESC LIMIT ?
+"""
+_AFTER: Final = "SELECT body FROM windows WHERE rowid > ? ORDER BY rowid"
+_PLACE: Final = """
+SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_unix_s) FROM alerts
+"""
+
 _WINDOW: Final = msgspec.json.Decoder(Window)
 _ALERT: Final = msgspec.json.Decoder(Alert)
+
+
+class Place(NamedTuple):
+    """How far the store has been written; differs whenever windows or alerts were."""
+
+    row: int = 0
+    alerts: int = 0
+    alerts_updated_unix_s: float = 0.0
+    """The sum of their times, which an index has at hand."""
+
+
+class Snapshot:
+    """The store as it is at one moment; windows are read one by one, so any number of them fits."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def place(self) -> Place:
+        return Place(*self._db.execute(_PLACE).fetchone())
+
+    def windows_after(self, place: Place) -> Iterator[Window]:
+        """The windows written since, in the order of writing."""
+        return self._windows(_AFTER, (place.row,))
+
+    def windows_since(self, source: str, since_unix_s: float, limit: int) -> Iterator[Window]:
+        """The windows that start then or later, the newest first."""
+        return self._windows(_SINCE, (source, since_unix_s, limit))
+
+    def _windows(self, query: str, parameters: tuple[Any, ...]) -> Iterator[Window]:
+        return (_WINDOW.decode(body) for (body,) in self._db.execute(query, parameters))
 
 
 class ResultStore:
@@ -199,6 +237,13 @@ class ResultStore:
         """When the newest window starts, in Unix seconds; None without any."""
         ((start,),) = self._read("SELECT max(start_unix_s) FROM windows WHERE source = ?", (source,))
         return None if start is None else float(start)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """For following what is written: see `Snapshot`. Raises `Retryable`."""
+        with _explained(self.path), closing(_open_for_reading(self.path)) as db:
+            db.execute("BEGIN")
+            yield Snapshot(db)
 
     def _read(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with self._reading, _explained(self.path):

@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from streammon.errors import Retryable
 from streammon.results import OTHER, Alert, Completeness, Gauge, Window
 from streammon.sketch import merge
+from streammon_sinks import sqlite as sqlite_module
 from streammon_sinks.sqlite import ResultStore
 from streammon_sinks.web import live as live_module
 from streammon_sinks.web import overview as overview_module
@@ -453,7 +454,7 @@ async def test_windows_are_not_added_twice_when_reading_breaks_off(
             raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(live_module, "_WINDOW", BreaksOff())
+        patch.setattr(sqlite_module, "_WINDOW", BreaksOff())
         with pytest.raises(Retryable):
             await seen(live)
     assert only_model(await seen(live)).total.count == 5 * 4

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 import msgspec
 
 from streammon.clock import Clock
-from streammon.errors import Retryable
-from streammon.results import Window
-from streammon_sinks.sqlite import BUSY_S, ResultStore
+from streammon_sinks.sqlite import Place, ResultStore, Snapshot
 from streammon_sinks.web.overview import SOURCES, Board, Status
 
 POLL_S: Final = 0.3
@@ -34,25 +30,7 @@ MAX_ROWS: Final = 250_000
 """Windows of one source that are read for a new range; the oldest are left out beyond."""
 MAX_STORED_ALERTS: Final = 1000
 
-_PLACE: Final = """
-SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_unix_s) FROM alerts
-"""
-_SINCE: Final = """
-SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? ORDER BY start_unix_s DESC LIMIT ?
-"""
-_AFTER: Final = "SELECT body FROM windows WHERE rowid > ? ORDER BY rowid"
-_WINDOW: Final = msgspec.json.Decoder(Window)
-
 StatusOf = Callable[[], Status | Awaitable[Status]]
-
-
-class Place(NamedTuple):
-    """How far the store has been written; differs whenever windows or alerts were."""
-
-    row: int = 0
-    alerts: int = 0
-    alerts_updated_unix_s: float = 0.0
-    """The sum of their times, which an index has at hand."""
 
 
 class _Answer(NamedTuple):
@@ -111,21 +89,20 @@ class Live:
     def _catch_up(self) -> None:
         """Feed the boards with what was written since the last time, and fill those that are missing."""
         self._forget_idle()
-        with _snapshot(self._store) as db:
-            place = Place(*db.execute(_PLACE).fetchone())
+        with self._store.snapshot() as snapshot:
+            place = snapshot.place()
             if place.row < self._place.row:  # emptied, and row numbers started again
                 self._boards.clear()
             if place != self._place:
-                self._feed(db)
+                self._feed(snapshot)
                 self._place, self._version = place, self._version + 1
             for range_s in self._asked_at.keys() - self._boards.keys():
-                self._boards[range_s] = _filled(db, range_s, self._clock())
+                self._boards[range_s] = _filled(snapshot, range_s, self._clock())
         self._looked_at = self._monotonic()
 
-    def _feed(self, db: sqlite3.Connection) -> None:
+    def _feed(self, snapshot: Snapshot) -> None:
         boards, self._boards = self._boards, {}  # what fails on the way is filled anew, never fed twice
-        for (body,) in db.execute(_AFTER, (self._place.row,)) if boards else ():
-            window = _WINDOW.decode(body)
+        for window in snapshot.windows_after(self._place) if boards else ():
             boards = {range_s: board for range_s, board in boards.items() if board.size_s >= window.size_s}
             for board in boards.values():
                 board.add(window)
@@ -139,29 +116,15 @@ class Live:
             self._answers.pop(range_s, None)
 
 
-def _filled(db: sqlite3.Connection, range_s: int, now_unix_s: float, size_s: float = 1.0) -> Board:
+def _filled(snapshot: Snapshot, range_s: int, now_unix_s: float, size_s: float = 1.0) -> Board:
     """A board with all windows of the range."""
     board = Board(range_s, size_s)
     since = now_unix_s - range_s - 2 * board.step_s
     for source in SOURCES:
-        window = None
-        for rows, (body,) in enumerate(db.execute(_SINCE, (source, since, MAX_ROWS)), start=1):
-            window = _WINDOW.decode(body)
+        for rows, window in enumerate(snapshot.windows_since(source, since, MAX_ROWS), start=1):
             if window.size_s > board.size_s:
-                return _filled(db, range_s, now_unix_s, window.size_s)
+                return _filled(snapshot, range_s, now_unix_s, window.size_s)
             board.add(window)
             if rows == MAX_ROWS:
                 board.cut(window.start_unix_s)
     return board
-
-
-@contextmanager
-def _snapshot(store: ResultStore) -> Iterator[sqlite3.Connection]:
-    """The store as it is at one moment."""
-    uri = f"{store.path.resolve().as_uri()}?mode=ro"
-    try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)) as db:
-            db.execute("BEGIN")
-            yield db
-    except sqlite3.Error as error:
-        raise Retryable(f"cannot read {store.path}: {error}") from error
