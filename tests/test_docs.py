@@ -1,0 +1,193 @@
+"""The pages: generated ones are up to date, links lead somewhere, examples work, quoted numbers are the code's."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+import pytest
+
+from streammon import telemetry, topics, wire
+from streammon.config import Settings
+from streammon.errors import Reason
+from streammon.events import EventType
+from streammon.results import Completeness, Distribution, Window
+from streammon_agents import gateway, ndjson
+from streammon_processors import dedupe, rules, windows
+from streammon_processors.runtime import Task
+from streammon_sinks import delivery
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def text_of(page: str) -> str:
+    """A page on one line, so that a sentence can be looked for across line breaks."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+# ---------------------------------------------------------------- generated pages
+
+
+def test_generated_pages_are_as_the_script_makes_them() -> None:
+    generated: dict[Path, str] = runpy.run_path(str(DOCS / "generate.py"))["generated"]()
+    assert len(generated) == 2
+    outdated = [name_of(path) for path, text in generated.items() if path.read_text(encoding="utf-8") != text]
+    assert not outdated, "run `python docs/generate.py` and commit what it writes"
+
+
+# ---------------------------------------------------------------- links
+
+_FENCE = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def prose(page: Path) -> str:
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a Markdown viewer makes of the headings."""
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in _HEADING.findall(prose(page))}
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    target, _, anchor = link.partition("#")
+    path = (page.parent / target).resolve() if target else page
+    return path.is_relative_to(ROOT) and path.exists() and (not anchor or anchor in anchors(path))
+
+
+def broken_links(page: Path) -> list[str]:
+    relative = [link for link in _LINK.findall(prose(page)) if not re.match(r"[a-z]+:", link)]
+    return [link for link in relative if not leads_somewhere(page, link)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = DOCS / "index.md"
+    assert "operations.md" in _LINK.findall(prose(page))
+    (copy := tmp_path / "index.md").write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    assert "operations.md" in broken_links(copy)
+
+
+# ---------------------------------------------------------------- examples
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [body for info, body in _FENCE.findall(page.read_text(encoding="utf-8")) if info.strip() == kind]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_in_the_pages_compiles(page: Path) -> None:
+    for source in blocks(page, "python"):
+        compile(source, name_of(page), "exec")
+
+
+def test_protocols_on_the_page_are_those_of_the_code() -> None:
+    shown: dict[str, Any] = {"__name__": "page"}
+    for source in blocks(DOCS / "component-contract.md", "python"):
+        exec(compile(source, "component-contract.md", "exec"), shown)
+    for protocol in (Task, delivery.Sink):
+        assert members(shown[protocol.__name__]) == members(protocol)
+
+
+def members(protocol: type) -> set[str]:
+    return {name for name in vars(protocol) if not name.startswith("_")}
+
+
+def rows_of(value: str) -> list[dict[str, Any]]:
+    return [
+        batch.rows.event(row)
+        for batch in wire.decode(EventType.INFERENCE, value.encode())
+        for row in range(len(batch.rows))
+    ]
+
+
+def test_the_four_densities_on_the_page_hold_the_same_events() -> None:
+    wholes = blocks(DOCS / "wire.md", "json inference")
+    parts = blocks(DOCS / "wire.md", "json inference part")
+    events = [event for part in parts for event in rows_of(part)]
+    assert len(events) == 2
+    assert len(wholes) == 3
+    assert [rows_of(whole) for whole in wholes] == [events] * 3
+
+
+# ---------------------------------------------------------------- what must not be left out
+
+
+def test_every_reason_is_explained() -> None:
+    page = text_of("docs/wire.md")
+    assert [reason for reason in Reason if f"| `{reason}` |" not in page] == []
+
+
+def test_every_field_of_a_window_is_explained() -> None:
+    page = text_of("docs/windows.md")
+    names = [*Window.__struct_fields__, *Completeness.__struct_fields__]
+    assert [name for name in names if f"`{name}`" not in page] == []
+    assert "{" + ", ".join(Distribution.__struct_fields__) + "}" in page
+
+
+def declared_metrics() -> set[str]:
+    modules = (telemetry, gateway, delivery, rules)
+    collectors = [each for module in modules for each in vars(module).values()]
+    kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
+    return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
+
+
+def test_metrics_on_the_page_exist() -> None:
+    shown = re.findall(r"^\| `(streammon_\w+)`", (DOCS / "operations.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown
+    assert {name.removesuffix("_total") for name in shown} <= declared_metrics()
+
+
+def test_retention_on_the_page_is_that_of_the_topics() -> None:
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    for spec in topics.topic_specs(partitions=1):
+        name = "state.…" if spec.name.startswith("state.") else spec.name
+        kept = "compacted" if spec.compact else f"| {(spec.retention_s or 0) / topics.DAY_S:g} day"
+        assert re.search(rf"^\| .*`{re.escape(name)}`.*{re.escape(kept)}", page, re.MULTILINE), name
+
+
+# ---------------------------------------------------------------- numbers
+
+_SETTINGS = Settings()
+QUOTED = [
+    ("docs/windows.md", f"`windows.size_s` long ({_SETTINGS.windows.size_s:g} s)"),
+    ("docs/windows.md", f"`windows.lateness_s` ({_SETTINGS.windows.lateness_s:g} s)"),
+    ("docs/windows.md", f"`windows.max_future_s` ({_SETTINGS.windows.max_future_s:g} s)"),
+    ("docs/windows.md", f"`windows.max_late_s` ({_SETTINGS.windows.max_late_s / 3600:g} h)"),
+    ("docs/windows.md", f"`windows.idle_tick_s` ({_SETTINGS.windows.idle_tick_s:g} s)"),
+    ("docs/windows.md", f"`windows.max_series` ({_SETTINGS.windows.max_series:,})"),
+    ("docs/windows.md", f"about {windows.PENDING_LIMIT:,} late or refused events"),
+    ("docs/windows.md", f"for {windows.MAX_REVISIONS:,} pairs of window and series"),
+    ("docs/windows.md", f"more than {windows.MAX_SERIES_BYTES:,} bytes"),
+    ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
+    ("docs/windows.md", " then ".join(f"`{name}`," for name in windows.SHED).rstrip(",")),
+    ("docs/wire.md", f"{wire.MAX_EVENTS:,} events, and {wire.MAX_ENTRIES:,} entries"),
+    ("docs/wire.md", f"At most {ndjson.MAX_ERRORS} `errors`"),
+    ("docs/wire.md", f"`time_unix_s` below 0, or {wire.MAX_TIME_UNIX_S:.0e}".replace("e+", "e")),
+    ("docs/operations.md", f"| events of a record | {wire.MAX_EVENTS:,} |"),
+    ("docs/operations.md", f"`topics.partitions` ({_SETTINGS.topics.partitions})"),
+    ("docs/operations.md", f"`kafka.session_timeout_s` ({_SETTINGS.kafka.session_timeout_s:g} s)"),
+    ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),
+    ("docs/operations.md", f"`sqlite.max_rows` ({_SETTINGS.sqlite.max_rows:,})"),
+    ("docs/operations.md", f"`embedded.max_bytes` ({_SETTINGS.embedded.max_bytes // 1024**3} GiB)"),
+]
+
+
+@pytest.mark.parametrize(("page", "sentence"), QUOTED)
+def test_numbers_on_the_pages_are_those_of_the_code(page: str, sentence: str) -> None:
+    assert sentence in text_of(page)
