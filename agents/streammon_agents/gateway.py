@@ -73,8 +73,7 @@ async def _post(broker: Broker, limits: WebSettings, request: web.Request) -> we
     try:
         return await _take(broker, limits, request)
     except Rejected as refusal:
-        status = 413 if refusal.reason is Reason.TOO_LARGE else 400
-        return _answer(status, reason=refusal.reason, detail=refusal.detail)
+        return _refuse(request, refusal)
     except Backpressure as full:
         return _come_back(429, "backpressure", str(full), full.retry_after_s)
     except StreammonError as failure:
@@ -163,6 +162,14 @@ def _taken(routed: Routed | RoutedLines) -> web.Response:
         first = errors[0]
         return _answer(400, reason=first.reason, detail=f"line {first.line}: {first.detail}", **counts)
     return _answer(202, **counts)
+
+
+def _refuse(request: web.Request, refusal: Rejected) -> web.Response:
+    status = 413 if refusal.reason is Reason.TOO_LARGE else 400
+    answer = _answer(status, reason=refusal.reason, detail=refusal.detail)
+    if request.content.exception() is not None:
+        answer.force_close()  # where the next request begins cannot be told
+    return answer
 
 
 def _come_back(status: int, reason: str, detail: str, after_s: float) -> web.Response:
