@@ -84,8 +84,7 @@ BROKEN: list[tuple[bytes | None, Refused]] = [
     (_HEAD + b'{"time_unix_s":[1,2,3],"duration_s":[1,NaN]}}', Refused(Reason.UNEQUAL_LENGTHS, 3)),
     (_HEAD + b'{"time_unix_s":{"f8":"AAAA"},"duration_s":[1,2,3]}}', Refused(Reason.UNEQUAL_LENGTHS, 3)),
     (
-        _HEAD + b'{"time_unix_s":[1,2,3],"duration_s":[1,2,3],'
-        b'"endpoint":{"dictionary":["/"],"index":{"u1":"AAAB"}}}}',
+        _HEAD + b'{"time_unix_s":[1,2,3],"duration_s":[1,2,3],"endpoint":{"dictionary":["/"],"index":{"u1":"AAAB"}}}}',
         Refused(Reason.BAD_INDEX, 3),
     ),
     (_HEAD + b'{"time_unix_s":{"f8":"!"},"duration_s":[1,2,3]}}', Refused(Reason.BAD_PACKING, 3)),

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from streammon_processors.chunk import Chunk, Ints, Series
 
 from streammon.results import OTHER, Distribution, Exemplar, Gauge
 from streammon.sketch import SketchBag
 from streammon.wire import Floats
+from streammon_processors.chunk import Chunk, Ints, Series
 
 QUANTILES = (0.5, 0.9, 0.99)
 EXEMPLARS = 3
@@ -83,11 +82,10 @@ class Aggregate:
             fields: dict[str, Any] = {name: table[slot] for name, table in tables.items() if slot in table}
             fields["count"] = int(self._counts[slot])
             fields["error_count"] = int(self._errors[slot])
-            fields["gauges"] = {
-                name: value for name, gauge in gauges if (value := gauge.at(slot)) is not None
-            } or None
+            fields["gauges"] = {name: value for name, gauge in gauges if (value := gauge.at(slot)) is not None} or None
             fields["exemplars"] = self._exemplars.at(slot)
-            fields["cost"] = self._costs.get(slot)
+            costs = self._costs.get(slot, {})
+            fields["cost"] = {currency: _finite(amount) for currency, amount in costs.items()} or None
             yield key, fields
 
 
@@ -220,9 +218,7 @@ class _Gauge:
         count = s.count[slot]
         if not count:
             return None
-        return Gauge(
-            min=s.min[slot], max=s.max[slot], mean=_finite(s.sum[slot]) / count, last=self._last[slot]
-        )
+        return Gauge(min=s.min[slot], max=s.max[slot], mean=_finite(s.sum[slot]) / count, last=self._last[slot])
 
 
 class _Exemplars:
@@ -233,7 +229,7 @@ class _Exemplars:
         self._bar = _PerSlot(-np.inf)  # what a request has to exceed to be kept
 
     def add(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
-        if not chunk.has("duration_s") or not chunk.traced.any():
+        if not chunk.traced.any() or not chunk.has("duration_s"):
             return
         self._bar.grow(int(slots.max()) + 1)
         durations = chunk.floats("duration_s")[rows]
@@ -246,9 +242,7 @@ class _Exemplars:
             return
         event = chunk.event(row)
         kept = self._slowest.setdefault(slot, [])
-        kept.append(
-            Exemplar(duration_s=duration_s, trace_id=event.get("trace_id"), event_id=event.get("event_id"))
-        )
+        kept.append(Exemplar(duration_s=duration_s, trace_id=event.get("trace_id"), event_id=event.get("event_id")))
         kept.sort(key=lambda exemplar: -exemplar.duration_s)  # stable: of equals the earlier stays ahead
         del kept[EXEMPLARS:]
         if len(kept) == EXEMPLARS:

@@ -80,9 +80,12 @@ class _Piece(NamedTuple):
 
 
 class Chunk:
-    """Rows of one partition; arrays have shape (n,), one element a row."""
+    """Rows of one partition; arrays have shape (n,), one element a row.
 
-    def __init__(self, event_type: EventType, records: Iterable[Record]) -> None:
+    Records are taken until there are none, or at least ``enough`` rows: a short record may hold very many.
+    """
+
+    def __init__(self, event_type: EventType, records: Iterable[Record], enough: int) -> None:
         self._type = event_type
         self._fields = wire.codec_of(event_type).fields
         self._pieces: list[_Piece] = []
@@ -91,13 +94,13 @@ class Chunk:
         self._firsts: list[int] = []  # by piece: number of its first row within the record
         self._size = 0
         self._fates: dict[int, Fate] = {}
-        self._read(wire.codec_of(event_type), event_type, records)
+        self._read(wire.codec_of(event_type), event_type, records, enough)
         self._note_faults()
 
     def __len__(self) -> int:
         return self._size
 
-    def _read(self, codec: wire.Codec, event_type: EventType, records: Iterable[Record]) -> None:
+    def _read(self, codec: wire.Codec, event_type: EventType, records: Iterable[Record], enough: int) -> None:
         singles: list[tuple[Any, Record]] = []
         for record in records:
             value = record.value or b""
@@ -115,6 +118,8 @@ class Chunk:
                 self.refusals[self._size - 1] = Refusal(error.reason, error.detail, claimed)
                 continue
             self._add_batches(record, batches)
+            if self._size >= enough:
+                break
         self._add_singles(singles)
 
     def _add_singles(self, singles: list[tuple[Any, Record]]) -> None:
@@ -125,9 +130,7 @@ class Chunk:
     def _add_batches(self, record: Record, batches: list[Batch]) -> None:
         row = 0
         for batch in batches or [Batch(ObjectRows([]))]:
-            self.headers.append(
-                Header(self._size, len(batch.rows), batch.identity, batch.dropped, batch.sparse)
-            )
+            self.headers.append(Header(self._size, len(batch.rows), batch.identity, batch.dropped, batch.sparse))
             if len(batch.rows):
                 self._add(batch.rows, [record], row)
             else:
@@ -179,9 +182,7 @@ class Chunk:
     def row_in_record(self) -> Ints:
         return np.concatenate(
             [
-                np.zeros(piece.size, dtype=np.int64)
-                if len(piece.records) > 1
-                else np.arange(first, first + piece.size)
+                np.zeros(piece.size, dtype=np.int64) if len(piece.records) > 1 else np.arange(first, first + piece.size)
                 for piece, first in zip(self._pieces, self._firsts, strict=True)
             ]
         )
@@ -303,8 +304,7 @@ class Chunk:
         currencies = dict(self.objects("cost_currency"))
         amounts = self.floats("cost_amount")
         return [
-            (row, float(amounts[row]), currencies.get(row, ""))
-            for row in np.flatnonzero(~np.isnan(amounts)).tolist()
+            (row, float(amounts[row]), currencies.get(row, "")) for row in np.flatnonzero(~np.isnan(amounts)).tolist()
         ]
 
     @cached_property
@@ -330,6 +330,11 @@ class Chunk:
     def record(self, row: int) -> Record:
         """The record a row came in."""
         return self._piece(row).record(row)
+
+    def bytes_of(self, row: int) -> int:
+        """A row's share of its record, about."""
+        piece = self._piece(row)
+        return len(piece.record(row).value or b"") // (1 if len(piece.records) > 1 else piece.size)
 
     def event(self, row: int) -> dict[str, Any]:
         """A row's event as an object."""

@@ -9,6 +9,7 @@ remembers at most `MAX_GAPS` gaps (a batch from a forgotten gap is taken for a d
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -16,7 +17,7 @@ from msgspec import Struct
 from streammon.wire import Identity
 
 MAX_STREAMS = 4096
-MAX_GAPS = 64
+MAX_GAPS = 32
 FORGET_AFTER_MS = 3_600_000
 
 
@@ -28,10 +29,12 @@ class Verdict(NamedTuple):
 
 
 class Stream(Struct, array_like=True):
-    """One (agent, boot): the highest number seen, and the ranges below it that were not."""
+    """One (agent, boot): the highest number seen, and the ranges below it that were not.
 
-    agent: str
-    boot: str
+    ``name`` is a digest: senders may choose names of any length, and this is kept in every snapshot.
+    """
+
+    name: str
     last_ms: int
     highest: int = -1
     gaps: list[tuple[int, int]] = []
@@ -47,7 +50,7 @@ class Stream(Struct, array_like=True):
         for index, (low, high) in enumerate(self.gaps):
             if low <= seq <= high:
                 rest = [gap for gap in ((low, seq - 1), (seq + 1, high)) if gap[0] <= gap[1]]
-                self.gaps[index : index + 1] = rest
+                self.gaps = [*self.gaps[:index], *rest, *self.gaps[index + 1 :]][-MAX_GAPS:]
                 return Verdict(duplicate=False, missing=-1)
         return Verdict(duplicate=True, missing=0)
 
@@ -56,23 +59,25 @@ class Dedupe:
     """The streams of one partition."""
 
     def __init__(self, streams: Iterable[Stream] = ()) -> None:
-        self._streams = {(stream.agent, stream.boot): stream for stream in streams}  # longest silent first
+        self._streams = {stream.name: stream for stream in streams}  # longest silent first
 
     def judge(self, identity: Identity, now_ms: int) -> Verdict:
         """Whether this batch was seen before; ``now_ms``: the broker's time of its record."""
-        self._forget(now_ms)
-        key = (identity.agent, identity.boot)
-        stream = self._streams.pop(key, None) or Stream(identity.agent, identity.boot, now_ms)
+        self._forget_silent(now_ms)
+        name = blake2b(f"{identity.agent}\0{identity.boot}".encode(), digest_size=12).hexdigest()
+        stream = self._streams.pop(name, None) or Stream(name, now_ms)
+        if len(self._streams) >= MAX_STREAMS:
+            del self._streams[next(iter(self._streams))]
         stream.last_ms = now_ms
-        self._streams[key] = stream
+        self._streams[name] = stream
         return stream.judge(identity.seq)
 
-    def _forget(self, now_ms: int) -> None:
+    def _forget_silent(self, now_ms: int) -> None:
         while self._streams:
             oldest = next(iter(self._streams.values()))
-            if len(self._streams) < MAX_STREAMS and now_ms - oldest.last_ms <= FORGET_AFTER_MS:
+            if now_ms - oldest.last_ms <= FORGET_AFTER_MS:
                 return
-            del self._streams[oldest.agent, oldest.boot]
+            del self._streams[oldest.name]
 
     def streams(self) -> list[Stream]:
         """All that has to be remembered, longest silent first."""

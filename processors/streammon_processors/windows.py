@@ -35,12 +35,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from streammon_processors.aggregate import Aggregate, sortable
-from streammon_processors.chunk import Chunk, Fate, Ints, Position, Refusal, Series
-from streammon_processors.dedupe import Dedupe, Stream, Verdict
 
 from streammon import wire
-
 from streammon.broker import Outgoing, Record
 from streammon.config import WindowSettings
 from streammon.deadletter import dead_letter
@@ -48,16 +44,25 @@ from streammon.errors import Reason
 from streammon.events import EventType
 from streammon.results import DISTRIBUTIONS, OTHER, Completeness, Window
 from streammon.tick import TICK
+from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER, Density, Identity
+from streammon_processors.aggregate import Aggregate, sortable
+from streammon_processors.chunk import Chunk, Fate, Ints, Position, Refusal, Series
+from streammon_processors.dedupe import Dedupe, Stream, Verdict
 
 Mask = NDArray[np.bool_]
 
 CHUNK_RECORDS = 4000
-"""Records pooled at once: bounds the memory of one `process` call."""
+CHUNK_ROWS = 200_000
+"""Records pooled at once, and the rows from which on no more are: bounds the memory of one `process` call."""
 PENDING_LIMIT = 20_000
-"""Late or refused events (a kilobyte of refused bytes counts as four) after which they are published without a close."""
-MAX_REVISIONS = 20_000
+"""Weight of late and refused events and of batches (see `_weights`) after which they are published without a close."""
+MAX_REVISIONS = 5000
 """Revisions remembered one by one; beyond, the oldest windows number their supplements together."""
+MAX_SERIES_BYTES = 4096
+"""Series with longer labels are summed in the series ``__other__``, too: they are the keys of records."""
+SHED = ("exemplars", "gauges", "cost")
+"""What a window gives up, in this order, while no record can hold it: names and ids are as long as senders like."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,20 @@ class Source:
     def name(self) -> str:
         return self.event_type.value
 
+    def series(self, values: Series) -> Series:
+        """The series of these values of ``by``; one and the same for all that are published alike."""
+        series = tuple(self._own(value) if isinstance(value, tuple) else value for value in values)
+        return series if len(series_key(self.labels(series))) <= MAX_SERIES_BYTES else (OTHER,) * len(series)
+
+    def _own(self, mapping: Series) -> Series | None:
+        return tuple((name, value) for name, value in mapping if name not in self.by) or None
+
     def labels(self, key: Series | None) -> dict[str, str]:
         """A series as it is published: absent labels left out, mappings merged in."""
         labels: dict[str, str] = {}
         for name, value in zip(self.by, key or (), strict=False):
             if isinstance(value, tuple):
-                labels |= {k: v for k, v in value if k not in self.by}
+                labels |= dict(value)
             elif value is not None and not (value == OTHER and name == "labels"):
                 labels[name] = value
         return labels
@@ -96,8 +109,7 @@ class WindowTask:
 
     def __init__(self, partition: int, settings: WindowSettings) -> None:
         self._topics = {
-            topic: _TopicWindows(topic, source, partition, settings)
-            for topic, source in sources(settings).items()
+            topic: _TopicWindows(topic, source, partition, settings) for topic, source in sources(settings).items()
         }
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
@@ -128,6 +140,14 @@ class WindowTask:
         return [topic for topic, windows in self._topics.items() if windows.waiting]
 
 
+class RevisionsMemory(Struct, array_like=True):
+    """What `Revisions` remembers. ``shared`` numbers the supplements of the windows before ``shared_before``."""
+
+    by_window: dict[int, dict[str, int]] = {}
+    shared_before: int = 0
+    shared: int = 0
+
+
 class _Published(Struct, array_like=True):
     """A topic's memory at a published place."""
 
@@ -137,7 +157,7 @@ class _Published(Struct, array_like=True):
     broker_ms: int | None
     streams: list[Stream]
     duplicates: list[Position]
-    revisions: dict[int, dict[str, int]]
+    revisions: RevisionsMemory
 
 
 @dataclass
@@ -189,7 +209,7 @@ class _TopicWindows:
         self._broker_ms = published.broker_ms
         self._dedupe = Dedupe(msgspec.convert(msgspec.to_builtins(published.streams), list[Stream]))
         self._published_dedupe = Dedupe(published.streams)
-        self._duplicates = published.duplicates
+        self._duplicates = list(published.duplicates)
         self._revisions = Revisions(published.revisions)
         self.published = published
 
@@ -206,8 +226,8 @@ class _TopicWindows:
                 for record in run:
                     outputs += self._tick(record)
             else:
-                while pool := list(islice(run, CHUNK_RECORDS)):
-                    outputs += self._chunk(pool)
+                while chunk := Chunk(self._source.event_type, islice(run, CHUNK_RECORDS), CHUNK_ROWS):
+                    outputs += self._chunk(chunk)
         return outputs
 
     def _tick(self, record: Record) -> list[Outgoing]:
@@ -219,9 +239,9 @@ class _TopicWindows:
         due = bool(self._pending) or self._can_close()
         return self._publish(Position(record.offset + 1, 0)) if due else []
 
-    def _chunk(self, records: list[Record]) -> list[Outgoing]:
-        rows = _Rows(Chunk(self._source.event_type, records), self._source.by, self._settings)
-        done = rows.chunk.rows_before(self.published.place) if self.published is not None else 0
+    def _chunk(self, chunk: Chunk) -> list[Outgoing]:
+        rows = _Rows(chunk, self._source, self._settings)
+        done = chunk.rows_before(self.published.place) if self.published is not None else 0
         if done:
             self._rebuild(rows, done)
         return self._advance(rows, done) if done < len(rows) else []
@@ -261,7 +281,7 @@ class _TopicWindows:
             self._pending.weight += int(weights[last + 1] - weights[start])
             self._newest = float(newest[last + 1])
             self._broker_ms = rows.chunk.record(last).timestamp
-            if self._can_close() or (self._pending and (last in closing or self._is_full)):
+            if self._can_close() or self._is_full or (self._pending and last in closing):
                 outputs += self._publish(rows.chunk.position_after(last))
             start = last + 1
         return outputs
@@ -317,9 +337,12 @@ class _TopicWindows:
 
     def _weights(self, rows: _Rows, supplement: Mask, refused: Mapping[int, Refusal]) -> Ints:
         """What publishing will cost, cumulated: element ``i`` is the weight of the rows before row ``i``."""
-        weights = supplement.astype(np.int64)
+        elsewhere = np.append(True, (np.diff(rows.window) != 0) | (np.diff(rows.chunk.offset) != 0))
+        weights = supplement * np.where(elsewhere, 50, 1)  # a window costs as much as 50 events
         for row in refused:
-            weights[row] = 4 + len(rows.chunk.record(row).value or b"") // 256
+            weights[row] = 4 + rows.chunk.bytes_of(row) // 256  # a kilobyte, as much as four
+        for header in rows.chunk.headers:
+            weights[header.row] += header.identity is not None  # judged, and to be remembered
         return np.append(0, weights.cumsum())
 
     # --- what becomes of rows ---------------------------------------------------------------------------------------
@@ -335,9 +358,7 @@ class _TopicWindows:
                 window = windows[int(number)] = _OpenWindow(aggregate, int(rows.chunk.offset[mine[0]]))
             window.aggregate.add(rows.chunk, mine, rows.series, rows.codes)
 
-    def _note(
-        self, rows: _Rows, part: Ints, verdicts: Mapping[int, Verdict], refused: Mapping[int, Refusal]
-    ) -> None:
+    def _note(self, rows: _Rows, part: Ints, verdicts: Mapping[int, Verdict], refused: Mapping[int, Refusal]) -> None:
         """Keep the books on everything that is not in a main window."""
         first, last = int(part[0]), int(part[-1])
         for header in rows.chunk.headers_between(first, last):
@@ -359,16 +380,13 @@ class _TopicWindows:
         for row, refusal in refused.items():
             self._pending.of(rows.series_of(row)).rejected += refusal.events
         chunk = rows.chunk
-        for (offset, reason), group in groupby(
-            refused, lambda row: (int(chunk.offset[row]), refused[row].reason)
-        ):
+        for (offset, reason), group in groupby(refused, lambda row: (int(chunk.offset[row]), refused[row].reason)):
             members = list(group)
             first = refused[members[0]]
             if chunk.fate[members[0]] == Fate.UNREADABLE:
                 value, detail = chunk.record(members[0]).value, first.detail
             else:
-                events = [chunk.event(row) for row in members]
-                [value] = wire.encode(self._source.event_type, events, Density.ARRAY)
+                value = self._refused_events(chunk, members)
                 detail = first.detail + (f" (the first of {len(members)} events)" if len(members) > 1 else "")
             self._pending.letters.append(
                 dead_letter(
@@ -382,17 +400,27 @@ class _TopicWindows:
                 )
             )
 
+    def _refused_events(self, chunk: Chunk, rows: list[int]) -> bytes | None:
+        """These events of one record as an array; all of the record where that is larger than a record may be."""
+        values, size = [], 0
+        for row in rows:
+            values += wire.encode(self._source.event_type, [chunk.event(row)], Density.OBJECT)
+            size += len(values[-1]) + 1
+            if size >= MAX_RECORD_BYTES:
+                return chunk.record(row).value
+        return b"[%b]" % b",".join(values)
+
     # --- publishing -----------------------------------------------------------------------------------------------
 
     def _publish(self, place: Position) -> list[Outgoing]:
         """Everything that is due here, and the memory of it."""
         pending, self._pending = self._pending, _Pending()
-        self._revisions.forget_before(self._window_at(self._newest - self._settings.max_late_s) - 1)
         windows = [
             *self._main_windows(pending),
             *self._supplements(pending),
             *self._counters_left(pending),
         ]
+        self._forget_revisions()
         for identity, now_ms in pending.judged:
             self._published_dedupe.judge(identity, now_ms)
         rewind_to = min([place.offset, *(window.first_offset for window in self._open.values())])
@@ -404,9 +432,15 @@ class _TopicWindows:
             broker_ms=self._broker_ms,
             streams=self._published_dedupe.streams(),
             duplicates=[duplicate for duplicate in self._duplicates if duplicate < place],
-            revisions=self._revisions.by_window,
+            revisions=self._revisions.memory,
         )
         return [*pending.letters, *map(self._record, windows)]
+
+    def _forget_revisions(self) -> None:
+        """Only after numbering: what is published here may be older than what can still come."""
+        if self._newest > -inf:
+            oldest = self._newest - self._settings.lateness_s - self._settings.max_late_s
+            self._revisions.forget_before(self._window_at(oldest) - 1)
 
     def _main_windows(self, pending: _Pending) -> Iterator[Window]:
         closed = self._closed(self._newest)
@@ -416,15 +450,15 @@ class _TopicWindows:
                 yield self._window(number, series, 0, counters, fields)
 
     def _supplements(self, pending: _Pending) -> Iterator[Window]:
-        for number, supplement in sorted(pending.supplements.items()):
-            for series, fields in supplement.aggregate.results():
+        for number in sorted(pending.supplements):
+            for series, fields in pending.supplements.pop(number).aggregate.results():
                 counters = pending.counters.pop(series, None) or Completeness()
                 counters.late = fields["count"]
                 yield self._window(number, series, self._next_revision(number, series), counters, fields)
 
     def _counters_left(self, pending: _Pending) -> Iterator[Window]:
         """What was counted for series without a window now: empty supplements of the last closed window."""
-        number = self._window_at(self._newest - self._settings.lateness_s) - 1
+        number = max(0, self._window_at(self._newest - self._settings.lateness_s) - 1)
         for series, counters in sorted(pending.counters.items(), key=lambda item: sortable(item[0] or ())):
             yield self._window(number, series, self._next_revision(number, series), counters, {"count": 0})
 
@@ -467,16 +501,21 @@ class _TopicWindows:
         )
 
     def _record(self, window: Window) -> Outgoing:
-        key = series_key(window.series)
-        return Outgoing("windows", key, msgspec.json.encode(window), (SCHEMA_HEADER,), self._partition)
+        value = msgspec.json.encode(window)
+        for name in SHED:
+            if len(value) > MAX_RECORD_BYTES:
+                setattr(window, name, None)
+                value = msgspec.json.encode(window)
+        return Outgoing("windows", series_key(window.series), value, (SCHEMA_HEADER,), self._partition)
 
 
 class _Rows:
     """A chunk's rows as the windows see them."""
 
-    def __init__(self, chunk: Chunk, by: tuple[str, ...], settings: WindowSettings) -> None:
+    def __init__(self, chunk: Chunk, source: Source, settings: WindowSettings) -> None:
         self.chunk = chunk
-        self.series, self.codes = chunk.labels(by)
+        values, self.codes = chunk.labels(source.by)
+        self.series = [source.series(each) for each in values]
         self.events: Mask = chunk.fate == Fate.EVENT
         self.window = np.floor(chunk.time / settings.size_s)
         self.future: Mask = chunk.time > chunk.broker_time + settings.max_future_s
@@ -494,40 +533,38 @@ class _Rows:
 class Revisions:
     """The last revision of every (window, series) that has supplements.
 
-    Beyond `MAX_REVISIONS` the oldest windows share one number among their series: still unique and rising, no longer
-    consecutive.
+    Beyond `MAX_REVISIONS` the oldest windows are forgotten, and all their further supplements numbered by one
+    counter: still unique and rising, no longer consecutive.
     """
 
-    _SHARED = ""
-
-    def __init__(self, by_window: dict[int, dict[str, int]] | None = None) -> None:
-        self.by_window = by_window or {}
-        self._size = sum(map(len, self.by_window.values()))
+    def __init__(self, memory: RevisionsMemory | None = None) -> None:
+        self.memory = memory or RevisionsMemory()
+        self._size = sum(map(len, self.memory.by_window.values()))
 
     def next(self, window: int, series: bytes) -> int:
         """The next revision, from 1."""
-        known = self.by_window.setdefault(window, {})
-        name = self._SHARED if self._SHARED in known else blake2b(series, digest_size=8).hexdigest()
+        memory = self.memory
+        if window < memory.shared_before:
+            memory.shared += 1
+            return memory.shared
+        known = memory.by_window.setdefault(window, {})
+        name = blake2b(series, digest_size=8).hexdigest()
         self._size += name not in known
-        known[name] = known.get(name, 0) + 1
-        if self._size > MAX_REVISIONS:
-            self._share_oldest()
-        return known[name] if name in known else known[self._SHARED]
+        revision = known[name] = known.get(name, 0) + 1
+        while self._size > MAX_REVISIONS:
+            self._share(min(memory.by_window))
+        return revision
 
-    def _share_oldest(self) -> None:
-        for window in sorted(self.by_window):
-            known = self.by_window[window]
-            if len(known) > 1:
-                self._size -= len(known) - 1
-                newest = max(known.values())
-                known.clear()
-                known[self._SHARED] = newest
-                return
+    def _share(self, oldest: int) -> None:
+        known = self.memory.by_window.pop(oldest)
+        self._size -= len(known)
+        self.memory.shared_before = oldest + 1
+        self.memory.shared = max(self.memory.shared, *known.values())
 
     def forget_before(self, window: int) -> None:
         """Windows so old that nothing is added to them any more."""
-        for old in [number for number in self.by_window if number < window]:
-            self._size -= len(self.by_window.pop(old))
+        for old in [number for number in self.memory.by_window if number < window]:
+            self._size -= len(self.memory.by_window.pop(old))
 
 
 def series_key(labels: Mapping[str, str]) -> bytes:

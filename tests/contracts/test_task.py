@@ -66,7 +66,7 @@ def window_logs(seed: int) -> Logs:
 
 SUBJECTS = {"windows": Subject(window_task, event_logs), "rules": Subject(rules_task, window_logs)}
 seeds = st.integers(0, 2**32 - 1)
-examples = settings(max_examples=12, deadline=None)
+examples = settings(max_examples=8, deadline=None)
 
 
 @pytest.fixture(params=SUBJECTS, scope="module")
@@ -89,18 +89,14 @@ def test_a_replay_gives_the_same_bytes(subject: Subject, seed: int) -> None:
 
 @given(seed=seeds, longest=st.integers(1, 40))
 @examples
-def test_batches_may_be_cut_and_topics_interleaved_anywhere(
-    subject: Subject, seed: int, longest: int
-) -> None:
+def test_batches_may_be_cut_and_topics_interleaved_anywhere(subject: Subject, seed: int, longest: int) -> None:
     logs = subject.logs(seed)
     assert run(subject.make(), logs, random.Random(seed), longest) == run(subject.make(), logs)
 
 
 @given(seed=seeds, crashes=st.integers(1, 15), longest=st.integers(1, 20))
 @examples
-def test_crashes_lose_nothing_and_repeat_nothing(
-    subject: Subject, seed: int, crashes: int, longest: int
-) -> None:
+def test_crashes_lose_nothing_and_repeat_nothing(subject: Subject, seed: int, crashes: int, longest: int) -> None:
     logs = subject.logs(seed)
     rng = random.Random(seed)
     assert run_with_crashes(subject.make, logs, rng, crashes, longest) == run(subject.make(), logs)

@@ -486,10 +486,10 @@ def loaded(tmp_path: Path, text: str) -> Rules:
 def test_example_file_is_valid_and_its_rules_fire() -> None:
     rules = load_rules([Path(__file__).parents[2] / "examples" / "rules.yaml"])
     subject = RulesTask(rules, 3)
-    demo = {"service": "demo", "model": "m"}
+    demo = {"service": "phishing-api", "model": "m"}
     windows = (window(index, 0.5, demo, error_count=1, error_rate=0.25) for index in range(5))
     assert [alert.summary for alert in run(subject, *windows)] == [
-        "Predictions of demo/m are slow: p99 is 0.5 s",
+        "Predictions of phishing-api/m are slow: p99 is 0.5 s",
         "25 % of the requests to demo/m fail",
     ]
 
