@@ -505,7 +505,7 @@ class SketchBag:
         """Rows for so many slots, at least doubling, at most `ROWS`."""
         have = len(self._origins)
         if have < min(slots, ROWS):
-            more = min(max(slots, 2 * have, 64), ROWS) - have
+            more = min(max(slots, 2 * have), ROWS) - have
             self._origins = np.append(self._origins, np.zeros(more, dtype=np.int64))
             self._rows = np.concatenate([self._rows, np.zeros((more, _ROW), dtype=np.int64)])
 

@@ -62,7 +62,10 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rul
         for name in ("windows", "drift", "runs", "commands")
     ]
     compacted = [TopicSpec(name, partitions, None, compact=True) for name in _COMPACTED]
-    states = [TopicSpec(state_topic(name), partitions, None, compact=True) for name in processors]
-    # A dead letter holds a whole refused record beside its headers, so it may be larger than any other record.
-    deadletter = TopicSpec("deadletter", partitions, 14 * DAY_S, max_record_bytes=2 * MAX_RECORD_BYTES)
+    # Snapshots, and dead letters with a whole refused record in them, may be larger than any other record.
+    large = 2 * MAX_RECORD_BYTES
+    states = [
+        TopicSpec(state_topic(name), partitions, None, compact=True, max_record_bytes=large) for name in processors
+    ]
+    deadletter = TopicSpec("deadletter", partitions, 14 * DAY_S, max_record_bytes=large)
     return [*inputs, *results, *compacted, *states, deadletter]

@@ -16,7 +16,7 @@ from streammon.errors import Reason
 from streammon.events import EventType
 from streammon.results import Completeness, Distribution, Window
 from streammon_agents import gateway, ndjson
-from streammon_processors import dedupe, rules, windows
+from streammon_processors import dedupe, revisions, rules, windows
 from streammon_processors.runtime import Task
 from streammon_sinks import delivery
 
@@ -172,7 +172,7 @@ QUOTED = [
     ("docs/windows.md", f"`windows.idle_tick_s` ({_SETTINGS.windows.idle_tick_s:g} s)"),
     ("docs/windows.md", f"`windows.max_series` ({_SETTINGS.windows.max_series:,})"),
     ("docs/windows.md", f"about {windows.PENDING_LIMIT:,} late or refused events"),
-    ("docs/windows.md", f"for {windows.MAX_REVISIONS:,} pairs of window and series"),
+    ("docs/windows.md", f"for {revisions.MAX_REVISIONS:,} pairs of window and series"),
     ("docs/windows.md", f"more than {windows.MAX_SERIES_BYTES:,} bytes"),
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
     ("docs/windows.md", " then ".join(f"`{name}`," for name in windows.SHED).rstrip(",")),

@@ -19,6 +19,8 @@ from streammon.wire import Floats
 from streammon_processors.chunk import Chunk, Ints, Series
 
 QUANTILES = (0.5, 0.9, 0.99)
+MAX_GAUGES = 1000
+"""Names of metrics kept apart in one window; the rest shares the name ``__other__``."""
 EXEMPLARS = 3
 """The slowest requests kept by window and series."""
 
@@ -49,6 +51,8 @@ class Aggregate:
         for name, (at, values) in chunk.metrics.items():
             mine, own = position.of(at)
             if len(mine):
+                if name not in self._gauges and len(self._gauges) >= MAX_GAUGES:
+                    name = OTHER  # noqa: PLW2901 - the bound on names, as for series
                 gauge = self._gauges.setdefault(name, _Gauge())
                 gauge.add(slots[mine], chunk.time[at[own]], values[own])
         self._add_costs(chunk, position, slots)

@@ -2,7 +2,7 @@
 
 ``seq`` counts the batches of one (agent, boot) in this partition, from 0, without gaps. A number seen before is a
 duplicate; a jump leaves a gap, whose batches are *missing* until they turn up. Memory is bounded three ways: streams
-silent for an hour of broker time are forgotten, so is the longest silent one beyond `MAX_STREAMS`, and a stream
+silent for a day of broker time are forgotten, so is the longest silent one beyond `MAX_STREAMS`, and a stream
 remembers at most `MAX_GAPS` gaps (a batch from a forgotten gap is taken for a duplicate, and counted as one).
 """
 
@@ -18,7 +18,7 @@ from streammon.wire import Identity
 
 MAX_STREAMS = 4096
 MAX_GAPS = 32
-FORGET_AFTER_MS = 3_600_000
+FORGET_AFTER_MS = 24 * 3_600_000
 
 
 class Verdict(NamedTuple):

@@ -410,6 +410,10 @@ class RulesTask:
         """The next record of `windows` to read: nothing is read twice."""
         return {} if self._next_offset is None else {"windows": self._next_offset}
 
+    def watermarks(self) -> Mapping[str, float]:
+        """Rules follow the time of the windows; they keep none of their own."""
+        return {}
+
     def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
         self._next_offset = record.offset + 1
         try:

@@ -21,7 +21,7 @@ from typing import Protocol
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
 from streammon.config import Settings
 from streammon.errors import Fatal, RecordTooLarge, Retryable
-from streammon.telemetry import CONSUMER_LAG, RECORDS, log
+from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
 from streammon.tick import tick
 from streammon.topics import state_topic
 from streammon_processors.rules import RulesTask, load_rules
@@ -33,7 +33,7 @@ BATCH_RECORDS = 500
 """Records given to a task at once, and committed together: bounds a transaction and the time the loop is blocked."""
 COMMIT_S = 1.0
 """A task that only moves on, without output, commits its position this often."""
-LAG_S = 1.0
+MEASURE_S = 1.0
 MAX_BACKOFF_S = 5.0
 
 
@@ -63,6 +63,10 @@ class Task(Protocol):
         """The topics in which the passing of time alone would bring output; idle ones get tick records."""
         ...
 
+    def watermarks(self) -> Mapping[str, float]:
+        """By topic, how far event time has come, Unix seconds; shown to people, decides nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class Processor:
@@ -90,9 +94,7 @@ def rules_processor(settings: Settings) -> Processor:
     return Processor("rules", ("windows",), lambda partition: RulesTask(rules, partition))
 
 
-async def run_processor(
-    broker: Broker, processor: Processor, settings: Settings, *, stop: asyncio.Event
-) -> None:
+async def run_processor(broker: Broker, processor: Processor, settings: Settings, *, stop: asyncio.Event) -> None:
     """Be one member of the processor's group until ``stop``.
 
     Raises:
@@ -131,7 +133,7 @@ class _Runtime:
         self._idle_s = settings.windows.idle_tick_s
         self._shares: dict[int, _Share] = {}
         self._failures = 0
-        self._lag_at = 0.0
+        self._measured_at = 0.0
         self._log = log.bind(processor=processor.name)
 
     # --- assignment -----------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class _Runtime:
             for partition, records in polled.items():
                 await self._take_in(partition, records)
             await self._write_ticks(polled)
-            await self._measure_lag()
+            await self._measure()
             self._failures = 0
         except Retryable as error:
             self._failures += 1
@@ -208,9 +210,7 @@ class _Runtime:
         except RecordTooLarge as error:
             raise Fatal(f"{self._processor.name} made a record that the broker refuses: {error}") from error
         except Retryable as error:
-            self._log.warning(
-                "transaction failed, restoring from the log", partition=number, error=str(error)
-            )
+            self._log.warning("transaction failed, restoring from the log", partition=number, error=str(error))
             await self._reopen(number)
             return False
         share.committed, share.committed_at = dict(offsets), time.monotonic()
@@ -223,9 +223,7 @@ class _Runtime:
         try:
             await self._open(number)
         except Retryable as error:
-            raise Fatal(
-                f"partition {number} could not be reopened after a failed transaction: {error}"
-            ) from error
+            raise Fatal(f"partition {number} could not be reopened after a failed transaction: {error}") from error
         for topic in self._processor.inputs:
             if topic not in self._shares[number].committed:
                 self.member.seek(TopicPartition(topic, number), 0)
@@ -247,12 +245,17 @@ class _Runtime:
         if ticks:
             await self._broker.append(ticks)
 
-    async def _measure_lag(self) -> None:
-        if time.monotonic() - self._lag_at < LAG_S:
+    async def _measure(self) -> None:
+        if time.monotonic() - self._measured_at < MEASURE_S:
             return
-        self._lag_at = time.monotonic()
+        self._measured_at = time.monotonic()
         for partition, records in (await self.member.lag()).items():
             CONSUMER_LAG.labels(self._processor.group, partition.topic, partition.partition).set(records)
+        for number, share in self._shares.items():
+            waiting = share.task.waiting
+            for topic, watermark in share.task.watermarks().items():
+                lag = time.time() - watermark if topic in waiting else 0.0  # nothing open: nothing is behind
+                WATERMARK_LAG.labels(topic, number).set(lag)
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import groupby, islice
 from math import floor, inf
 from typing import Any
@@ -49,6 +48,7 @@ from streammon.wire import SCHEMA_HEADER, Density, Identity
 from streammon_processors.aggregate import Aggregate, sortable
 from streammon_processors.chunk import Chunk, Fate, Ints, Position, Refusal, Series
 from streammon_processors.dedupe import Dedupe, Stream, Verdict
+from streammon_processors.revisions import Revisions, RevisionsMemory
 
 Mask = NDArray[np.bool_]
 
@@ -57,8 +57,6 @@ CHUNK_ROWS = 200_000
 """Records pooled at once, and the rows from which on no more are: bounds the memory of one `process` call."""
 PENDING_LIMIT = 20_000
 """Weight of late and refused events and of batches (see `_weights`) after which they are published without a close."""
-MAX_REVISIONS = 5000
-"""Revisions remembered one by one; beyond, the oldest windows number their supplements together."""
 MAX_SERIES_BYTES = 4096
 """Series with longer labels are summed in the series ``__other__``, too: they are the keys of records."""
 SHED = ("exemplars", "gauges", "cost")
@@ -139,19 +137,17 @@ class WindowTask:
         """The topics in which the passing of time would publish something."""
         return [topic for topic, windows in self._topics.items() if windows.waiting]
 
-
-class RevisionsMemory(Struct, array_like=True):
-    """What `Revisions` remembers. ``shared`` numbers the supplements of the windows before ``shared_before``."""
-
-    by_window: dict[int, dict[str, int]] = {}
-    shared_before: int = 0
-    shared: int = 0
+    def watermarks(self) -> Mapping[str, float]:
+        """By topic, how far event time has come, Unix seconds; none before the first event."""
+        return {topic: windows.watermark for topic, windows in self._topics.items() if windows.watermark > -inf}
 
 
 class _Published(Struct, array_like=True):
-    """A topic's memory at a published place."""
+    """A topic's memory at a published place. Windows of ``size_s`` with numbers below ``closed`` were published."""
 
     place: Position
+    size_s: float
+    closed: float | None
     rewind_to: int
     newest: float | None
     broker_ms: int | None
@@ -196,6 +192,7 @@ class _TopicWindows:
         self._settings = settings
         self._open: dict[int, _OpenWindow] = {}  # by number: start = number * size_s
         self._newest = -inf  # the highest accepted event time
+        self._closed_before = -inf  # the windows closed by an earlier run, whatever its settings were
         self._broker_ms: int | None = None  # the broker's time of the last record
         self._dedupe = Dedupe()  # of all records read: may be ahead of what is published
         self._published_dedupe = Dedupe()
@@ -210,12 +207,21 @@ class _TopicWindows:
         self._dedupe = Dedupe(msgspec.convert(msgspec.to_builtins(published.streams), list[Stream]))
         self._published_dedupe = Dedupe(published.streams)
         self._duplicates = list(published.duplicates)
-        self._revisions = Revisions(published.revisions)
         self.published = published
+        closed = -inf if published.closed is None else published.closed
+        if published.size_s == self._settings.size_s:
+            self._closed_before = closed
+            self._revisions = Revisions(published.revisions)
+        else:  # the window in which the size changed holds what the old windows do not: nothing twice, nothing lost
+            self._closed_before = np.floor(closed * published.size_s / self._settings.size_s)
 
     @property
     def waiting(self) -> bool:
         return bool(self._open or self._pending)
+
+    @property
+    def watermark(self) -> float:
+        return self._newest - self._settings.lateness_s
 
     # --- the story of a record ----------------------------------------------------------------------------------
 
@@ -252,9 +258,12 @@ class _TopicWindows:
         for header in rows.chunk.headers:
             if header.row < end and rows.chunk.position(header.row) in known:
                 rows.duplicate[header.row : header.row + header.rows] = True
-        accepted = rows.events & ~rows.duplicate & ~rows.future
-        accepted[end:] = False
-        self._count(self._open, rows, np.flatnonzero(accepted & (rows.window >= self._closed(self._newest))))
+        assert self.published is not None
+        unpublished = rows.events & ~rows.duplicate & ~rows.future
+        unpublished[end:] = False
+        if self.published.closed is not None:
+            unpublished &= np.floor(rows.chunk.time / self.published.size_s) >= self.published.closed
+        self._count(self._open, rows, np.flatnonzero(unpublished))
 
     def _advance(self, rows: _Rows, start: int) -> list[Outgoing]:
         """New rows: decide each by what came before it, and publish wherever that lets a window close."""
@@ -290,7 +299,8 @@ class _TopicWindows:
 
     def _closed(self, newest: Any) -> Any:
         """The number of the first window still open when ``newest`` is the newest event time."""
-        return np.floor((newest - self._settings.lateness_s) / self._settings.size_s)
+        closed = np.floor((newest - self._settings.lateness_s) / self._settings.size_s)
+        return np.maximum(closed, self._closed_before)
 
     def _can_close(self) -> bool:
         return any(number < self._closed(self._newest) for number in self._open)
@@ -425,8 +435,11 @@ class _TopicWindows:
             self._published_dedupe.judge(identity, now_ms)
         rewind_to = min([place.offset, *(window.first_offset for window in self._open.values())])
         self._duplicates = [duplicate for duplicate in self._duplicates if duplicate.offset >= rewind_to]
+        closed = float(self._closed(self._newest))
         self.published = _Published(
             place=place,
+            size_s=self._settings.size_s,
+            closed=None if closed == -inf else closed,
             rewind_to=rewind_to,
             newest=None if self._newest == -inf else self._newest,
             broker_ms=self._broker_ms,
@@ -458,7 +471,7 @@ class _TopicWindows:
 
     def _counters_left(self, pending: _Pending) -> Iterator[Window]:
         """What was counted for series without a window now: empty supplements of the last closed window."""
-        number = max(0, self._window_at(self._newest - self._settings.lateness_s) - 1)
+        number = max(0, self._window_at(self.watermark) - 1)
         for series, counters in sorted(pending.counters.items(), key=lambda item: sortable(item[0] or ())):
             yield self._window(number, series, self._next_revision(number, series), counters, {"count": 0})
 
@@ -478,8 +491,7 @@ class _TopicWindows:
         fields: dict[str, Any],
     ) -> Window:
         size = self._settings.size_s
-        watermark = self._newest - self._settings.lateness_s
-        counters.watermark_unix_s = watermark if watermark > -inf else 0.0
+        counters.watermark_unix_s = max(self.watermark, 0.0)
         count = fields["count"]
         if self._source.event_type is EventType.INFERENCE:
             fields.setdefault("error_count", 0)
@@ -528,43 +540,6 @@ class _Rows:
         """A row's series; None for a row that stands for something without one."""
         known = self.chunk.fate[row] not in (Fate.UNREADABLE, Fate.EMPTY)
         return self.series[int(self.codes[row])] if known else None
-
-
-class Revisions:
-    """The last revision of every (window, series) that has supplements.
-
-    Beyond `MAX_REVISIONS` the oldest windows are forgotten, and all their further supplements numbered by one
-    counter: still unique and rising, no longer consecutive.
-    """
-
-    def __init__(self, memory: RevisionsMemory | None = None) -> None:
-        self.memory = memory or RevisionsMemory()
-        self._size = sum(map(len, self.memory.by_window.values()))
-
-    def next(self, window: int, series: bytes) -> int:
-        """The next revision, from 1."""
-        memory = self.memory
-        if window < memory.shared_before:
-            memory.shared += 1
-            return memory.shared
-        known = memory.by_window.setdefault(window, {})
-        name = blake2b(series, digest_size=8).hexdigest()
-        self._size += name not in known
-        revision = known[name] = known.get(name, 0) + 1
-        while self._size > MAX_REVISIONS:
-            self._share(min(memory.by_window))
-        return revision
-
-    def _share(self, oldest: int) -> None:
-        known = self.memory.by_window.pop(oldest)
-        self._size -= len(known)
-        self.memory.shared_before = oldest + 1
-        self.memory.shared = max(self.memory.shared, *known.values())
-
-    def forget_before(self, window: int) -> None:
-        """Windows so old that nothing is added to them any more."""
-        for old in [number for number in self.memory.by_window if number < window]:
-            self._size -= len(self.memory.by_window.pop(old))
 
 
 def series_key(labels: Mapping[str, str]) -> bytes:

@@ -490,7 +490,7 @@ def test_example_file_is_valid_and_its_rules_fire() -> None:
     windows = (window(index, 0.5, demo, error_count=1, error_rate=0.25) for index in range(5))
     assert [alert.summary for alert in run(subject, *windows)] == [
         "Predictions of phishing-api/m are slow: p99 is 0.5 s",
-        "25 % of the requests to demo/m fail",
+        "25 % of the requests to phishing-api/m fail",
     ]
 
 

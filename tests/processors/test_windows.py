@@ -20,6 +20,7 @@ from streammon.events import EventType
 from streammon.results import OTHER, Completeness, Window
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import Density, encode
+from streammon_processors import revisions as revisions_module
 from streammon_processors import windows as module
 from streammon_processors.chunk import Chunk
 from streammon_processors.windows import WindowTask
@@ -179,7 +180,7 @@ class small:  # noqa: N801 - reads as a phrase: with small(LIMIT=3)
 
     def __enter__(self) -> None:
         for name, value in self._bounds.items():
-            self._patch.setattr(module, name, value)
+            self._patch.setattr(module if hasattr(module, name) else revisions_module, name, value)
 
     def __exit__(self, *_: object) -> None:
         self._patch.undo()
@@ -464,7 +465,7 @@ def test_revisions_of_windows_that_nothing_can_be_added_to_are_forgotten() -> No
 
 
 def test_revisions_are_bounded_also_when_each_is_in_a_window_of_its_own() -> None:
-    revisions = module.Revisions()
+    revisions = revisions_module.Revisions()
     with small(MAX_REVISIONS=10):
         for number in range(100):
             assert revisions.next(number, b"s") == 1
@@ -473,7 +474,7 @@ def test_revisions_are_bounded_also_when_each_is_in_a_window_of_its_own() -> Non
 
 
 def test_windows_forgotten_one_after_the_other_never_number_a_supplement_twice() -> None:
-    revisions = module.Revisions()
+    revisions = revisions_module.Revisions()
     with small(MAX_REVISIONS=1):
         assert [revisions.next(0, b"s") for _ in range(5)] == [1, 2, 3, 4, 5]
         assert [revisions.next(number, b"s") for number in (1, 2)] == [1, 1]  # forgets window 0, then 1
@@ -857,3 +858,29 @@ def test_dead_letter_can_be_read_by_the_decoder_and_refused_again() -> None:
     (broken,) = letters(process([at(0, b"{"), tick_at(1)]))
     with pytest.raises(Rejected):
         wire.decode(EventType.INFERENCE, broken.value or b"")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        WindowSettings(size_s=5.0, lateness_s=1.0, max_future_s=1e9),
+        WindowSettings(size_s=0.5, lateness_s=1.0, max_future_s=1e9),
+        WindowSettings(size_s=2.0, lateness_s=9.0, max_future_s=1e9),
+        WindowSettings(size_s=2.0, lateness_s=0.0, max_future_s=1e9),
+    ],
+    ids=["larger windows", "smaller windows", "more lateness", "less lateness"],
+)
+@pytest.mark.parametrize("cut", range(1, 24, 3))
+def test_settings_changed_between_two_runs_lose_and_repeat_nothing(changed: WindowSettings, cut: int) -> None:
+    before = WindowSettings(size_s=2.0, lateness_s=1.0, max_future_s=1e9)
+    log = [at(n, packed(inference(n), inference(n + 0.5), inference(max(0, n - 2.5)))) for n in range(24)]
+    log += [tick_at(after) for after in (30, 60)]
+    first = task(before)
+    outputs = first.process("inference", stored(log)[:cut])
+    second = task(changed)
+    second.restore(first.snapshot())
+    outputs += second.process("inference", stored(log)[first.offsets().get("inference", 0) :])
+    found = windows(outputs)
+    assert sum(window.count for window in found) == 3 * 24
+    identities = {(w.start_unix_s, w.size_s, w.part, w.revision) for w in found}
+    assert len(identities) == len(found)
