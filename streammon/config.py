@@ -1,7 +1,8 @@
 """Configuration: one frozen tree, read from flags, ``STREAMMON_*`` variables and ``streammon.yaml``, in that order.
 
 Every field has a default that works on one machine, says its unit in its name, and is explained in one sentence.
-Unknown keys are refused. In the environment, levels are separated by ``__``: ``STREAMMON_WINDOWS__SIZE_S=10``.
+Unknown keys are refused. In the environment, levels are separated by ``__``: ``STREAMMON_WINDOWS__SIZE_S=10``;
+a variable without ``__`` that names no field is left alone, it may be another program's.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -29,10 +32,13 @@ def _default_data_dir() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "streammon"
 
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class KafkaSettings(Section):
@@ -131,7 +137,7 @@ class SqliteSettings(Section):
 class RuleSettings(Section):
     """Alert rules."""
 
-    files: tuple[Path, ...] = ()
+    files: tuple[UserPath, ...] = ()
     """YAML files with rules."""
 
 
@@ -157,13 +163,14 @@ class Settings(BaseSettings):
         env_prefix="STREAMMON_",
         env_nested_delimiter="__",
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
         # STREAMMON_REQUIRE_SERVERS and friends belong to the tests, not to this tree.
         env_ignore_empty=True,
     )
 
     bootstrap: str | None = None
     """HOST:PORT of a Kafka broker, several separated by commas; without it the embedded log is used."""
-    data_dir: Path = Field(default_factory=_default_data_dir)
+    data_dir: UserPath = Field(default_factory=_default_data_dir)
     """Directory of the embedded log and of the results in SQLite."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of /healthz, /readyz and /metrics; off if not given, 0 takes a free one."""
@@ -200,10 +207,23 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
         ConfigError: naming each wrong field, its value and what is allowed.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    _check_environment()
     try:
         return _settings_class(file)(**given)
     except ValidationError as error:
         raise ConfigError(_explain(error, file)) from None
+    except SettingsError as error:
+        raise ConfigError(
+            f'{error}: lists and sections are given as JSON, such as \'["service", "model"]\' ({error.__cause__})'
+        ) from None
+
+
+def _check_environment() -> None:
+    sections = {name for name, field in Settings.model_fields.items() if isinstance(field.default, Section)}
+    for variable in os.environ:
+        section, nested, _ = variable.lower().removeprefix("streammon_").partition("__")
+        if variable.lower().startswith("streammon_") and nested and section not in sections:
+            raise ConfigError(f"{variable}: no section {section!r}, expected one of {', '.join(sorted(sections))}")
 
 
 def _settings_class(file: Path | None) -> type[Settings]:
@@ -227,12 +247,19 @@ def _check_yaml(file: Path) -> None:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold a secret
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{file}{where} is not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
-    if content is not None and not isinstance(content, Mapping):
-        raise ConfigError(
-            f"{file}: expected fields such as `windows:` at the top, got {type(content).__name__}"
-        )
+    if content is not None and not (isinstance(content, Mapping) and all(isinstance(key, str) for key in content)):
+        raise ConfigError(f"{file}: expected fields such as `windows:` at the top, got {_kind(content)}")
+
+
+def _kind(content: Any) -> str:
+    wrong = [key for key in content if not isinstance(key, str)] if isinstance(content, Mapping) else []
+    return f"the key {wrong[0]!r}" if wrong else type(content).__name__
 
 
 def _explain(error: ValidationError, file: Path | None) -> str:
@@ -240,6 +267,15 @@ def _explain(error: ValidationError, file: Path | None) -> str:
     lines = [f"the configuration is wrong{where}:"]
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
-        value = "" if "key" in field else f" = {problem['input']!r}"
+        value = "" if _is_private(problem) else f" = {problem['input']!r}"
         lines.append(f"  {field}{value}: {problem['msg']}")
     return "\n".join(lines)
+
+
+def _is_private(problem: ErrorDetails) -> bool:
+    """Whether the value may be or hold a secret: of a secret field, of an unknown one, or in place of a section."""
+    inside: Any = Settings
+    for part in problem["loc"]:
+        field = getattr(inside, "model_fields", {}).get(part)
+        inside = field.annotation if field else inside
+    return problem["type"] in ("extra_forbidden", "model_type") or "SecretStr" in repr(inside)

@@ -145,9 +145,7 @@ class Log(Event, tag_field="type", tag="log"):
     service: str
     message: str
     level: str | None = None
-    category: Literal["app", "audit", "authentication", "authorization", "data_access", "security"] | None = (
-        None
-    )
+    category: Literal["app", "audit", "authentication", "authorization", "data_access", "security"] | None = None
     outcome: str | None = None
     request_id: str | None = None
     user: str | None = None

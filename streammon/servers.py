@@ -398,9 +398,7 @@ def _open_to_others(tree: Path) -> None:
 # ---------------------------------------------------------------- running a server
 
 
-def start(
-    name: str, directory: Path, *, port: int | None = None, progress: Progress = lambda _: None
-) -> Server:
+def start(name: str, directory: Path, *, port: int | None = None, progress: Progress = lambda _: None) -> Server:
     """Run the server called `name` with everything it writes below `directory`, and wait until it answers.
 
     A directory used before keeps its data. Without a `port` a free one is taken. Raises what `prepare`
@@ -599,9 +597,7 @@ def _kill_group(leader: subprocess.Popen[bytes]) -> None:
 
 
 def _run_tool(site: Site, command: Sequence[str]) -> None:
-    done = subprocess.run(
-        command, cwd=site.directory, capture_output=True, text=True, timeout=TOOL_S, check=False
-    )
+    done = subprocess.run(command, cwd=site.directory, capture_output=True, text=True, timeout=TOOL_S, check=False)
     if done.returncode != 0:
         label, said = site.installation.recipe.label, f"{done.stdout}{done.stderr}"
         raise ServerError(f"{label} could not be set up in {site.directory}: {said}")

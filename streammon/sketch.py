@@ -273,9 +273,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             if len(counts) > MAX_BUCKETS:
                 raise SketchError(f"{name} has {len(counts)} buckets, over {MAX_BUCKETS}: downscale first")
             if not -1075 << SCALE <= offset << steps <= (1024 << SCALE) - (len(counts) << steps):
-                raise SketchError(
-                    f"{name} starts at {offset}; at scale {self.scale} float64 does not reach there"
-                )
+                raise SketchError(f"{name} starts at {offset}; at scale {self.scale} float64 does not reach there")
             if len(counts):
                 if (smallest := int(counts.min())) < 0:
                     raise SketchError(f"{name} holds {smallest}; a count must not be negative")
@@ -319,9 +317,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """The value at rank ceil(q * count); see `quantiles`."""
         return self.quantiles((q,), minimum, maximum)[0]
 
-    def quantiles(
-        self, qs: Sequence[float], minimum: float | None = None, maximum: float | None = None
-    ) -> list[float]:
+    def quantiles(self, qs: Sequence[float], minimum: float | None = None, maximum: float | None = None) -> list[float]:
         """The values at the ranks ceil(q * count), within 0.55 % at scale 6, clamped to the exact extremes.
 
         NaN for an empty sketch. Raises SketchError for a q outside 0..1.
@@ -345,13 +341,9 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def downscale(self, to_scale: int) -> Sketch:
         """The sketch of the same values at a coarser scale. Raises SketchError if `to_scale` is finer."""
         if to_scale > self.scale:
-            raise SketchError(
-                f"scale {self.scale} cannot become {to_scale}: what was merged cannot be taken apart"
-            )
+            raise SketchError(f"scale {self.scale} cannot become {to_scale}: what was merged cannot be taken apart")
         steps = self.scale - to_scale
-        return _sketch(
-            to_scale, self.zero_count, self._positive.coarser(steps), self._negative.coarser(steps)
-        )
+        return _sketch(to_scale, self.zero_count, self._positive.coarser(steps), self._negative.coarser(steps))
 
 
 def _sketch(scale: int, zero_count: int, positive: _Range, negative: _Range) -> Sketch:
@@ -468,9 +460,7 @@ class SketchBag:
         """All so far, in one pass; adding may go on. Raises SketchError for a quantile outside 0..1."""
         steps, keys, counts = _within_max_buckets(*self._table())
         slots = (keys >> _CODE_BITS)[_first_of_each(keys >> _CODE_BITS)]
-        cuts = keys.searchsorted(
-            _keys_of(slots[:, None], np.array([0, _CODE_ZERO, _CODE_ZERO + 1, 2**_CODE_BITS]))
-        )
+        cuts = keys.searchsorted(_keys_of(slots[:, None], np.array([0, _CODE_ZERO, _CODE_ZERO + 1, 2**_CODE_BITS])))
         codes, cumulated = _codes_of(keys), np.append(0, counts.cumsum())
         before, after = cumulated[cuts[:, 0]], cumulated[cuts[:, 3]]
         ranks = _ranks(quantiles, (after - before)[:, None]) + before[:, None]

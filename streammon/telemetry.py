@@ -10,10 +10,15 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import structlog
-from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
+
+from streammon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aiohttp import web  # imported where it is needed: most commands serve nothing, and start faster without
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("streammon")
 
@@ -22,9 +27,7 @@ EVENTS = Counter("streammon_events", "Events by what became of them", ["source",
 RECORDS = Counter("streammon_records_read", "Records read from input topics", ["topic"])
 DROPPED = Counter("streammon_dropped_events", "Events an agent gave up on, by where", ["where"])
 WATERMARK_LAG = Gauge("streammon_watermark_lag_seconds", "Now minus the watermark", ["topic", "partition"])
-CONSUMER_LAG = Gauge(
-    "streammon_consumer_lag_records", "Records not yet read", ["group", "topic", "partition"]
-)
+CONSUMER_LAG = Gauge("streammon_consumer_lag_records", "Records not yet read", ["group", "topic", "partition"])
 LOOP_DELAY = Gauge("streammon_event_loop_delay_seconds", "How late the event loop ran its last timer")
 
 
@@ -68,6 +71,7 @@ Ready = Callable[[], str | None]
 
 def health_routes(ready: Ready) -> list[web.RouteDef]:
     """``/healthz`` (the process runs), ``/readyz`` (it does its work), ``/metrics`` (Prometheus text)."""
+    from aiohttp import web
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -83,13 +87,22 @@ def health_routes(ready: Ready) -> list[web.RouteDef]:
 
 
 @asynccontextmanager
-async def serve_http(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """Serve ``app`` until the block ends; yields the port (``port`` 0 takes a free one)."""
+async def serve_http(app: web.Application, host: str, port: int, *, setting: str = "port") -> AsyncIterator[int]:
+    """Serve ``app`` until the block ends; yields the port (``port`` 0 takes a free one).
+
+    Raises:
+        ConfigError: nobody can listen there; names the ``setting`` that said so.
+    """
+    from aiohttp import web
+
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {error.strerror or error}") from None
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
@@ -101,8 +114,10 @@ async def health_server(port: int | None, ready: Ready) -> AsyncIterator[None]:
     if port is None:
         yield
         return
+    from aiohttp import web
+
     app = web.Application()
     app.add_routes(health_routes(ready))
-    async with serve_http(app, "0.0.0.0", port) as bound:
+    async with serve_http(app, "0.0.0.0", port, setting="metrics_port") as bound:
         log.info("health and metrics", address=f"http://127.0.0.1:{bound}/metrics")
         yield

@@ -28,14 +28,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, cached_property
 from itertools import groupby
 from operator import attrgetter
-from types import GenericAlias
+from types import GenericAlias, NoneType
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -50,6 +50,10 @@ from streammon.topics import MAX_RECORD_BYTES, TOPIC_OF
 
 MAX_EVENTS = 100_000
 """The most events one record may hold."""
+MAX_ENTRIES = 1_000_000
+"""The most entries of maps and lists the events of one record may have together; a constant counts once an event."""
+MAX_SPLIT_BYTES = 64 * MAX_RECORD_BYTES
+"""The most bytes one record may become when it is split by key, because every key gets the constants."""
 MAX_TIME_UNIX_S = 1e11
 """Times from here on (the year 5138) are refused: a number of milliseconds, most likely."""
 SCHEMA_HEADER = ("streammon-schema", str(SCHEMA).encode())
@@ -107,7 +111,10 @@ class Rows(Protocol):
         ...
 
     def coded(self, name: str) -> Coded:
-        """A field as few distinct values: None where absent, a mapping as its sorted items."""
+        """A field as few values: None where absent, a mapping as its sorted items.
+
+        A value may be listed twice, or for no row: senders write the dictionaries.
+        """
         ...
 
     def present(self, name: str) -> NDArray[np.bool_]:
@@ -146,6 +153,13 @@ def decode(event_type: EventType, value: bytes) -> list[Batch]:
         return codec.batches(value)
     except RecursionError:
         raise Rejected(Reason.INVALID_JSON, "nested too deeply") from None
+
+
+def _check_utf8(value: bytes) -> None:
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        raise Rejected(Reason.INVALID_UNICODE, str(error)) from None
 
 
 def codec_of(event_type: EventType) -> Codec:
@@ -188,6 +202,7 @@ class Codec:
         self.type = event_type
         self.struct = STRUCTS[event_type]
         self.fields = _fields(self.struct)
+        self.order = {name: index for index, name in enumerate(self.fields)}
         self._one = msgspec.json.Decoder(self.struct)
         self._many = msgspec.json.Decoder(_list_of(self.struct))
         self._columns = msgspec.json.Decoder(_RawColumns)
@@ -195,6 +210,7 @@ class Codec:
     def event(self, value: bytes) -> Event | None:
         """The fast path: the event, if the record is one well-formed object; None means "look closer"."""
         try:
+            value.decode()  # the JSON decoder skips ignored fields, but a record is passed on as it came
             event = self._one.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
@@ -202,6 +218,7 @@ class Codec:
 
     def batches(self, value: bytes) -> list[Batch]:
         """Any density, with the reason when it is none."""
+        _check_utf8(value)
         head = _head(value)
         if isinstance(head, _NotQuiteJson):
             return self._python(head.value)
@@ -218,10 +235,12 @@ class Codec:
     def _python(self, parsed: Any) -> list[Batch]:
         """Records with NaN or Infinity in them, already parsed by the more tolerant standard library."""
         if isinstance(parsed, list):
+            for index, one in enumerate(parsed):
+                self._check_head(_python_head(one), f"event {index}: ")
             return self._runs(self._typed(msgspec.convert, parsed, _list_of(self.struct)))
         if not isinstance(parsed, dict):
             raise Rejected(Reason.INVALID_EVENT, f"expected an object or an array, got {parsed}")
-        self._check_head(_Head(parsed.get("schema", SCHEMA), parsed.get("type")), "")
+        self._check_head(_python_head(parsed), "")
         if "columns" in parsed:
             return [self._column_batch(self._typed(msgspec.convert, parsed, _Columns))]
         event = self._typed(msgspec.convert, parsed, self.struct)
@@ -236,9 +255,7 @@ class Codec:
 
     def _check_head(self, head: _Head, where: str) -> None:
         if head.schema != SCHEMA or isinstance(head.schema, bool):
-            raise Rejected(
-                Reason.UNKNOWN_SCHEMA, f"{where}schema is {head.schema!r}, this version reads {SCHEMA}"
-            )
+            raise Rejected(Reason.UNKNOWN_SCHEMA, f"{where}schema is {head.schema!r}, this version reads {SCHEMA}")
         if head.type is not None and head.type != self.type:
             raise Rejected(Reason.WRONG_TYPE, f"{where}type is {head.type!r}, expected {self.type.value!r}")
 
@@ -256,17 +273,23 @@ class Codec:
         rows = ColumnRows(self, count)
         for name, raw in envelope.constant.items():
             if name in self.fields:
-                rows.columns[name] = self.fields[name].constant(raw, count)
+                rows.columns[name] = self.fields[name].constant(raw, count, rows.value_faults[name])
         for name, raw in envelope.columns.items():
             if name in self.fields:
-                rows.columns[name] = self.fields[name].column(raw, count, rows.value_faults)
+                rows.columns[name] = self.fields[name].column(raw, count, rows.value_faults[name])
         missing = [name for name, spec in self.fields.items() if spec.required and name not in rows.columns]
         if missing and count:
             raise Rejected(Reason.INVALID_EVENT, f"no column or constant for required {', '.join(missing)}")
+        if (entries := rows.entries()) > MAX_ENTRIES:
+            raise Rejected(Reason.TOO_LARGE, f"{entries} entries in maps and lists, at most {MAX_ENTRIES}")
         return Batch(rows, _identity(envelope), envelope.dropped, envelope.sparse)
 
 
 _codec = cache(Codec)
+
+
+def _python_head(parsed: Any) -> _Head:
+    return _Head(parsed.get("schema", SCHEMA), parsed.get("type")) if isinstance(parsed, dict) else _Head()
 
 
 class _NotQuiteJson(NamedTuple):
@@ -321,21 +344,13 @@ def claimed_events(value: bytes) -> int:
     Completeness counts events, so a refused batch of 200 must count as 200.
     """
     try:
-        return max(1, min(_CLAIMS.decode(value).count, MAX_EVENTS))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return max(1, len(_ELEMENTS.decode(value)))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        claim = json.loads(value)  # which reads more than `decode` does, NaN for one
+    except (ValueError, RecursionError):
         return 1
-
-
-class _Claim(Struct, gc=False):
-    count: int = 1
-
-
-_CLAIMS = msgspec.json.Decoder(_Claim)
-_ELEMENTS = msgspec.json.Decoder(list[Raw])
+    size: Any = len(claim) if isinstance(claim, list) else 1
+    if isinstance(claim, dict) and not claim.keys().isdisjoint(("constant", "columns")):
+        size = claim.get("count")
+    return max(1, min(size, MAX_EVENTS)) if isinstance(size, int) else 1
 
 
 # --- one column -----------------------------------------------------------------------------------------------
@@ -350,17 +365,21 @@ class _Packed(Struct, forbid_unknown_fields=True, gc=False):
     i4: bytes | None = None
     u2: bytes | None = None
     u1: bytes | None = None
-    dictionary: Raw | UnsetType = UNSET
+    dictionary: list[Any] | None = None
     index: _Packed | None = None
+
+    def given(self) -> list[str]:
+        """The names of what is here."""
+        values = _PACKED_VALUES(self)
+        return [name for name, value in zip(_PACKED_NAMES, values, strict=True) if value is not None]
 
     def numbers(self, name: str, count: int) -> NDArray[Any]:
         """The ``count`` numbers packed here."""
-        given = [(code, data) for code in _FORMATS if (data := getattr(self, code)) is not None]
-        if len(given) != 1:
-            raise Rejected(
-                Reason.BAD_PACKING, f"column {name}: expected one of {', '.join(_FORMATS)}, got {len(given)}"
-            )
-        code, data = given[0]
+        code, *more = self.given() or ["nothing"]
+        if more or code not in _FORMATS:
+            got = ", ".join((code, *more))
+            raise Rejected(Reason.BAD_PACKING, f"column {name}: expected one of {', '.join(_FORMATS)}, got {got}")
+        data: bytes = getattr(self, code)
         if len(data) != count * _FORMATS[code].itemsize:
             raise Rejected(
                 Reason.UNEQUAL_LENGTHS,
@@ -369,6 +388,8 @@ class _Packed(Struct, forbid_unknown_fields=True, gc=False):
         return np.frombuffer(data, dtype=_FORMATS[code])
 
 
+_PACKED_NAMES = _Packed.__struct_fields__
+_PACKED_VALUES = attrgetter(*_PACKED_NAMES)
 _FORMATS = {code: np.dtype(f"<{code}") for code in ("f8", "f4", "i8", "i4", "u2", "u1")}
 
 
@@ -377,6 +398,17 @@ class Coded(NamedTuple):
 
     dictionary: list[Any]
     codes: Codes
+
+
+class _Reader:
+    """Reads values of one type from JSON, or from Python values where the record held NaN (see `_NotQuiteJson`)."""
+
+    def __init__(self, of: Any) -> None:
+        self._type = of
+        self._json = msgspec.json.Decoder(of)
+
+    def __call__(self, raw: Any) -> Any:
+        return self._json.decode(raw) if isinstance(raw, Raw) else msgspec.convert(raw, self._type)
 
 
 @dataclass(frozen=True)
@@ -388,45 +420,43 @@ class FieldSpec:
     required: bool
     numeric: bool
     non_negative: bool
-    _column: msgspec.json.Decoder[Any] = field(repr=False)
-    _list: msgspec.json.Decoder[Any] = field(repr=False)
-    _value: msgspec.json.Decoder[Any] = field(repr=False)
+    mixed: bool  # not a number, but numbers may be in it
+    _column: _Reader = field(repr=False)
+    _list: _Reader = field(repr=False)
+    _value: _Reader = field(repr=False)
 
-    def constant(self, raw: Any, count: int) -> Floats | Coded:
-        """The column of ``count`` equal values."""
-        value = self._convert(raw, self._value)
+    def constant(self, raw: Any, count: int, faults: list[Fault]) -> Floats | Coded:
+        """The column of ``count`` equal values; a value to refuse is added to ``faults``, for each of them."""
+        value = self._read(self._value, raw)
         if self.required and value is None:
             raise Rejected(Reason.INVALID_EVENT, f"constant {self.name} is null but required")
         if self.numeric:
-            return np.full(count, math.nan if value is None else value, dtype=np.float64)
+            column = np.full(count, math.nan if value is None else value, dtype=np.float64)
+            if value is not None:
+                self._refuse(~np.isfinite(column), faults)
+            return column
         return Coded([value], np.zeros(count, dtype=np.int64))
 
     def column(self, raw: Any, count: int, faults: list[Fault]) -> Floats | Coded:
         """The column, checked for its form; values to refuse are added to ``faults``."""
-        values = self._convert(raw, self._column)
+        values = self._read(self._column, raw)
         if not isinstance(values, _Packed):
             return self._listed(values, count, faults)
-        if values.dictionary is not UNSET:
-            return self._dictionary(values.dictionary, values.index, count)
+        if values.dictionary is not None:
+            return self._dictionary(values, count, faults)
         numbers = values.numbers(self.name, count)
         if not self.numeric:
-            return self._listed(
-                self._decoded(self._list, Raw(msgspec.json.encode(numbers.tolist()))), count, faults
-            )
+            return self._listed(self._read(self._list, numbers.tolist()), count, faults)
         column = numbers.astype(np.float64)
         self._refuse(~np.isfinite(column), faults)
         return column
 
     def _listed(self, values: list[Any], count: int, faults: list[Fault]) -> Floats | Coded:
         if len(values) != count:
-            raise Rejected(
-                Reason.UNEQUAL_LENGTHS, f"column {self.name} has {len(values)} values, count is {count}"
-            )
+            raise Rejected(Reason.UNEQUAL_LENGTHS, f"column {self.name} has {len(values)} values, count is {count}")
         if self.required and None in values:
-            raise Rejected(
-                Reason.INVALID_EVENT, f"column {self.name}: value {values.index(None)} is null but required"
-            )
-        if any(isinstance(value, dict) for value in values):
+            raise Rejected(Reason.INVALID_EVENT, f"column {self.name}: value {values.index(None)} is null but required")
+        if any(isinstance(value, dict | list) for value in values):
             return Coded(values, np.arange(count))
         if not self.numeric:
             return _coded(values)
@@ -436,11 +466,12 @@ class FieldSpec:
             self._refuse(bad & np.array([value is not None for value in values]), faults)
         return column
 
-    def _dictionary(self, raw: Raw, index: _Packed | None, count: int) -> Floats | Coded:
-        dictionary = self._decoded(self._list, raw)
-        if index is None:
-            raise Rejected(Reason.BAD_PACKING, f"column {self.name}: a dictionary needs an index")
-        codes = index.numbers(self.name, count)
+    def _dictionary(self, packed: _Packed, count: int, faults: list[Fault]) -> Floats | Coded:
+        dictionary = self._read(self._list, packed.dictionary)
+        if packed.index is None or len(packed.given()) != 2:
+            got = ", ".join(packed.given())
+            raise Rejected(Reason.BAD_PACKING, f"column {self.name}: expected a dictionary and its index, got {got}")
+        codes = packed.index.numbers(self.name, count)
         if codes.dtype.kind == "f":
             raise Rejected(Reason.BAD_PACKING, f"column {self.name}: an index holds integers, not floats")
         if count and not 0 <= int(codes.min()) <= int(codes.max()) < len(dictionary):
@@ -449,28 +480,15 @@ class FieldSpec:
                 f"column {self.name}: index {int(codes.min())} to {int(codes.max())}, "
                 f"the dictionary has {len(dictionary)} entries",
             )
-        coded = Coded(dictionary, codes.astype(np.int64))
-        if self.required and None in dictionary and (coded.codes == dictionary.index(None)).any():
+        if self.required and None in dictionary and None in {dictionary[code] for code in np.unique(codes)}:
             raise Rejected(Reason.INVALID_EVENT, f"column {self.name} has a null but is required")
         if self.numeric:
-            return np.array(dictionary, dtype=np.float64)[coded.codes]
-        return coded
+            return self._listed([dictionary[code] for code in codes], count, faults)
+        return Coded(dictionary, codes.astype(np.int64))
 
-    def _convert(self, raw: Any, decoder: msgspec.json.Decoder[Any]) -> Any:
-        """A column or constant; Python values where the record held NaN (see `_NotQuiteJson`)."""
-        if isinstance(raw, Raw):
-            return self._decoded(decoder, raw)
-        packed = isinstance(raw, dict) and raw.keys() <= set(_Packed.__struct_fields__)
-        if decoder is self._column and packed:
-            return self._decoded(decoder, Raw(msgspec.json.encode(raw)))
+    def _read(self, reader: _Reader, raw: Any) -> Any:
         try:
-            return msgspec.convert(raw, self.type if decoder is self._value else _list_of(self.type | None))
-        except msgspec.ValidationError as error:
-            raise self._rejected(error) from None
-
-    def _decoded(self, decoder: msgspec.json.Decoder[Any], raw: Raw) -> Any:
-        try:
-            return decoder.decode(raw)
+            return reader(raw)
         except msgspec.ValidationError as error:
             raise self._rejected(error) from None
 
@@ -478,9 +496,26 @@ class FieldSpec:
         reason = Reason.BAD_PACKING if "base64" in str(error) else Reason.INVALID_EVENT
         return Rejected(reason, f"column {self.name}: {error}")
 
+    def out_of_range(self, column: Floats) -> NDArray[np.bool_]:
+        """The values that `fault` would refuse, but for NaN, which stands for absent in a column."""
+        if self.name == "time_unix_s":
+            return (column < 0) | (column >= MAX_TIME_UNIX_S)
+        return np.isinf(column) | (column < 0) if self.non_negative else np.isinf(column)
+
+    def fault(self, row: int, value: float) -> Fault | None:
+        """What is wrong with a value that was given, if anything."""
+        if not math.isfinite(value):
+            return Fault(row, Reason.NON_FINITE, f"{self.name} is {value}")
+        if self.name == "time_unix_s" and not 0 <= value < MAX_TIME_UNIX_S:
+            hint = "; is it in milliseconds?" if value >= MAX_TIME_UNIX_S else ""
+            return Fault(row, Reason.BAD_TIME, f"time_unix_s {value} is not in Unix seconds{hint}")
+        if self.non_negative and value < 0:
+            return Fault(row, Reason.NEGATIVE, f"{self.name} is {value}, expected 0 or more")
+        return None
+
     def _refuse(self, bad: NDArray[np.bool_], faults: list[Fault]) -> None:
-        for index in np.flatnonzero(bad):
-            faults.append(Fault(int(index), Reason.NON_FINITE, f"{self.name} is not a finite number"))
+        detail = f"{self.name} is not a finite number"
+        faults += [Fault(row, Reason.NON_FINITE, detail) for row in np.flatnonzero(bad).tolist()]
 
 
 def _list_of(item: Any) -> Any:
@@ -498,20 +533,32 @@ def _fields(struct: type[Event]) -> dict[str, FieldSpec]:
             required=spec.required,
             numeric=_is_numeric(info.type),
             non_negative=_is_non_negative(spec.type),
-            _column=msgspec.json.Decoder(_list_of(spec.type | None) | _Packed),
-            _list=msgspec.json.Decoder(_list_of(spec.type | None)),
-            _value=msgspec.json.Decoder(spec.type),
+            mixed=_is_mixed(info.type),
+            _column=_Reader(_list_of(spec.type | None) | _Packed),
+            _list=_Reader(_list_of(spec.type | None)),
+            _value=_Reader(spec.type),
         )
         for spec, info in zip(msgspec.structs.fields(struct), hints.fields, strict=True)
         if spec.name not in identity
     }
 
 
+_NONE = msgspec.inspect.NoneType
+_NUMBERS = (msgspec.inspect.FloatType, msgspec.inspect.IntType)
+_TEXTS = (msgspec.inspect.StrType, msgspec.inspect.BoolType, msgspec.inspect.LiteralType)
+
+
 def _is_numeric(info: msgspec.inspect.Type) -> bool:
+    return all(isinstance(part, (*_NUMBERS, _NONE)) for part in _parts(info))
+
+
+def _is_mixed(info: msgspec.inspect.Type) -> bool:
+    return not _is_numeric(info) and not all(isinstance(part, (*_TEXTS, _NONE)) for part in _parts(info))
+
+
+def _parts(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
     parts = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
-    known = [part.type if isinstance(part, msgspec.inspect.Metadata) else part for part in parts]
-    numbers = (msgspec.inspect.FloatType, msgspec.inspect.IntType, msgspec.inspect.NoneType)
-    return all(isinstance(part, numbers) for part in known)
+    return [part.type if isinstance(part, msgspec.inspect.Metadata) else part for part in parts]
 
 
 def _is_non_negative(hint: Any) -> bool:
@@ -519,7 +566,14 @@ def _is_non_negative(hint: Any) -> bool:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(sorted(value.items())) if isinstance(value, dict) else value
+    """A value that can be a key: maps as their sorted items, lists as tuples."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Struct):
+        return _frozen(msgspec.structs.asdict(value))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(value[key])) for key in sorted(value))
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _coded(values: Sequence[Any]) -> Coded:
@@ -564,6 +618,10 @@ def _dense(codes: Codes) -> tuple[Codes, Codes]:
 # --- rows -----------------------------------------------------------------------------------------------------
 
 
+_FEW = 16
+"""Rows that are checked faster one by one than by numpy."""
+
+
 class ObjectRows:
     """Rows that came as objects."""
 
@@ -605,19 +663,25 @@ class ObjectRows:
     def faults(self) -> list[Fault]:
         found: dict[int, Fault] = {}
         for spec in self._specs.values():
-            if spec.numeric and (column := self.floats(spec.name)) is not None:
-                for fault in _value_faults(spec, column):
-                    found.setdefault(fault.row, fault)
-                self._explicit_nan(spec.name, column, found)
-        for name in ("metrics", "features"):
-            if name in self._specs:
-                _map_faults(name, self.objects(name), found)
+            if spec.numeric:
+                for row in range(len(self)) if len(self) <= _FEW else self._suspects(spec):
+                    value = getattr(self.events[row], spec.name)
+                    if value is not None and (fault := spec.fault(row, value)):
+                        found.setdefault(row, fault)
+            elif spec.mixed and (values := self.objects(spec.name)) is not None:
+                _mixed_faults(spec.name, Coded(list(values), np.arange(len(values))), found)
         return [found[index] for index in sorted(found)]
 
-    def _explicit_nan(self, name: str, column: Floats, found: dict[int, Fault]) -> None:
-        for index in np.flatnonzero(np.isnan(column)).tolist():
-            if getattr(self.events[index], name) is not None:
-                found.setdefault(index, Fault(index, Reason.NON_FINITE, f"{name} is NaN"))
+    def _suspects(self, spec: FieldSpec) -> list[int]:
+        """Rows to look at closely; NaN is mostly just absent, unless there is more of it than of None."""
+        column = self.floats(spec.name)
+        if column is None:
+            return []
+        suspect = spec.out_of_range(column)
+        absent = np.isnan(column)
+        if absent.any() and list(map(attrgetter(spec.name), self.events)).count(None) < absent.sum():
+            suspect |= absent
+        return np.flatnonzero(suspect).tolist()
 
 
 class ColumnRows:
@@ -627,7 +691,7 @@ class ColumnRows:
         self._codec = codec
         self._count = count
         self.columns: dict[str, Floats | Coded] = {}
-        self.value_faults: list[Fault] = []
+        self.value_faults: defaultdict[str, list[Fault]] = defaultdict(list)  # found while reading a column
 
     def __len__(self) -> int:
         return self._count
@@ -641,10 +705,15 @@ class ColumnRows:
         if column is None:
             return Coded([None], np.zeros(self._count, dtype=np.int64))
         if isinstance(column, Coded):
-            return Coded([_frozen(value) for value in column.dictionary], column.codes)
+            if not self._codec.fields[name].mixed:
+                return column
+            distinct, numbers = _coded([_frozen(value) for value in column.dictionary])
+            return Coded(distinct, numbers[column.codes])
         return _coded(_present(column))
 
     def present(self, name: str) -> NDArray[np.bool_]:
+        if name not in self.columns:
+            return np.zeros(self._count, dtype=np.bool_)
         dictionary, codes = self.coded(name)
         return np.array([value is not None for value in dictionary], dtype=np.bool_)[codes]
 
@@ -657,61 +726,79 @@ class ColumnRows:
         return _present(column)
 
     def event(self, index: int) -> dict[str, Any]:
-        explicit = {fault.row for fault in self.value_faults}
         found = {}
         for name, column in self.columns.items():
-            value = (
-                column.dictionary[column.codes[index]] if isinstance(column, Coded) else float(column[index])
-            )
-            absent = value is None or (value != value and index not in explicit)
-            if not absent:
+            value = self._value(name, column, index)
+            if value is not None:
                 found[name] = value
         return found
 
+    def _value(self, name: str, column: Floats | Coded, index: int) -> Any:
+        if isinstance(column, Coded):
+            return column.dictionary[column.codes[index]]
+        value = float(column[index])
+        return None if math.isnan(value) and index not in self._refused[name] else value
+
+    @cached_property
+    def _refused(self) -> defaultdict[str, set[int]]:
+        """By field, the rows whose value there is refused: NaN in them was given, elsewhere it means absent."""
+        rows = {name: {fault.row for fault in faults} for name, faults in self.value_faults.items()}
+        return defaultdict(set, rows)
+
+    def entries(self) -> int:
+        """How many entries the maps and lists of all rows have together."""
+        total = 0
+        for name, column in self.columns.items():
+            if isinstance(column, Coded) and self._codec.fields[name].mixed:
+                sizes = np.array([len(v) if isinstance(v, dict | list) else 0 for v in column.dictionary], np.int64)
+                total += int(sizes[column.codes].sum())
+        return total
+
     def faults(self) -> list[Fault]:
         found: dict[int, Fault] = {}
-        for fault in self.value_faults:
-            found.setdefault(fault.row, fault)
-        for name, column in self.columns.items():
+        for name in sorted(self.columns, key=self._codec.order.__getitem__):  # as `ObjectRows`: the first fault counts
+            column, spec = self.columns[name], self._codec.fields[name]
             if isinstance(column, np.ndarray):
-                for fault in _value_faults(self._codec.fields[name], column):
-                    found.setdefault(fault.row, fault)
-            elif name in ("metrics", "features"):
-                _map_faults(name, self.objects(name), found)
+                suspects = spec.out_of_range(column).nonzero()[0].tolist()
+                outside = [spec.fault(row, float(column[row])) for row in suspects]
+                for fault in (*outside, *self.value_faults[name]):
+                    if fault is not None:
+                        found.setdefault(fault.row, fault)
+            elif spec.mixed:
+                _mixed_faults(name, column, found)
         return [found[index] for index in sorted(found)]
 
 
 def _present(column: Floats) -> list[float | None]:
-    return [None if value != value else value for value in column.tolist()]
+    return [None if math.isnan(value) else value for value in column.tolist()]
 
 
-def _value_faults(spec: FieldSpec, column: Floats) -> Iterator[Fault]:
-    """Faults of one numeric column; NaN here means absent."""
-    if not len(column):
-        return
-    if spec.name == "time_unix_s":
-        bad = ~((column >= 0) & (column < MAX_TIME_UNIX_S))
-        for index in np.flatnonzero(bad):
-            value = column[index]
-            if not math.isfinite(value):
-                yield Fault(int(index), Reason.NON_FINITE, f"time_unix_s is {value}")
-                continue
-            hint = "; is it in milliseconds?" if value >= MAX_TIME_UNIX_S else ""
-            yield Fault(int(index), Reason.BAD_TIME, f"time_unix_s {value} is not in Unix seconds{hint}")
-        return
-    if np.isinf(column).any():
-        for index in np.flatnonzero(np.isinf(column)):
-            yield Fault(int(index), Reason.NON_FINITE, f"{spec.name} is infinite")
-    if spec.non_negative and (column < 0).any():
-        for index in np.flatnonzero(column < 0):
-            yield Fault(int(index), Reason.NEGATIVE, f"{spec.name} is {column[index]}, expected 0 or more")
+def _mixed_faults(name: str, column: Coded, found: dict[int, Fault]) -> None:
+    bad = {code: value for code, value in enumerate(column.dictionary) if not _all_finite(value)}
+    for row in np.flatnonzero(np.isin(column.codes, list(bad))).tolist() if bad else ():
+        found.setdefault(row, Fault(row, Reason.NON_FINITE, _not_finite(name, bad[column.codes[row]])))
 
 
-def _map_faults(name: str, column: Sequence[Any] | None, found: dict[int, Fault]) -> None:
-    for index, mapping in enumerate(column or ()):
-        for key, value in (mapping or {}).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                found.setdefault(index, Fault(index, Reason.NON_FINITE, f"{name}.{key} is {value}"))
+def _not_finite(name: str, value: Any) -> str:
+    """Where in a value its first NaN or infinity is."""
+    if isinstance(value, float):
+        return f"{name} is {value}"
+    key, inner = next((key, inner) for key, inner in _items(value) if not _all_finite(inner))
+    return _not_finite(f"{name}.{key}", inner)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Struct):
+        return msgspec.structs.asdict(value).items()
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return all(_all_finite(inner) for _, inner in _items(value))
 
 
 # --- encoding -------------------------------------------------------------------------------------------------
@@ -755,12 +842,18 @@ def _columns(
     columns: dict[str, Any] = {}
     for name in names:
         values = [event.get(name) for event in events]
-        first = values[0]
-        if isinstance(first, str) and values.count(first) == len(values):
-            constant[name] = first
+        if _is_constant(values):
+            constant[name] = values[0]
         else:
             columns[name] = pack(values)
     return constant, columns
+
+
+def _is_constant(values: list[Any]) -> bool:
+    first = values[0]
+    if isinstance(first, str):
+        return values.count(first) == len(values)
+    return isinstance(first, dict | list) and all(value is first for value in values)
 
 
 def _pack(values: list[Any]) -> Any:
@@ -770,7 +863,17 @@ def _pack(values: list[Any]) -> Any:
     if kinds <= {str, type(None)}:
         dictionary, codes = _coded(values)
         return {"dictionary": dictionary, "index": _pack_index(codes, len(dictionary))}
-    return values
+    return _pack_shared(values)
+
+
+def _pack_shared(values: list[Any]) -> Any:
+    """Maps and lists that rows share are written once, as they came: a split must not write them for every row."""
+    shared = {id(value): value for value in values}
+    if not set(map(type, shared.values())) <= {dict, list, NoneType} or len(shared) == len(values):
+        return values
+    numbers = {identity: number for number, identity in enumerate(shared)}
+    codes = np.array([numbers[id(value)] for value in values])
+    return {"dictionary": list(shared.values()), "index": _pack_index(codes, len(shared))}
 
 
 def _pack_numbers(values: list[float], *, integers: bool) -> Any:
@@ -801,14 +904,6 @@ def _base64(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def _all_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Mapping):
-        return all(map(_all_finite, value.values()))
-    return all(map(_all_finite, value)) if isinstance(value, list) else True
-
-
 # --- routing --------------------------------------------------------------------------------------------------
 
 
@@ -835,8 +930,16 @@ def route(value: bytes, event_type: EventType | None = None) -> Routed:
     """
     if len(value) > MAX_RECORD_BYTES:
         raise Rejected(Reason.TOO_LARGE, f"{len(value)} bytes, at most {MAX_RECORD_BYTES}")
-    if event_type is None:
-        event_type = _sniff(value)
+    try:
+        return _route(value, event_type or _sniff(value))
+    except RecursionError:
+        raise Rejected(Reason.INVALID_JSON, "nested too deeply") from None
+
+
+def _route(value: bytes, event_type: EventType) -> Routed:
+    event = codec_of(event_type).event(value)
+    if event is not None:
+        return _route_one(event_type, value, event)
     batches = decode(event_type, value)
     faults = [fault for batch in batches for fault in batch.rows.faults()]
     count = sum(len(batch.rows) for batch in batches)
@@ -848,11 +951,21 @@ def route(value: bytes, event_type: EventType | None = None) -> Routed:
     )
 
 
+def _route_one(event_type: EventType, value: bytes, event: Event) -> Routed:
+    """The short way for one object: numpy would cost more than the event."""
+    _identity(event)
+    faults = ObjectRows([event]).faults()
+    key = record_key(event_type, tuple(getattr(event, name) for name in KEYS[event_type]))
+    return Routed(
+        records=[Outgoing(TOPIC_OF[event_type], key, value, (SCHEMA_HEADER,))],
+        accepted=1 - len(faults),
+        rejected=len(faults),
+        reasons=Counter(fault.reason for fault in faults),
+    )
+
+
 def _sniff(value: bytes) -> EventType:
-    try:
-        head = _head(value)
-    except RecursionError:
-        raise Rejected(Reason.INVALID_JSON, "nested too deeply") from None
+    head = _head(value)
     if isinstance(head, _NotQuiteJson):
         parsed = head.value[0] if isinstance(head.value, list) and head.value else head.value
         name = parsed.get("type") if isinstance(parsed, dict) else None
@@ -874,11 +987,16 @@ def _addressed(event_type: EventType, value: bytes, batches: list[Batch]) -> lis
     if len(keys) <= 1:
         key = next(iter(keys), None)
         return [Outgoing(topic, key, value, (SCHEMA_HEADER,))]
-    return [
-        Outgoing(topic, key, _share(event_type, batch, share, key), (SCHEMA_HEADER,))
-        for batch, share in zip(batches, shares, strict=True)
-        for key in share
-    ]
+    records: list[Outgoing] = []
+    total = 0
+    for batch, share in zip(batches, shares, strict=True):
+        for key in share:
+            part = _share(event_type, batch, share, key)
+            total += len(part)
+            if len(part) > MAX_RECORD_BYTES or total > MAX_SPLIT_BYTES:
+                raise Rejected(Reason.TOO_LARGE, f"split by key, it grows to over {max(len(part), total)} bytes")
+            records.append(Outgoing(topic, key, part, (SCHEMA_HEADER,)))
+    return records
 
 
 def _by_key(event_type: EventType, batch: Batch) -> dict[bytes, list[int]]:

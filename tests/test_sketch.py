@@ -31,9 +31,7 @@ from streammon.sketch import (
 
 Floats = NDArray[np.float64]
 
-WORST = (
-    (2 ** (1 / 64) - 1) / (2 ** (1 / 64) + 1) * (1 + 1e-12)
-)  # 0.5415 %, and the rounding of the arithmetic
+WORST = (2 ** (1 / 64) - 1) / (2 ** (1 / 64) + 1) * (1 + 1e-12)  # 0.5415 %, and the rounding of the arithmetic
 QS = (0.0, 0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -134,17 +132,13 @@ DISTRIBUTIONS: dict[str, Callable[[int], Any]] = {
     "pareto": lambda n: 0.01 * (1 + random.pareto(1.5, n)),
     "uniform": lambda n: random.uniform(0, 1, n),
     "constant": lambda n: np.full(n, 0.37),
-    "bimodal": lambda n: np.where(
-        random.random(n) < 0.9, random.normal(0.02, 0.002, n), random.normal(3, 0.1, n)
-    ),
+    "bimodal": lambda n: np.where(random.random(n) < 0.9, random.normal(0.02, 0.002, n), random.normal(3, 0.1, n)),
     "tiny": lambda n: random.exponential(1e-12, n),
     "huge": lambda n: random.exponential(1e15, n),
     "integers": lambda n: random.integers(0, 5000, n).astype(np.float64),
     "powers of two": lambda n: 2.0 ** random.integers(-20, 20, n),
     "bucket bounds": lambda n: bucket_bounds(random.integers(-1000, 1000, n))[0],
-    "just above bucket bounds": lambda n: np.nextafter(
-        bucket_bounds(random.integers(-1000, 1000, n))[0], np.inf
-    ),
+    "just above bucket bounds": lambda n: np.nextafter(bucket_bounds(random.integers(-1000, 1000, n))[0], np.inf),
     "mostly zeros": lambda n: np.where(random.random(n) < 0.7, 0.0, random.exponential(1, n)),
     "normal, both signs": lambda n: random.normal(0, 10, n),
     "negative": lambda n: -random.lognormal(0, 2, n),
@@ -364,18 +358,13 @@ def test_the_error_for_a_missing_field_names_it() -> None:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["u1", "i4", "i8", "x"]), inner, max_size=2)
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["u1", "i4", "i8", "x"]), inner, max_size=2)
     ),
     max_leaves=6,
 )
 
 
-@given(
-    st.fixed_dictionaries(
-        {}, optional=dict.fromkeys((*GOOD, "negative_offset", "negative_counts"), json_values)
-    )
-)
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys((*GOOD, "negative_offset", "negative_counts"), json_values)))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_any_json_is_read_or_refused_and_nothing_else(fields: dict[str, Any]) -> None:
     try:
@@ -396,9 +385,7 @@ def test_sketches_do_not_depend_on_how_adds_were_cut(pairs: list[tuple[int, floa
     slots = np.array([slot for slot, _ in pairs], dtype=np.int32)
     values = np.array([value for _, value in pairs], dtype=np.float64)
     cut = SketchBag()
-    for slots_part, values_part in zip(
-        np.split(slots, sorted(cuts)), np.split(values, sorted(cuts)), strict=True
-    ):
+    for slots_part, values_part in zip(np.split(slots, sorted(cuts)), np.split(values, sorted(cuts)), strict=True):
         cut.add(slots_part, values_part)
         cut.summaries(())  # looking in between changes nothing
     present = ~np.isnan(values)
@@ -410,9 +397,7 @@ def test_sketches_do_not_depend_on_how_adds_were_cut(pairs: list[tuple[int, floa
 @given(st.lists(st.tuples(st.integers(0, 3), numbers | moderate), max_size=60))
 def test_quantiles_of_a_bag_are_those_of_its_sketches(pairs: list[tuple[int, float]]) -> None:
     bag = SketchBag()
-    bag.add(
-        np.array([s for s, _ in pairs], dtype=np.int64), np.array([v for _, v in pairs], dtype=np.float64)
-    )
+    bag.add(np.array([s for s, _ in pairs], dtype=np.int64), np.array([v for _, v in pairs], dtype=np.float64))
     summaries = bag.summaries(QS)
     assert summaries.values.shape == (len(summaries.slots), len(QS))
     for row, sketch in enumerate(summaries.sketches().values()):

@@ -88,6 +88,8 @@ class Chunk:
     def __init__(self, event_type: EventType, records: Iterable[Record], enough: int) -> None:
         self._type = event_type
         self._fields = wire.codec_of(event_type).fields
+        self._has: dict[str, bool] = {}
+        self._floats: dict[str, Floats] = {}
         self._pieces: list[_Piece] = []
         self.headers: list[Header] = []
         self.refusals: dict[int, Refusal] = {}
@@ -219,31 +221,25 @@ class Chunk:
             ]
         )
 
-    def floats(self, name: str) -> Floats:
-        """A numeric field, NaN where absent."""
-        return self._column(name)[0]
-
     def has(self, name: str) -> bool:
         """Whether any row has this numeric field."""
-        return self._column(name)[1]
-
-    def _column(self, name: str) -> tuple[Floats, bool]:
-        if name not in self._columns:
-            columns = [piece.rows.floats(name) if piece.rows is not None else None for piece in self._pieces]
-            self._columns[name] = (
-                np.concatenate(
-                    [
-                        np.full(piece.size, np.nan) if column is None else column
-                        for piece, column in zip(self._pieces, columns, strict=True)
-                    ]
-                ),
-                any(column is not None for column in columns),
+        if name not in self._has:
+            self._has[name] = any(
+                piece.rows is not None and piece.rows.floats(name) is not None for piece in self._pieces
             )
-        return self._columns[name]
+        return self._has[name]
 
-    @cached_property
-    def _columns(self) -> dict[str, tuple[Floats, bool]]:
-        return {}
+    def floats(self, name: str) -> Floats:
+        """A numeric field, NaN where absent."""
+        if name not in self._floats:
+            columns = [None if piece.rows is None else piece.rows.floats(name) for piece in self._pieces]
+            self._floats[name] = np.concatenate(
+                [
+                    np.full(piece.size, np.nan) if column is None else column
+                    for piece, column in zip(self._pieces, columns, strict=True)
+                ]
+            )
+        return self._floats[name]
 
     def labels(self, names: tuple[str, ...]) -> tuple[list[Series], Ints]:
         """The distinct combinations of some fields, and which one each row has."""

@@ -175,9 +175,7 @@ class Broker(Protocol):
         on_revoke: AssignmentCallback,
     ) -> Member: ...
 
-    async def transactor(
-        self, group: str, state_topic: str, partition: int, inputs: Sequence[str]
-    ) -> Transactor:
+    async def transactor(self, group: str, state_topic: str, partition: int, inputs: Sequence[str]) -> Transactor:
         """The exactly-once end of partition number ``partition`` of all ``inputs`` topics for this group."""
         ...
 

@@ -74,9 +74,13 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], 
             common = {option: options.pop(option) for option in _COMMON}
             settings = load(common.pop("config"), **common)
             configure_logging(settings.log_level)
-            if not inspect.iscoroutinefunction(function):
-                return function(settings=settings, **options)
-            return _run(function, "stop" in signature.parameters, settings=settings, **options)
+            try:
+                raise typer.Exit(_run(function, settings=settings, **options) or 0)
+            except KeyboardInterrupt:
+                raise typer.Exit(130) from None
+            except BrokenPipeError:  # the reader of our output has had enough, as `| head` has
+                _forget_output()
+                raise typer.Exit(0) from None
 
         shared = [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
@@ -92,9 +96,20 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], 
     return register
 
 
-def _run(function: Callable[..., Coroutine[Any, Any, Any]], stoppable: bool, **arguments: Any) -> Any:
-    if not stoppable:
-        return asyncio.run(function(**arguments))
+def _forget_output() -> None:
+    """Let what is still buffered go nowhere, or Python complains about it at its end."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _run(function: Command, **arguments: Any) -> int | None:
+    status: int | None
+    if not inspect.iscoroutinefunction(function):
+        status = function(**arguments)
+        return status
+    if "stop" not in inspect.signature(function).parameters:
+        status = asyncio.run(function(**arguments))
+        return status
 
     async def until_stopped() -> int:
         stop, interrupted = asyncio.Event(), False

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import math
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import CancelledError
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -69,31 +72,31 @@ async def _append(broker: Broker, records: list[Outgoing]) -> None:
 
 
 async def _stdin_lines() -> AsyncIterator[list[bytes]]:
-    """Complete lines as they come; an empty list when nothing came for a while."""
+    """Complete lines as they come; an empty list every `FLUSH_S`."""
     queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4)
     loop = asyncio.get_running_loop()
 
-    async def read() -> None:
-        while chunk := await asyncio.to_thread(os.read, sys.stdin.fileno(), READ_BYTES):
-            await queue.put(chunk)
-        await queue.put(b"")
+    def read() -> None:
+        with contextlib.suppress(RuntimeError, CancelledError):  # the loop has ended, and nobody reads any more
+            while chunk := os.read(sys.stdin.fileno(), READ_BYTES):
+                asyncio.run_coroutine_threadsafe(queue.put(chunk), loop).result()
+            asyncio.run_coroutine_threadsafe(queue.put(b""), loop).result()
 
-    reading = loop.create_task(read())
-    rest = b""
-    try:
-        while True:
-            try:
-                chunk = await asyncio.wait_for(queue.get(), FLUSH_S)
-            except TimeoutError:
-                yield []
-                continue
-            if not chunk:
-                break
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield lines
-        await reading
-    finally:
-        reading.cancel()
+    # A daemon: a thread of asyncio's pool would keep an interrupted program waiting for the next line.
+    threading.Thread(target=read, daemon=True).start()
+    rest, due = b"", loop.time() + FLUSH_S
+    while True:
+        try:
+            async with asyncio.timeout_at(due):
+                chunk = await queue.get()
+        except TimeoutError:
+            due = loop.time() + FLUSH_S
+            yield []
+            continue
+        if not chunk:
+            break
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield lines
     yield [rest]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from aiohttp import web
 from prometheus_client import Gauge
 
 from streammon.broker import Broker
@@ -22,6 +20,8 @@ from streammon.errors import ConfigError
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from streammon_sinks.web.overview import Status
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -36,7 +36,9 @@ async def up(
     ] = False,
     rules: RuleFiles = None,
     host: Annotated[str | None, typer.Option(help="Address of the page.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the page; 0 takes a free one.", show_default="8080")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.", show_default="8080")
+    ] = None,
 ) -> None:
     """Run everything in one process: log, host metrics, HTTP intake, windows, rules, alerts and the page.
 
@@ -58,7 +60,7 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
 
 
 async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Event) -> None:
-    from streammon_sinks.web.page import page_routes
+    from aiohttp import web
 
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
@@ -66,6 +68,7 @@ async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Eve
     from streammon_sinks.delivery import deliver
     from streammon_sinks.notify.console import ConsoleNotifier
     from streammon_sinks.sqlite import ResultStore, SqliteSink
+    from streammon_sinks.web.page import page_routes
 
     windows, rules = windows_processor(settings), rules_processor(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -108,15 +111,8 @@ def _samples(gauge: Gauge) -> list[tuple[dict[str, str], float]]:
 
 @asynccontextmanager
 async def _listening(site: web.Application, settings: WebSettings) -> AsyncIterator[str]:
-    try:
-        async with serve_http(site, settings.host, settings.port) as port:
-            yield f"http://{settings.host}:{port}"
-    except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
-            raise
-        raise ConfigError(
-            f"web.host = {settings.host!r}, web.port = {settings.port}: {error.strerror}; choose another with --port"
-        ) from None
+    async with serve_http(site, settings.host, settings.port, setting="web.port (--port)") as port:
+        yield f"http://{settings.host}:{port}"
 
 
 @asynccontextmanager

