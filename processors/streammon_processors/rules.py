@@ -319,7 +319,7 @@ class _Window(Struct, tag_field="type", tag="window", gc=False):
 class Episode(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One rule and one series, from the first breaching window to the resolve. ``transition`` 0: pending.
 
-    ``through`` is the end of the series' newest window that had the field.
+    ``through`` is the end of the series' newest window that had the field; ``value`` the breach the alert is about.
     """
 
     rule: str
@@ -328,6 +328,7 @@ class Episode(Struct, frozen=True, kw_only=True, omit_defaults=True):
     series: Labels
     since_unix_s: float
     through_unix_s: float
+    value: float
     transition: int = 0
 
     @property
@@ -357,6 +358,7 @@ def step(
         series=window.series,
         since_unix_s=since,
         through_unix_s=window.end_unix_s,
+        value=float(value),
         transition=1 if held else 0,
     )
     return episode, _firing(rule, episode, value, content) if held else None
@@ -514,7 +516,7 @@ def _sorted(series: Labels) -> _SortedLabels:
 
 def _size_bytes(key: _Key) -> int:
     """What an episode adds to the snapshot at most: its rule and labels as JSON, and everything else."""
-    return len(msgspec.json.encode(key)) + 160
+    return len(msgspec.json.encode(key)) + 200
 
 
 def _decode(value: bytes) -> tuple[_Window, dict[str, Any]]:
@@ -576,7 +578,7 @@ def _alert(
         labels=episode.series,
         value=value,
         condition=condition,
-        summary=_fill(rule.summary, {**episode.series, "value": _shown(_words(rule)[0], value)}),
+        summary=_fill(rule.summary, {**episode.series, "value": _shown(_words(rule)[0], episode.value)}),
         started_unix_s=episode.since_unix_s,
         updated_unix_s=episode.through_unix_s,
         ended_unix_s=episode.through_unix_s if state == "resolved" else None,
@@ -625,6 +627,8 @@ def _words(rule: Rule) -> tuple[str, str]:
 def _shown(quantity: str, value: float) -> str:
     if quantity.endswith(_FRACTIONS):
         return f"{_number(100 * value)} %"
+    if quantity.endswith("_s") and not quantity.endswith("_per_s") and 0 < abs(value) < 1:
+        return f"{_number(1000 * value)} ms"
     return _number(value) + next((unit for end, unit in _UNITS.items() if quantity.endswith(end)), "")
 
 
