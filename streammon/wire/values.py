@@ -1,0 +1,77 @@
+"""What is done with any value: compare it, code it, look for NaN in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from streammon.wire.batch import Coded, Codes
+
+
+def frozen(value: Any) -> Any:
+    """A value that can be a key: maps as their sorted items, lists as tuples."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Struct):
+        return frozen(msgspec.structs.asdict(value))
+    if isinstance(value, dict):
+        return tuple((key, frozen(value[key])) for key in sorted(value))
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+
+def coded(values: Sequence[Any]) -> Coded:
+    """Values as codes, numbered by first appearance; 1, 1.0 and True are kept apart only where types are mixed."""
+    seen: dict[Any, int] = {}
+    if len(set(map(type, values)) - {type(None)}) > 1:
+        values = [(type(value), value) for value in values]
+        codes = [seen.setdefault(value, len(seen)) for value in values]
+        return Coded([value for _, value in seen], np.array(codes, dtype=np.int64))
+    codes = [seen.setdefault(value, len(seen)) for value in values]
+    return Coded(list(seen), np.array(codes, dtype=np.int64))
+
+
+def combinations(columns: Sequence[Coded]) -> tuple[list[tuple[Any, ...]], Codes]:
+    """The combinations of values that occur in some columns, and for every row which one it has."""
+    size = len(columns[0].codes)
+    combined = np.zeros(size, dtype=np.int64)
+    for dictionary, codes in columns:
+        if len(dictionary) > 1:
+            _, combined = _dense(combined * len(dictionary) + codes)
+    used, combined = _dense(combined)
+    firsts = np.empty(len(used), dtype=np.int64)
+    firsts[combined[::-1]] = np.arange(size)[::-1]
+    return [tuple(d[c[row]] for d, c in columns) for row in firsts.tolist()], combined
+
+
+_SMALL = 1 << 20
+
+
+def _dense(codes: Codes) -> tuple[Codes, Codes]:
+    """The distinct codes, ascending, and every code's number among them; without sorting where they are small."""
+    top = int(codes.max(initial=0)) + 1
+    if top > _SMALL:
+        used, dense = np.unique(codes, return_inverse=True)
+        return used, dense
+    flags = np.zeros(top, dtype=np.bool_)
+    flags[codes] = True
+    used = np.flatnonzero(flags)
+    return used, (np.cumsum(flags) - 1)[codes]
+
+
+def items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Struct):
+        return msgspec.structs.asdict(value).items()
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
+
+
+def all_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return all(all_finite(inner) for _, inner in items(value))
