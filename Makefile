@@ -12,7 +12,7 @@ help: ## Show this list.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: .venv/.run ## Start everything in one process, with a demo service to watch, on http://127.0.0.1:8080.
-	@exec $(BIN)/streammon up --demo
+	@exec $(BIN)/streammon up --demo $(ARGS)
 
 test: .venv/.dev ## Run all tests against a real Kafka and a real Elasticsearch (downloaded once).
 	@$(BIN)/python -m tests.fetch_servers
@@ -44,7 +44,7 @@ clean: ## Remove the environment and all caches of the project.
 
 ifdef UV
 create = uv venv -q --allow-existing --python '>=3.11' .venv
-install = VIRTUAL_ENV=.venv uv pip install -q
+install = VIRTUAL_ENV=.venv uv pip install -q --compile-bytecode
 else
 create = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streammon needs Python >= 3.11, \
 	this is " + sys.version.split()[0] + "; say which to use with make PYTHON=python3.12")' && $(PYTHON) -m venv .venv

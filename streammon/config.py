@@ -8,7 +8,8 @@ a variable without ``__`` that names no field is left alone, it may be another p
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,7 +127,7 @@ class ElasticsearchSettings(Section):
 
 
 class SqliteSettings(Section):
-    """The results store that the page, ``query`` and ``top`` read."""
+    """The results store that the page and ``query`` read."""
 
     retention_s: float = Field(2 * DAY_S, gt=0)
     """Windows older than this are deleted."""
@@ -268,8 +269,30 @@ def _explain(error: ValidationError, file: Path | None) -> str:
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
         value = "" if _is_private(problem) else f" = {problem['input']!r}"
-        lines.append(f"  {field}{value}: {problem['msg']}")
+        lines.append(f"  {field}{value}: {_verdict(problem)}")
     return "\n".join(lines)
+
+
+def _verdict(problem: ErrorDetails) -> str:
+    """What is wrong, in words that help someone who has not read the types."""
+    if problem["type"] == "extra_forbidden":
+        *section, name = map(str, problem["loc"])
+        return f"there is no such field{_suggestion(name, _fields(section))}"
+    if problem["type"] == "model_type":
+        return f"expected a section with fields such as `{_fields(map(str, problem['loc']))[0]}:`"
+    return problem["msg"]
+
+
+def _fields(section: Iterable[str]) -> list[str]:
+    model: Any = Settings
+    for name in section:
+        model = model.model_fields[name].annotation
+    return list(model.model_fields)
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    similar = get_close_matches(name, known, n=1)
+    return f"; did you mean {similar[0]!r}?" if similar else f", expected one of {', '.join(known)}"
 
 
 def _is_private(problem: ErrorDetails) -> bool:

@@ -7,6 +7,7 @@ registry of `prometheus_client`; each component declares its own beside the code
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("streammon")
 
-EVENTS = Counter("streammon_events", "Events by what became of them", ["source", "outcome"])
-"""``outcome``: counted, late, duplicate, or the `Reason` of a refusal."""
 RECORDS = Counter("streammon_records_read", "Records read from input topics", ["topic"])
 DROPPED = Counter("streammon_dropped_events", "Events an agent gave up on, by where", ["where"])
 WATERMARK_LAG = Gauge("streammon_watermark_lag_seconds", "Now minus the watermark", ["topic", "partition"])
@@ -102,7 +101,9 @@ async def serve_http(app: web.Application, host: str, port: int, *, setting: str
         try:
             await site.start()
         except OSError as error:
-            raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {error.strerror or error}") from None
+            number = error.errno or 0  # asyncio's own text would repeat the address; a name not found is below 0
+            reason = os.strerror(number) if number > 0 else error.strerror or error
+            raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {reason}; choose another") from None
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

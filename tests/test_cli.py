@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
+from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, app, data, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli import admin, app, data, main, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli.base import retrying
 from streammon.config import Settings
-from streammon.errors import ConfigError
+from streammon.errors import ConfigError, Retryable
 from streammon.events import EventType
 from streammon.results import RESULTS
 from streammon.tick import TICK
 from streammon.topics import TopicSpec, topic_specs
 from streammon.wire import Density, encode
+from tests.sinks.builders import window
 from tests.support import wait_until
 
 PROGRAM = [sys.executable, "-c", "from streammon.cli import main; main()"]
@@ -124,6 +128,7 @@ def test_no_command_is_left_out_here() -> None:
         ("sink paper", "paper"),
         ("nonsense", "nonsense"),
         ("query windows --limit 0", "--limit"),
+        ("query windows --source nonsense", "--source"),
     ],
 )
 def test_a_wrong_argument_is_named_and_the_status_is_2(arguments: str, expected: str) -> None:
@@ -143,6 +148,9 @@ def test_a_wrong_argument_is_named_and_the_status_is_2(arguments: str, expected:
         ("query windows", "no results at"),
         ("schema paper", "TYPE is 'paper'"),
         ("rules check none.yaml", "none.yaml"),
+        ("rules run", "--rules"),
+        ("rules run --rules none.yaml", "none.yaml"),
+        ("up --rules none.yaml", "none.yaml"),
     ],
 )
 def test_a_wrong_value_is_named(arguments: str, expected: str, empty: Path) -> None:
@@ -362,6 +370,14 @@ def test_the_doctor_says_that_the_data_directory_cannot_be_one(tmp_path: Path) -
     assert "--data-dir" in findings["data directory"]["detail"]
 
 
+def test_the_doctor_finds_results_that_cannot_be_read(empty: Path) -> None:
+    empty.mkdir()
+    (empty / "results.sqlite").write_bytes(b"no database " * 1000)
+    done = inside("doctor", "--output", "json", "--data-dir", empty)
+    findings = {row["check"]: row["state"] for row in map(json.loads, done.stdout.splitlines())}
+    assert (done.exit_code, findings["results"]) == (1, "failed")
+
+
 def test_a_broker_that_does_not_answer_is_named_in_time(free_port: int) -> None:
     with silent() as listener:
         for port in (free_port, listener.getsockname()[1]):
@@ -389,6 +405,61 @@ def test_results_are_a_table_for_people_and_json_for_programs(empty: Path) -> No
     for kind in ("windows", "alerts"):
         assert inside("query", kind, "--data-dir", empty).stdout == f"no {kind} here\n"
         assert inside("query", kind, "--output", "json", "--data-dir", empty).stdout == ""
+
+
+def test_a_row_is_a_line_in_a_pipe_and_folded_but_whole_on_a_narrow_screen(empty: Path) -> None:
+    from streammon_sinks.sqlite import ResultStore
+
+    empty.mkdir()
+    store = ResultStore.open(empty / "results.sqlite")
+    series = {"service": "recommendations", "model": "two-tower-candidate-retrieval"}
+    store.write_windows([window(series=series)])
+    store.close()
+    arguments = ("query", "windows", "--since", "0", "--data-dir", empty)
+    piped = program(*arguments).stdout.decode()
+    assert " ".join(f"{name}={value}" for name, value in series.items()) in piped
+    narrow = program(*arguments, COLUMNS="60").stdout.decode()
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 60
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "streammon_agents.host", None)  # imported anew
+    monkeypatch.delitem(sys.modules, "streammon_agents.host")
+    monkeypatch.delitem(sys.modules, "streammon_agents.host_sources", raising=False)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setattr(sys, "argv", ["streammon", "agent", "--data-dir", str(empty)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "pip install 'streammon[agent]'" in capsys.readouterr().err
+
+
+def test_servers_get_a_directory_that_nobody_can_pass_through() -> None:
+    directory = admin._temporary_directory()
+    try:
+        assert directory.stat().st_mode & 0o777 == 0o711
+    finally:
+        directory.rmdir()
+
+
+async def test_a_broker_that_is_away_is_complained_about_once() -> None:
+    away = iter((True, True, False))
+
+    async def attempt() -> str:
+        if next(away):
+            raise Retryable("away")
+        return "a broker"
+
+    with capture_logs() as logs:
+        assert await retrying(attempt, asyncio.Event()) == "a broker"
+    assert [entry["error"] for entry in logs] == ["away"]
+
+
+def test_the_version_is_told() -> None:
+    assert inside("--version").stdout == f"streammon {__version__}\n"
 
 
 def test_every_type_has_a_json_schema() -> None:

@@ -103,16 +103,18 @@ def test_the_tree_is_frozen() -> None:
 # --- what a person is told ------------------------------------------------------------------------------------------
 
 WRONG_FILES = {
-    "an unknown field": ("windws: {size_s: 1}", ["windws", "not permitted"]),
-    "an unknown field of a section": ("windows: {sise_s: 1}", ["windows.sise_s", "not permitted"]),
+    "an unknown field": ("windws: {size_s: 1}", ["windws: there is no such field", "did you mean 'windows'?"]),
+    "an unknown field of a section": ("windows: {sise_s: 1}", ["windows.sise_s", "did you mean 'size_s'?"]),
+    "a field like no other": ("windows: {colour: red}", ["windows.colour", "expected one of size_s, lateness_s"]),
+    "a field of a section at the top": ("size_s: 1", ["size_s", "expected one of bootstrap"]),
     "a wrong type": ("windows: {size_s: soon}", ["windows.size_s = 'soon'", "number"]),
     "too small": ("windows: {size_s: 0}", ["windows.size_s = 0", "greater than 0"]),
     "infinite": ("windows: {lateness_s: .inf}", ["windows.lateness_s = inf", "finite"]),
     "a wrong choice": ("log_level: loud", ["log_level = 'loud'", "'debug'"]),
     "no port": ("web: {port: 65536}", ["web.port = 65536", "65535"]),
     "no text": ("bootstrap: 9092", ["bootstrap = 9092", "string"]),
-    "an empty section": ("windows:", ["windows", "dictionary"]),
-    "a list for a section": ("windows: [1]", ["windows", "dictionary"]),
+    "an empty section": ("windows:", ["windows: expected a section", "size_s:"]),
+    "a list for a section": ("windows: [1]", ["windows: expected a section", "size_s:"]),
     "a list at the top": ("- windows", ["windows:", "list"]),
     "a number as key": ("8080: web", ["windows:", "key 8080"]),
     "broken": ("windows:\n  size_s: [1\n", ["not valid YAML", "line 3, column 1", "','"]),

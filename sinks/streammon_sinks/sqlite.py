@@ -75,6 +75,8 @@ CREATE TABLE IF NOT EXISTS alerts (
     rule TEXT AS (json_extract(body, '$.rule'))
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS alerts_by_time ON alerts (updated_unix_s);
+CREATE TABLE IF NOT EXISTS store (id TEXT NOT NULL);
+INSERT INTO store SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT * FROM store);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
@@ -169,6 +171,12 @@ class ResultStore:
             raise ConfigError(
                 f"{path} cannot be used as the results store: {error}; move it away to start a new one"
             ) from error
+
+    @property
+    def group(self) -> str:
+        """The consumer group that fills this file, and no other: a file made anew is filled again from the log."""
+        ((identity,),) = self._read("SELECT id FROM store", ())
+        return f"streammon-sink-sqlite-{identity}"
 
     # ------------------------------------------------------------------ writing
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from streammon.cli.base import app
+from streammon.cli.base import EXTRAS, app
 from streammon.errors import ConfigError, StreammonError
 
 __all__ = ["app", "main"]
@@ -23,3 +23,9 @@ def main() -> None:
     except StreammonError as error:
         print(f"streammon: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        needed = f"this needs {error.name}, which is not installed: pip install 'streammon[{EXTRAS[error.name]}]'"
+        print(f"streammon: {needed}", file=sys.stderr)
+        sys.exit(2)

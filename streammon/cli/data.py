@@ -287,11 +287,18 @@ class Kind(StrEnum):
     ALERTS = "alerts"
 
 
+class WindowSource(StrEnum):
+    """What the windows are over."""
+
+    INFERENCE = "inference"
+    RESOURCE = "resource"
+
+
 @command(app)
 def query(
     settings: Settings,
     kind: Annotated[Kind, typer.Argument(help="What to show.", show_default=False)],
-    source: Annotated[str, typer.Option(help="Source of the windows: inference or resource.")] = "inference",
+    source: Annotated[WindowSource, typer.Option(help="Source of the windows.")] = WindowSource.INFERENCE,
     since: Annotated[str, typer.Option(help="Start: a time, or an age such as 15m.")] = "15m",
     until: Annotated[str | None, typer.Option(help="End, likewise.", show_default=False)] = None,
     where: Annotated[
@@ -343,9 +350,9 @@ def _moment(option: str, text: str) -> float:
 _ALERT_COLUMNS: tuple[str, ...] = ("state", "severity", "rule", "labels", "condition", "started", "ended")
 
 
-def _window_columns(source: str) -> tuple[str, ...]:
-    measured = ("per s", "errors", "p50", "p90", "p99") if source == "inference" else ("gauges",)
-    return ("start", "series", "part", "count", *measured)
+def _window_columns(source: WindowSource) -> tuple[str, ...]:
+    measured = ("per s", "errors", "p50", "p90", "p99") if source is WindowSource.INFERENCE else ("gauges",)
+    return ("start", "part", "count", *measured, "series")
 
 
 def _window_row(window: Any) -> dict[str, Any]:
@@ -376,4 +383,6 @@ def _alert_row(alert: Any) -> dict[str, Any]:
 
 
 def _clock_time(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Local time; the date only where it is not today's."""
+    then = datetime.fromtimestamp(unix_s).astimezone()
+    return f"{then:%H:%M:%S}" if then.date() == datetime.now().astimezone().date() else f"{then:%Y-%m-%d %H:%M:%S}"

@@ -15,6 +15,7 @@ import typer
 from streammon.broker import Broker, connect
 from streammon.cli.base import app, command, retrying
 from streammon.config import Settings
+from streammon.errors import ConfigError
 from streammon.telemetry import health_server, log
 from streammon.topics import topic_specs
 
@@ -81,6 +82,8 @@ async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = 
     from streammon_processors.runtime import rules_processor, run_processor
 
     settings = with_rules(settings, rules)
+    if not settings.rules.files:
+        raise ConfigError("no rules to run: name a file with --rules or in rules.files")
     processor = rules_processor(settings)  # a bad rule file is found before anything is started
     async with opened(settings, stop) as broker:
         await run_processor(broker, processor, settings, stop=stop)
@@ -111,21 +114,24 @@ async def sink(
     name: Annotated[SinkName, typer.Argument(help="Where to deliver to.", show_default=False)],
 ) -> None:
     """Deliver results to a store: at least once, under deterministic ids."""
-    from streammon_sinks.delivery import deliver
+    from streammon_sinks.delivery import Backoff, deliver
 
     async with opened(settings, stop) as broker:
-        destination = _sink(name, settings)
-        await deliver(broker, f"streammon-sink-{name}", ["windows", "alerts"], destination, stop=stop)
+        group, destination = _sink(name, settings)
+        backoff = Backoff(longest_s=settings.elasticsearch.max_backoff_s)
+        await deliver(broker, group, ["windows", "alerts"], destination, stop=stop, backoff=backoff)
 
 
-def _sink(name: SinkName, settings: Settings) -> Sink:
+def _sink(name: SinkName, settings: Settings) -> tuple[str, Sink]:
+    """A destination, and the group that shares the work of filling it."""
     if name is SinkName.SQLITE:
         from streammon_sinks.sqlite import ResultStore, SqliteSink
 
-        return SqliteSink(ResultStore.open(settings.data_dir / RESULTS_FILE), settings.sqlite)
+        store = ResultStore.open(settings.data_dir / RESULTS_FILE)
+        return store.group, SqliteSink(store, settings.sqlite)
     from streammon_sinks.elasticsearch import ElasticsearchSink
 
-    return ElasticsearchSink.connect(settings.elasticsearch)
+    return "streammon-sink-elasticsearch", ElasticsearchSink.connect(settings.elasticsearch)
 
 
 @command(app)

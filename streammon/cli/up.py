@@ -22,6 +22,7 @@ from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log,
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from streammon_processors.runtime import Processor
     from streammon_sinks.web.overview import Status
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -44,13 +45,16 @@ async def up(
 
     Without --bootstrap nothing else is needed: the log and the results are SQLite files under --data-dir.
     """
+    from streammon_processors.runtime import rules_processor
+
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
+    rule_processor = rules_processor(settings)  # a bad rule file is found before anything is started
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     async with opened(settings, stop) as broker:
-        await _run(broker, settings, demo, stop)
+        await _run(broker, rule_processor, settings, demo, stop)
 
 
 def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -59,21 +63,21 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
     return settings.model_copy(update={"web": WebSettings(**changed)})
 
 
-async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Event) -> None:
+async def _run(broker: Broker, rules: Processor, settings: Settings, demo: bool, stop: asyncio.Event) -> None:
     from aiohttp import web
 
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
-    from streammon_processors.runtime import rules_processor, run_processor, windows_processor
+    from streammon_processors.runtime import run_processor, windows_processor
     from streammon_sinks.delivery import deliver
     from streammon_sinks.notify.console import ConsoleNotifier
     from streammon_sinks.sqlite import ResultStore, SqliteSink
     from streammon_sinks.web.page import page_routes
 
-    windows, rules = windows_processor(settings), rules_processor(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     path = settings.data_dir / RESULTS_FILE
-    sink = SqliteSink(ResultStore.open(path), settings.sqlite)
+    store = ResultStore.open(path)
+    sink = SqliteSink(store, settings.sqlite)
     page_store = ResultStore.open(path, read_only=True)
     site = web.Application(client_max_size=settings.web.max_body_bytes)
     site.add_routes(
@@ -86,10 +90,10 @@ async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Eve
             await together(
                 stop,
                 run_host_agent(broker, settings, stop=stop),
-                run_processor(broker, windows, settings, stop=stop),
+                run_processor(broker, windows_processor(settings), settings, stop=stop),
                 run_processor(broker, rules, settings, stop=stop),
-                deliver(broker, "streammon-sink-sqlite", ["windows", "alerts"], sink, stop=stop),
-                deliver(broker, "streammon-notify-console", ["alerts"], console, stop=stop),
+                deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
+                deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
             )
     page_store.close()
 

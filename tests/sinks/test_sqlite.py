@@ -261,3 +261,9 @@ def test_a_locked_file_can_be_tried_again(store: ResultStore, path: Path, monkey
 def test_closing_twice_is_allowed(store: ResultStore) -> None:
     store.close()
     store.close()
+
+
+def test_every_results_file_is_filled_by_a_group_of_its_own(tmp_path: Path) -> None:
+    one, other = ResultStore.open(tmp_path / "one.sqlite"), ResultStore.open(tmp_path / "other.sqlite")
+    assert one.group != other.group
+    assert ResultStore.open(tmp_path / "one.sqlite").group == one.group, "a restart goes on where it was"
