@@ -274,6 +274,15 @@ async def test_a_member_whose_place_was_dropped_goes_on_at_the_first_record_and_
 # ---------------------------------------------------------------- polling
 
 
+async def test_partitions_just_created_have_no_lag_before_their_ends_were_looked_at(broker: EmbeddedBroker) -> None:
+    async def assigned(_: Sequence[TopicPartition]) -> None: ...
+
+    member = await broker.member("group", ["events"], on_assign=assigned, on_revoke=assigned)
+    assert await member.poll(0.01) == {}
+    broker._log.ends = {}
+    assert await member.lag() == {TopicPartition("events", 0): 0, TopicPartition("events", 1): 0}
+
+
 async def test_one_poll_takes_a_bounded_amount_of_memory(broker: EmbeddedBroker) -> None:
     for _ in range(3):
         await broker.append([event(bytes(10**6), number % 2) for number in range(10)])

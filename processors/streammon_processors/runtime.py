@@ -6,6 +6,7 @@ input to where the task needs it, and then, again and again: fetches, calls `Tas
 snapshot and input position in one transaction.
 
 When a transaction fails and its outcome is unknown, the task is thrown away and restored from what the log says.
+When even that fails, all tasks are, and the group is joined anew: a partition is never left out quietly.
 When a transactor is fenced, the process stops: going on would repeat somebody else's work.
 """
 
@@ -14,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
 from streammon.config import Settings
@@ -29,12 +30,16 @@ from streammon_processors.windows import WindowTask, sources
 
 POLL_S = 0.1
 """The longest wait for records; also how often idle partitions are looked at."""
-BATCH_RECORDS = 500
-"""Records given to a task at once, and committed together: bounds a transaction and the time the loop is blocked."""
+BATCH_RECORDS, BATCH_BYTES = 500, 512 * 1024
+"""About the most given to a task at once, and committed together: bounds the time the loop is blocked, and the
+transaction, which has to end within its timeout. (Kafka takes some 10,000 windows a second; few bytes make many.)"""
 COMMIT_S = 1.0
 """A task that only moves on, without output, commits its position this often."""
 MEASURE_S = 1.0
 MAX_BACKOFF_S = 5.0
+REJOIN_S = 1.0
+GRACE_S = 2.0
+"""After ``stop``, how long a call to the broker may still take."""
 
 
 class Task(Protocol):
@@ -100,6 +105,20 @@ async def run_processor(broker: Broker, processor: Processor, settings: Settings
     Raises:
         Fatal: going on could lose or repeat work; start the process anew.
     """
+    await _until_stopped(_memberships(broker, processor, settings, stop), stop)
+
+
+async def _memberships(broker: Broker, processor: Processor, settings: Settings, stop: asyncio.Event) -> None:
+    """One after the other, each with fresh tasks, for as long as the broker is away."""
+    while not stop.is_set():
+        try:
+            await _membership(broker, processor, settings, stop)
+        except (_NotRestored, Retryable) as error:
+            log.warning("joining the group anew", processor=processor.name, error=str(error))
+            await asyncio.sleep(REJOIN_S * random.uniform(0.5, 1.0))
+
+
+async def _membership(broker: Broker, processor: Processor, settings: Settings, stop: asyncio.Event) -> None:
     runtime = _Runtime(broker, processor, settings)
     member = await broker.member(
         processor.group, processor.inputs, on_assign=runtime.assigned, on_revoke=runtime.revoked
@@ -111,6 +130,26 @@ async def run_processor(broker: Broker, processor: Processor, settings: Settings
     finally:
         await runtime.revoked(runtime.assignment)
         await member.close()
+
+
+class _NotRestored(Exception):  # noqa: N818 - names what happened
+    """A task was thrown away and could not be restored: to poll on would skip the records of its partition."""
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
+    """Do work that ends soon after ``stop``. A call that hangs then is given up, which harms no more than a kill."""
+    working, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working}, timeout=GRACE_S)
+        if working.done():
+            await working
+        else:
+            log.warning("the broker does not answer; what was under way will be repeated")
+    finally:
+        stopped.cancel()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 @dataclass
@@ -144,9 +183,12 @@ class _Runtime:
 
     async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Range assignment gives us the same partition numbers of all inputs."""
-        for number in _numbers(partitions):
-            if number not in self._shares:
+        try:
+            for number in _numbers(partitions):
                 await self._open(number)
+        except BaseException:  # all of them are assigned again, perhaps to others: keep none
+            await self.revoked(partitions)
+            raise
         self._log.info("partitions assigned", partitions=sorted(self._shares))
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -154,16 +196,21 @@ class _Runtime:
             share = self._shares.pop(number, None)
             if share is not None:
                 await share.transactor.close()
+                self._forget_measures(number)
 
     async def _open(self, number: int) -> None:
         name = self._processor.name
         transactor = await self._broker.transactor(
             self._processor.group, state_topic(name), number, self._processor.inputs
         )
-        snapshot, offsets = await transactor.restore()
         task = self._processor.task(number)
-        if snapshot is not None:
-            task.restore(snapshot)
+        try:
+            snapshot, offsets = await transactor.restore()
+            if snapshot is not None:
+                task.restore(snapshot)
+        except BaseException:
+            await transactor.close()
+            raise
         for partition, offset in offsets.items():
             self.member.seek(partition, offset)
         committed = {partition.topic: offset for partition, offset in offsets.items()}
@@ -175,35 +222,33 @@ class _Runtime:
         """Fetch once and work through what came; wait and go on when the broker is away."""
         try:
             polled = await self.member.poll(POLL_S)
+            shares = dict(self._shares)
             for partition, records in polled.items():
-                await self._take_in(partition, records)
+                await self._take_in(shares[partition.partition], partition, records)
             await self._write_ticks(polled)
             await self._measure()
             self._failures = 0
         except Retryable as error:
             self._failures += 1
-            pause = min(MAX_BACKOFF_S, 0.1 * 2**self._failures) * (0.5 + random.random() / 2)
+            pause = backoff_s(self._failures)
             self._log.warning("broker unavailable, trying again", error=str(error), pause_s=round(pause, 2))
             await asyncio.sleep(pause)
 
-    async def _take_in(self, partition: TopicPartition, records: Sequence[Record]) -> None:
-        for start in range(0, len(records), BATCH_RECORDS):
-            share = self._shares.get(partition.partition)
-            if share is None:  # revoked, or reopened from the log: the rest will be fetched again
+    async def _take_in(self, share: _Share, partition: TopicPartition, records: Sequence[Record]) -> None:
+        for batch in _batches(records):
+            if self._shares[partition.partition] is not share:  # restored since, and rewound: all this comes again
                 return
-            batch = records[start : start + BATCH_RECORDS]
             outputs = share.task.process(partition.topic, batch)
             share.last_record_at[partition.topic] = time.monotonic()
             RECORDS.labels(partition.topic).inc(len(batch))
-            if not await self._commit(partition.partition, share, outputs):
-                return
+            await self._commit(partition.partition, share, outputs)
 
-    async def _commit(self, number: int, share: _Share, outputs: list[Outgoing]) -> bool:
-        """Write what the task has published; whether the task can go on from where it is."""
+    async def _commit(self, number: int, share: _Share, outputs: list[Outgoing]) -> None:
+        """Write what the task has published; if that fails, another task takes its place."""
         offsets = share.task.offsets()
         due = time.monotonic() - share.committed_at >= COMMIT_S and offsets != share.committed
         if not outputs and not due:
-            return True
+            return
         positions = {TopicPartition(topic, number): offset for topic, offset in offsets.items()}
         try:
             await share.transactor.transact(outputs, share.task.snapshot(), positions)
@@ -212,9 +257,8 @@ class _Runtime:
         except Retryable as error:
             self._log.warning("transaction failed, restoring from the log", partition=number, error=str(error))
             await self._reopen(number)
-            return False
-        share.committed, share.committed_at = dict(offsets), time.monotonic()
-        return True
+        else:
+            share.committed, share.committed_at = dict(offsets), time.monotonic()
 
     async def _reopen(self, number: int) -> None:
         """Forget the task; what the log says happened is what happened."""
@@ -223,7 +267,7 @@ class _Runtime:
         try:
             await self._open(number)
         except Retryable as error:
-            raise Fatal(f"partition {number} could not be reopened after a failed transaction: {error}") from error
+            raise _NotRestored(f"partition {number} could not be restored: {error}") from error
         for topic in self._processor.inputs:
             if topic not in self._shares[number].committed:
                 self.member.seek(TopicPartition(topic, number), 0)
@@ -256,6 +300,31 @@ class _Runtime:
             for topic, watermark in share.task.watermarks().items():
                 lag = time.time() - watermark if topic in waiting else 0.0  # nothing open: nothing is behind
                 WATERMARK_LAG.labels(topic, number).set(lag)
+
+    def _forget_measures(self, number: int) -> None:
+        """Somebody else's from now on: a gauge left behind would show an old lag for ever."""
+        for topic in self._processor.inputs:
+            CONSUMER_LAG.remove(self._processor.group, topic, number)
+            WATERMARK_LAG.remove(topic, number)
+
+
+def backoff_s(failures: int) -> float:
+    """The pause after so many failures in a row: doubling, up to `MAX_BACKOFF_S`; half of it is left to chance."""
+    return min(MAX_BACKOFF_S, 0.1 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1.0)
+
+
+def _batches(records: Iterable[Record]) -> Iterator[Sequence[Record]]:
+    """The records in order, cut where a batch is full."""
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.value or b"")
+        if len(batch) >= BATCH_RECORDS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:

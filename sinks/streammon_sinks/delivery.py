@@ -27,7 +27,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from prometheus_client import Counter
 
-from streammon.broker import Broker, Member, Outgoing, Record, TopicPartition
+from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition
 from streammon.deadletter import dead_letter
 from streammon.errors import Backpressure, Reason, Retryable
 from streammon.telemetry import CONSUMER_LAG, log
@@ -40,6 +40,8 @@ BATCH_RECORDS = 2000
 PATIENCE_S = 0.5
 """A write that takes longer than this is waited for with the partitions paused."""
 POLL_S = 0.2
+COMMIT_S = 3.0
+"""How long a commit may take, so that neither a rebalance nor the end waits for a broker that is gone."""
 GRACE_S = 5.0
 
 T = TypeVar("T")
@@ -149,7 +151,7 @@ class _Delivery:
         )
         try:
             while not self._stop.is_set():
-                polled = await self._member.poll(POLL_S, BATCH_RECORDS)
+                polled = await self._poll(BATCH_RECORDS)
                 if batch := [Item(where, record) for where, records in polled.items() for record in records]:
                     await self._deliver(batch)
                 await self._commit()
@@ -157,6 +159,15 @@ class _Delivery:
         finally:
             await self._member.close()
             self._forget(self._assigned)
+
+    async def _poll(self, max_records: int) -> Polled:
+        """A log that cannot be read just now has nothing new."""
+        try:
+            return await self._member.poll(POLL_S, max_records)
+        except Retryable as error:
+            log.warning("nothing can be read, will try again", group=self._group, problem=str(error))
+            await asyncio.sleep(POLL_S)
+            return {}
 
     # ------------------------------------------------------------------ partitions come and go
 
@@ -260,7 +271,7 @@ class _Delivery:
 
     async def _poll_nothing(self) -> None:
         """A record that slips through all the same is put back, not kept: memory stays at one batch."""
-        for where, records in (await self._member.poll(POLL_S, 1)).items():
+        for where, records in (await self._poll(1)).items():
             self._member.seek(where, records[0].offset)
 
     async def _end_within_grace(self, writing: asyncio.Task[None]) -> None:
@@ -276,9 +287,10 @@ class _Delivery:
         if not self._acknowledged:
             return
         try:
-            await self._member.commit(dict(self._acknowledged))
-        except Retryable as error:
-            log.warning("offsets not committed yet", group=self._group, problem=str(error))
+            async with asyncio.timeout(COMMIT_S):
+                await self._member.commit(dict(self._acknowledged))
+        except (Retryable, TimeoutError) as error:
+            log.warning("offsets not committed yet", group=self._group, problem=str(error) or "no answer")
         else:
             self._acknowledged.clear()
 

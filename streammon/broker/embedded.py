@@ -463,7 +463,7 @@ class _Cursor:
 
     def lag(self) -> dict[TopicPartition, int]:
         ends = self._log.ends
-        return {each: max(0, ends[self._ids[each]] - at) for each, at in self.positions.items()}
+        return {each: max(0, ends.get(self._ids[each], 0) - at) for each, at in self.positions.items()}
 
     async def ends(self) -> dict[TopicPartition, int]:
         ends = await self._log.read(sqlite_log.ends)

@@ -67,7 +67,6 @@ FENCED = (
 )
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 REFUSED = (
-    kafka_errors.UnknownTopicOrPartitionError,
     kafka_errors.TopicAuthorizationFailedError,
     kafka_errors.GroupAuthorizationFailedError,
     kafka_errors.ClusterAuthorizationFailedError,
@@ -147,7 +146,10 @@ class _Cluster:
         if isinstance(error, TOO_LARGE):
             return RecordTooLarge(what)
         if isinstance(error, REFUSED):
-            return ConfigError(f"{what}; check the topics with `streammon topics check`, and the permissions")
+            return ConfigError(f"{what}; check the permissions")
+        if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
+            # The catalog has seen the topic, and aiokafka says this whenever nobody tells it where a topic is.
+            return Retryable(f"{what}; check that the broker runs, and the topics with `streammon topics check`")
         return Retryable(f"{what}; check that the broker runs and that `bootstrap` names it")
 
     def _common(self) -> dict[str, Any]:
@@ -509,6 +511,7 @@ async def _discard(producer: Any) -> None:
             await producer._sender.close()
     accumulator = producer._message_accumulator
     held = [batch for batches in accumulator._batches.values() for batch in batches]
+    accumulator._pending_batches.update(held)  # else the end of a batch sent before stumbles over its absence
     accumulator.fail_all(kafka_errors.KafkaConnectionError("the producer was given up"))
     for batch in held:
         batch._drain_waiter.exception()  # nobody waits for it, and asyncio reports errors nobody looked at

@@ -528,19 +528,35 @@ async def commits(member: Member, offsets: dict[TopicPartition, int]) -> bool:
     return True
 
 
-async def test_append_that_failed_does_not_turn_up_later(killable: servers.Server, unique: str) -> None:
-    settings = settings_for(killable.address, unique, delivery_timeout_s=1.0)
+async def test_append_that_failed_does_not_turn_up_later(
+    killable: servers.Server, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Long enough for the first append to a server that has only just started, on a busy machine.
+    settings = settings_for(killable.address, unique, delivery_timeout_s=4.0)
     async with connected(settings) as broker:
         await broker.create_topics(SPECS)
         await broker.append(numbered(IN, [1]))
         await asyncio.to_thread(killable.kill)
-        for _ in range(3):
+        for _ in range(2):
             with pytest.raises(Retryable, match=f"writing at Kafka {killable.address}"):
                 await broker.append(numbered(IN, [666]))
         assert await broker.backlog_bytes() == 0
         await asyncio.to_thread(killable.restart)
         await eventually(lambda: appends(broker, numbered(IN, [2])), 20, "an append")
         assert await all_of(broker, IN) == [1, 2]
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_a_broker_that_dies_before_it_said_where_a_topic_is_may_come_back(
+    killable: servers.Server, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streammon.broker.kafka.REQUEST_S", 1.0)
+    async with connected(settings_for(killable.address, unique)) as broker:
+        await broker.create_topics(SPECS)
+        await broker.append(numbered(IN, [1]))
+        await asyncio.to_thread(killable.kill)
+        with pytest.raises(Retryable, match="UnknownTopicOrPartitionError"):
+            await broker.append(numbered(OUT, [2]))
 
 
 async def appends(broker: KafkaBroker, records: list[Outgoing]) -> bool:

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from streammon import wire
-from streammon.broker import Broker, Outgoing, Record, Transactor, connect
+from streammon.broker import Broker, Outgoing, Record, Restored, Transactor, connect
 from streammon.config import Settings
 from streammon.errors import Fatal, Fenced, RecordTooLarge, Retryable
 from streammon.events import EventType
+from streammon.telemetry import CONSUMER_LAG
 from streammon.tick import TICK
 from streammon.topics import topic_specs
 from streammon.wire import Density
-from streammon_processors.runtime import Processor, Task, run_processor, windows_processor
+from streammon_processors.runtime import MAX_BACKOFF_S, Processor, Task, backoff_s, run_processor, windows_processor
 from tests.support import eventually
 
 
@@ -153,11 +154,14 @@ class Failing:
     def __init__(self, broker: Broker, failures: list[tuple[bool, Exception]]) -> None:
         self._broker = broker
         self.failures = failures
+        self.openings: list[Exception | None] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._broker, name)
 
     async def transactor(self, *arguments: Any) -> Transactor:
+        if self.openings and (refused := self.openings.pop(0)):
+            raise refused
         real = await self._broker.transactor(*arguments)
         transact = real.transact
 
@@ -188,6 +192,44 @@ async def test_a_transaction_that_fails_is_neither_lost_nor_repeated(
     assert not failing.failures
 
 
+async def test_a_broker_that_stays_away_is_waited_for(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction fails, the partition cannot be restored, the group not be joined; then all is well again."""
+    monkeypatch.setattr("streammon_processors.runtime.REJOIN_S", 0.01)
+    await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
+    away = Retryable("nobody there")
+    failing = Failing(broker, [(False, away)])
+    failing.openings = [None, None, away, away]
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= 20
+
+    processor = Processor("echo", ("inference",), echo)
+    await running(failing, processor, settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+    assert not failing.failures
+    assert not failing.openings
+
+
+async def test_what_was_fetched_before_a_task_was_restored_is_not_given_to_it_twice(
+    broker: Broker, settings: Settings
+) -> None:
+    """One fetch brings records of two topics; the transaction of the first fails, and both are rewound."""
+    numbers = [{"number": number} for number in range(20)]
+    labels = [Outgoing("labels", None, json.dumps(each).encode(), (), 0) for each in numbers]
+    await broker.append([*(record._replace(topic="inference") for record in labels), *labels])
+    failing = Failing(broker, [(False, Retryable("the answer was lost"))])
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= 40
+
+    processor = Processor("echo", ("inference", "labels"), echo)
+    await running(failing, processor, settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == [*numbers, *numbers]
+    assert not failing.failures
+
+
 @pytest.mark.parametrize(
     ("error", "raised"),
     [(Fenced("somebody else owns it"), Fenced), (RecordTooLarge("2 MB"), Fatal)],
@@ -204,3 +246,127 @@ async def test_going_on_would_be_wrong_so_the_process_stops(
             10,
         )
     assert await contents(broker, "windows") == []
+
+
+class Opening:
+    """A broker that fails to open the transactor of partition 1, then to restore it; counts those that are open."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._failures = ["open", "restore"]
+        self.open = {0: 0, 1: 0}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def transactor(self, group: str, state_topic: str, partition: int, inputs: Sequence[str]) -> Transactor:
+        failure = self._failures.pop(0) if partition == 1 and self._failures else None
+        if failure == "open":
+            raise Retryable("the coordinator is moving")
+        real = await self._broker.transactor(group, state_topic, partition, inputs)
+        close = real.close
+
+        async def closing() -> None:
+            self.open[partition] -= 1
+            await close()
+
+        async def failing() -> Restored:
+            raise Retryable("the partition has no leader")
+
+        setattr(real, "close", closing)  # noqa: B010 - the call that is counted
+        if failure == "restore":
+            setattr(real, "restore", failing)  # noqa: B010 - the call that fails
+        self.open[partition] += 1
+        return real
+
+
+async def test_an_assignment_that_fails_half_way_is_given_back_whole_and_taken_again(
+    broker: Broker, settings: Settings
+) -> None:
+    await broker.append([record._replace(partition=n % 2) for n, record in enumerate(events([1_700_000_000.0] * 20))])
+    opening = Opening(broker)
+    most = 0
+
+    async def all_there() -> bool:
+        nonlocal most
+        most = max(most, *opening.open.values())
+        return len(await contents(broker, "windows")) == 20
+
+    await running(opening, Processor("echo", ("inference",), echo), settings, all_there, "all records repeated")
+    assert most == 1
+    assert opening.open == {0: 0, 1: 0}
+
+
+async def test_a_partition_given_away_leaves_no_lag_behind(broker: Broker, settings: Settings) -> None:
+    await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
+
+    async def measured() -> bool:
+        return bool(lags())
+
+    def lags() -> list[dict[str, str]]:
+        samples = [sample for metric in CONSUMER_LAG.collect() for sample in metric.samples]
+        return [sample.labels for sample in samples if sample.labels["group"] == "streammon-echo"]
+
+    await running(broker, Processor("echo", ("inference",), echo), settings, measured, "a lag")
+    assert lags() == []
+
+
+class Hanging:
+    """A broker whose transactions never end."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.hangs = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def transactor(self, *arguments: Any) -> Transactor:
+        real = await self._broker.transactor(*arguments)
+
+        async def hanging(*_: Any) -> None:
+            self.hangs.set()
+            await asyncio.Event().wait()
+
+        setattr(real, "transact", hanging)  # noqa: B010 - the one call that hangs
+        return real
+
+
+async def test_a_broker_that_hangs_does_not_keep_the_process_from_stopping(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streammon_processors.runtime.GRACE_S", 0.05)
+    await broker.append(events([1_700_000_000.0]))
+    hanging, stop = Hanging(broker), asyncio.Event()
+    task = asyncio.create_task(run_processor(hanging, Processor("echo", ("inference",), echo), settings, stop=stop))
+    await asyncio.wait_for(hanging.hangs.wait(), 10)
+    stop.set()
+    await asyncio.wait_for(task, 5)
+    assert await contents(broker, "windows") == []
+
+
+async def test_records_with_many_events_are_committed_a_few_at_a_time(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few bytes make many windows, and a transaction has to end within its timeout."""
+    monkeypatch.setattr("streammon_processors.runtime.BATCH_BYTES", 1000)
+    await broker.append(events([1_700_000_000.0 + number for number in range(40)]))
+    sizes: list[int] = []
+
+    class Counting(Echo):
+        def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+            sizes.append(sum(len(record.value or b"") for record in records))
+            return super().process(topic, records)
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) == 40
+
+    await running(broker, Processor("echo", ("inference",), Counting), settings, all_there, "all records repeated")
+    assert len(sizes) > 4
+    assert max(sizes) < 1000 + 150
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+
+
+def test_pauses_grow_to_the_longest_and_an_outage_of_days_is_no_overflow() -> None:
+    assert 0.1 <= backoff_s(1) <= 0.2
+    assert all(MAX_BACKOFF_S / 2 <= backoff_s(failures) <= MAX_BACKOFF_S for failures in (6, 100, 100_000))

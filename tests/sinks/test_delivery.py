@@ -38,6 +38,8 @@ class FakeMember:
         self.paused: set[TopicPartition] = set()
         self.polls = 0
         self.commit_errors = 0
+        self.commit_hangs = False
+        self.poll_errors = 0
         self.leaks = 0
         self.closed = False
         self.on_assign: AssignmentCallback
@@ -57,6 +59,9 @@ class FakeMember:
         self._polling = True
         self.polls += 1
         try:
+            if self.poll_errors:
+                self.poll_errors -= 1
+                raise Retryable("the disk does not answer")
             while self._changes:
                 await self._rebalance(*self._changes.pop(0))
             polled = self._take(max_records)
@@ -91,6 +96,9 @@ class FakeMember:
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         assert set(offsets) <= set(self.positions), f"commit for {offsets}, assigned are {self.positions}"
+        if self.commit_hangs:
+            self.commit_hangs = False
+            await asyncio.Event().wait()
         if self.commit_errors:
             self.commit_errors -= 1
             raise Retryable("the coordinator is moving")
@@ -331,6 +339,22 @@ async def test_a_failed_commit_is_made_up_for() -> None:
     async with delivering(ScriptedSink(), member=member) as run:
         await eventually(lambda: run.member.committed == ALL)
     assert len(run.sink.calls) == 1
+
+
+async def test_a_commit_that_is_never_answered_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streammon_sinks.delivery.COMMIT_S", 0.05)
+    member = FakeMember(ALL)
+    member.commit_hangs = True
+    async with delivering(ScriptedSink(), member=member) as run:
+        await eventually(lambda: run.member.committed == ALL)
+    assert len(run.sink.calls) == 1
+
+
+async def test_a_log_that_cannot_be_read_for_a_moment_ends_no_delivery() -> None:
+    member = FakeMember(ALL)
+    member.poll_errors = 2
+    async with delivering(ScriptedSink(), member=member) as run:
+        await eventually(lambda: run.member.committed == ALL)
 
 
 async def test_a_partition_revoked_during_a_write_is_left_to_its_next_owner() -> None:
