@@ -46,7 +46,16 @@ from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER, Density, Identity
 from streammon_processors.aggregate import Aggregate, sortable
-from streammon_processors.chunk import Chunk, Fate, Ints, Position, Refusal, Series
+from streammon_processors.chunk import (
+    Chunk,
+    Fate,
+    Ints,
+    Position,
+    Refusal,
+    Series,
+    pack_positions,
+    unpack_positions,
+)
 from streammon_processors.dedupe import Dedupe, Stream, Verdict
 from streammon_processors.revisions import Revisions, RevisionsMemory
 
@@ -152,7 +161,7 @@ class _Published(Struct, array_like=True):
     newest: float | None
     broker_ms: int | None
     streams: list[Stream]
-    duplicates: list[Position]
+    duplicates: bytes  # see `pack_positions`
     revisions: RevisionsMemory
 
 
@@ -206,7 +215,7 @@ class _TopicWindows:
         self._broker_ms = published.broker_ms
         self._dedupe = Dedupe(msgspec.convert(msgspec.to_builtins(published.streams), list[Stream]))
         self._published_dedupe = Dedupe(published.streams)
-        self._duplicates = list(published.duplicates)
+        self._duplicates = unpack_positions(published.duplicates)
         self.published = published
         closed = -inf if published.closed is None else published.closed
         if published.size_s == self._settings.size_s:
@@ -444,7 +453,7 @@ class _TopicWindows:
             newest=None if self._newest == -inf else self._newest,
             broker_ms=self._broker_ms,
             streams=self._published_dedupe.streams(),
-            duplicates=[duplicate for duplicate in self._duplicates if duplicate < place],
+            duplicates=pack_positions([duplicate for duplicate in self._duplicates if duplicate < place]),
             revisions=self._revisions.memory,
         )
         return [*pending.letters, *map(self._record, windows)]

@@ -884,3 +884,17 @@ def test_settings_changed_between_two_runs_lose_and_repeat_nothing(changed: Wind
     assert sum(window.count for window in found) == 3 * 24
     identities = {(w.start_unix_s, w.size_s, w.part, w.revision) for w in found}
     assert len(identities) == len(found)
+
+
+def test_a_flood_of_duplicates_in_an_open_window_leaves_the_snapshot_small() -> None:
+    batch = packed(inference(0), identity=identity(0))
+    log = [at(0.001 * number, batch) for number in range(50_000)]
+    subject = task(WindowSettings(size_s=3600.0))
+    outputs = subject.process("inference", stored(log))
+    assert len(subject.snapshot()) < 200_000
+    again = task(WindowSettings(size_s=3600.0))
+    again.restore(subject.snapshot())
+    log.append(tick_at(8000))
+    outputs += again.process("inference", stored(log)[again.offsets()["inference"] :])
+    assert counted(windows(outputs)) == 1
+    assert total(windows(outputs)).duplicate == 49_999
