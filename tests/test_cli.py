@@ -295,6 +295,7 @@ def test_a_reader_that_has_had_enough_is_no_error(empty: Path) -> None:
         ("process", signal.SIGTERM, 0),
         ("process", signal.SIGINT, 130),
         ("tail inference", signal.SIGINT, 130),
+        ("tail inference", signal.SIGTERM, 0),
         ("emit inference", signal.SIGINT, 130),
     ],
 )

@@ -1,10 +1,9 @@
 """The host agent: measures this machine on the beat, whether or not the broker is there; publishes in order.
 
-Measuring and delivering are two tasks with a bounded buffer of encoded batches between them. While the
-broker is away the buffer fills; beyond ``agent.buffer_batches`` the oldest batch is dropped, and its events
-are counted in the next batch that is built. A batch keeps its bytes, so one that did arrive although nobody
-heard of it is recognised when it is sent again. The end of the process loses what could not be sent within
-`FLUSH_S`.
+Measuring and delivering are two tasks with a bounded buffer between them. While the broker is away the buffer
+fills; beyond ``agent.buffer_batches`` measurements the oldest is dropped, and its events are counted in the next
+batch that is sent. A batch that was sent once keeps its bytes, so one that did arrive although nobody heard of it is
+recognised when it is sent again. The end of the process loses what could not be sent within `FLUSH_S`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from streammon.broker import Broker
 from streammon.clock import Clock, system_clock
 from streammon.config import Settings
@@ -23,12 +24,12 @@ from streammon.errors import Rejected, Retryable
 from streammon.events import EventType
 from streammon.telemetry import DROPPED, log
 from streammon_agents.host_sources import Measured, Source, sources
-from streammon_agents.packing import Batch, Packed, Packer, pause_s
+from streammon_agents.packing import Batch, Packer, pause_s
 
 FLUSH_S = 5.0
 """How long the end of the agent may wait for the broker."""
 _CHUNK = 100
-"""Batches of one append while catching up: about 300 kB."""
+"""Measurements of one append while catching up: about 300 kB."""
 
 
 async def run_host_agent(
@@ -40,15 +41,15 @@ async def run_host_agent(
         ConfigError: the topic ``resources`` does not exist.
     """
     host = settings.agent.host or socket.gethostname()
-    probe, packer = Probe(host, sources(host), clock), Packer(f"host@{host}")
-    buffer = Buffer(settings.agent.buffer_batches)
+    probe = Probe(host, sources(host), clock)
+    buffer = Buffer(settings.agent.buffer_batches, Packer(f"host@{host}"))
     stopped, delivery = asyncio.create_task(stop.wait()), asyncio.create_task(buffer.deliver(broker))
     now = asyncio.get_running_loop().time
     started = now()
     try:
         while not (stop.is_set() or delivery.done()):
             events = await asyncio.to_thread(probe.measure)  # a file system may hang
-            buffer.put(packer.pack(EventType.RESOURCE, events, buffer.take_dropped()))
+            buffer.put(events)
             pause = until_beat_s(now() - started, settings.agent.interval_s)
             await asyncio.wait({stopped, delivery}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
         buffer.close()
@@ -106,14 +107,16 @@ class Probe:
 
 
 class Buffer:
-    """Encoded batches between measuring and the broker, oldest first; beyond ``bound`` the oldest is dropped.
+    """Measurements between the host and the broker, oldest first; beyond ``bound`` the oldest is dropped.
 
-    Batches in flight are not dropped, because they may have arrived.
+    Batches are numbered when they are sent, so what is dropped leaves no gap. From then on they are not dropped,
+    because they may have arrived, and are sent again as they are.
     """
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, packer: Packer) -> None:
         self._bound = bound
-        self._batches: deque[Batch] = deque()
+        self._packer = packer
+        self._measured: deque[bytes] = deque()  # as JSON, which takes a fraction of the memory of the events
         self._in_flight: list[Batch] = []
         self._changed = asyncio.Event()
         self._closed = False
@@ -121,21 +124,14 @@ class Buffer:
 
     @property
     def waiting(self) -> int:
-        """Batches not yet acknowledged."""
-        return len(self._batches) + len(self._in_flight)
+        """Measurements not yet acknowledged."""
+        return len(self._measured) + len(self._in_flight)
 
-    def put(self, packed: Packed) -> None:
-        self._dropped += packed.unreported
-        for batch in packed.batches:
-            if self._batches and self.waiting >= self._bound:
-                self._drop(self._batches.popleft())
-            self._batches.append(batch)
+    def put(self, events: list[dict[str, Any]]) -> None:
+        if self._measured and self.waiting >= self._bound:
+            self._drop(len(msgspec.json.decode(self._measured.popleft())))
+        self._measured.append(msgspec.json.encode(events))
         self._changed.set()
-
-    def take_dropped(self) -> int:
-        """Events dropped since the last call; the next batch reports them."""
-        dropped, self._dropped = self._dropped, 0
-        return dropped
 
     def close(self) -> None:
         """Let `deliver` return once everything is delivered."""
@@ -143,14 +139,20 @@ class Buffer:
         self._changed.set()
 
     async def deliver(self, broker: Broker) -> None:
-        """Append the batches in order, for ever."""
-        while self._batches or not self._closed:
+        """Append in order, for ever."""
+        while self._measured or not self._closed:
             await self._changed.wait()
             self._changed.clear()
-            while self._batches:
-                self._in_flight = [self._batches.popleft() for _ in range(min(_CHUNK, len(self._batches)))]
+            while self._measured:
+                taken = [self._measured.popleft() for _ in range(min(_CHUNK, len(self._measured)))]
+                self._in_flight = [batch for events in taken for batch in self._pack(msgspec.json.decode(events))]
                 await self._append(broker)
                 self._in_flight = []
+
+    def _pack(self, events: list[dict[str, Any]]) -> list[Batch]:
+        """The first batch reports what was dropped since the last."""
+        batches, self._dropped = self._packer.pack(EventType.RESOURCE, events, self._dropped)
+        return batches
 
     async def _append(self, broker: Broker) -> None:
         failures = 0
@@ -166,11 +168,11 @@ class Buffer:
             except Rejected as refusal:
                 log.error("the broker refused measurements", error=str(refusal))
                 for batch in self._in_flight:
-                    self._drop(batch)
+                    self._drop(batch.events, batch.dropped)
             if failures:
                 log.info("the broker is back", batches=self.waiting)
             return
 
-    def _drop(self, batch: Batch) -> None:
-        self._dropped += batch.events + batch.dropped
-        DROPPED.labels("host").inc(batch.events)
+    def _drop(self, events: int, unreported: int = 0) -> None:
+        self._dropped += events + unreported
+        DROPPED.labels("host").inc(events)

@@ -188,7 +188,7 @@ class _Distribution:
                 sum=(total := _finite(s.sum[slot])),
                 min=(low := s.min[slot]),
                 max=(high := s.max[slot]),
-                mean=total / count,
+                mean=min(max(total / count, low), high),
                 p50=min(max(p50, low), high),
                 p90=min(max(p90, low), high),
                 p99=min(max(p99, low), high),

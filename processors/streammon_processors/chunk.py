@@ -92,6 +92,22 @@ class _Piece(NamedTuple):
         return self.records[row - self.start if len(self.records) > 1 else 0]
 
 
+_USUAL_HEADERS = ((), (wire.SCHEMA_HEADER,))
+
+
+def _foreign_schema(record: Record) -> bytes | None:
+    """The schema version in the record's headers, if it is not ours."""
+    name, ours = wire.SCHEMA_HEADER
+    return next((value for header, value in record.headers if header == name and value != ours), None)
+
+
+def _decoded(event_type: EventType, record: Record, value: bytes) -> list[Batch]:
+    version = _foreign_schema(record)
+    if version is not None:
+        raise Rejected(Reason.UNKNOWN_SCHEMA, f"the header {wire.SCHEMA_HEADER[0]} says {version!r}")
+    return wire.decode(event_type, value)
+
+
 class Chunk:
     """Rows of one partition; arrays have shape (n,), one element a row.
 
@@ -119,14 +135,15 @@ class Chunk:
         singles: list[tuple[Any, Record]] = []
         for record in records:
             value = record.value or b""
-            event = codec.event(value)
+            ours = record.headers in _USUAL_HEADERS or not _foreign_schema(record)
+            event = codec.event(value) if ours else None
             if event is not None and event.seq is None:
                 singles.append((event, record))
                 continue
             self._add_singles(singles)
             singles = []
             try:
-                batches = wire.decode(event_type, value)
+                batches = _decoded(event_type, record, value)
             except Rejected as error:
                 self._stand_in(record, Fate.UNREADABLE, 0)
                 claimed = wire.claimed_events(value)

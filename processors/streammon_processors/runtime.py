@@ -84,7 +84,7 @@ class Processor:
 
     @property
     def group(self) -> str:
-        return f"streammon-{self.name}"
+        return self.name
 
 
 def windows_processor(settings: Settings) -> Processor:

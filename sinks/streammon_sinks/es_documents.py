@@ -35,6 +35,7 @@ Json = dict[str, Any]
 ECS_VERSION: Final = "8.17.0"
 SEMCONV_VERSION: Final = "1.37.0"
 MAX_FIELDS: Final = 1000
+MAX_LONG: Final = 2**63 - 1
 
 WINDOWS: Final = "metrics-streammon.window"
 RESOURCES: Final = "metrics-streammon.resource"
@@ -80,9 +81,17 @@ def window_document(window: Window) -> Json:
         document["trace.id"] = traces
     for field, name in SUM_NAMES.items():
         if field in fields:
-            document[name] = round(fields[field]["sum"])
+            document[name] = min(round(fields[field]["sum"]), MAX_LONG)
     document |= {name: fields.pop(field) for field, name in DISTRIBUTION_NAMES.items() if field in fields}
+    for named_by_users in ("gauges", "cost"):
+        if named_by_users in fields:
+            fields[named_by_users] = {_path(name): value for name, value in fields[named_by_users].items()}
     return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
+def _path(name: str) -> str:
+    """A name as Elasticsearch takes it: dots lead into objects, so nothing between two of them may be empty."""
+    return ".".join(part if part.strip() else "_" for part in name.split("."))
 
 
 def alert_document(alert: Alert) -> Json:

@@ -80,7 +80,7 @@ INSERT INTO store SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT * FR
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
-"""
+"""  # noqa: S608 - built from constants
 _INSERT_WINDOW: Final = """
 INSERT INTO windows (id, source, start_unix_s, written_unix_s, body) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
@@ -176,7 +176,7 @@ class ResultStore:
     def group(self) -> str:
         """The consumer group that fills this file, and no other: a file made anew is filled again from the log."""
         ((identity,),) = self._read("SELECT id FROM store", ())
-        return f"streammon-sink-sqlite-{identity}"
+        return f"sink-sqlite-{identity}"
 
     # ------------------------------------------------------------------ writing
 

@@ -499,6 +499,9 @@ async def _send(cluster: _Cluster, producer: Any, record: Outgoing) -> asyncio.F
 async def _start(producer: Any) -> None:
     try:
         await producer.start()
+    except AssertionError as error:  # its metadata names no broker yet: Kafka is just coming back
+        await _discard(producer)
+        raise kafka_errors.KafkaConnectionError("Kafka answers, but names no broker yet") from error
     except BaseException:
         await _discard(producer)
         raise

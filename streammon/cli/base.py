@@ -154,6 +154,10 @@ def _run(function: Command, **arguments: Any) -> int | None:
             watch = tasks.create_task(_watch_loop())
             try:
                 await function(stop=stop, **arguments)
+            except Retryable as error:
+                if not stop.is_set():
+                    raise
+                log.warning("stopped while the other side was away", error=str(error))
             finally:
                 watch.cancel()
         return 130 if interrupted else 0

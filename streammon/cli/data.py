@@ -209,6 +209,7 @@ def parse_time(text: str) -> float:
 @command(app)
 async def tail(
     settings: Settings,
+    stop: asyncio.Event,
     topic: Annotated[
         str, typer.Argument(help="Topic, without prefix: windows, alerts, inference …", show_default=False)
     ],
@@ -227,7 +228,7 @@ async def tail(
         reader = await broker.reader([topic], start)
         try:
             ends = await reader.ends() if exit_ else None
-            while ends is None or not _reached(reader, ends):
+            while not stop.is_set() and (ends is None or not _reached(reader, ends)):
                 for partition, records in (await reader.poll(0.2)).items():
                     for record in records:
                         if ticks or record.value != TICK:

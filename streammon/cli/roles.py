@@ -131,7 +131,7 @@ def _sink(name: SinkName, settings: Settings) -> tuple[str, Sink]:
         return store.group, SqliteSink(store, settings.sqlite)
     from streammon_sinks.elasticsearch import ElasticsearchSink
 
-    return "streammon-sink-elasticsearch", ElasticsearchSink.connect(settings.elasticsearch)
+    return "sink-elasticsearch", ElasticsearchSink.connect(settings.elasticsearch)
 
 
 @command(app)
@@ -141,4 +141,4 @@ async def notify(settings: Settings, stop: asyncio.Event) -> None:
     from streammon_sinks.notify.console import ConsoleNotifier
 
     async with opened(settings, stop) as broker:
-        await deliver(broker, "streammon-notify-console", ["alerts"], ConsoleNotifier(sys.stdout), stop=stop)
+        await deliver(broker, "notify-console", ["alerts"], ConsoleNotifier(sys.stdout), stop=stop)

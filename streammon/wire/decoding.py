@@ -142,8 +142,10 @@ class Codec:
 
     def _column_batch(self, envelope: _Columns) -> Batch:
         count = envelope.count
-        if not 0 <= count <= MAX_EVENTS:
-            raise Rejected(Reason.TOO_LARGE, f"count is {count}, allowed are 0 to {MAX_EVENTS}")
+        if count < 0:
+            raise Rejected(Reason.INVALID_EVENT, f"count is {count}, expected 0 or more")
+        if count > MAX_EVENTS:
+            raise Rejected(Reason.TOO_LARGE, f"count is {count}, at most {MAX_EVENTS} in one record")
         if envelope.dropped < 0:
             raise Rejected(Reason.INVALID_EVENT, f"dropped is {envelope.dropped}, expected 0 or more")
         rows = ColumnRows(self.fields, count)

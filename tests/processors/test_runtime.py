@@ -305,7 +305,7 @@ async def test_a_partition_given_away_leaves_no_lag_behind(broker: Broker, setti
 
     def lags() -> list[dict[str, str]]:
         samples = [sample for metric in CONSUMER_LAG.collect() for sample in metric.samples]
-        return [sample.labels for sample in samples if sample.labels["group"] == "streammon-echo"]
+        return [sample.labels for sample in samples if sample.labels["group"] == "echo"]
 
     await running(broker, Processor("echo", ("inference",), echo), settings, measured, "a lag")
     assert lags() == []

@@ -898,3 +898,13 @@ def test_a_flood_of_duplicates_in_an_open_window_leaves_the_snapshot_small() -> 
     outputs += again.process("inference", stored(log)[again.offsets()["inference"] :])
     assert counted(windows(outputs)) == 1
     assert total(windows(outputs)).duplicate == 49_999
+
+
+@pytest.mark.parametrize("body", [packed(inference(0)), encode(EventType.INFERENCE, [inference(0)], Density.OBJECT)[0]])
+def test_a_schema_version_in_the_header_counts_like_one_in_the_body(body: bytes) -> None:
+    records = [each._replace(headers=(("streammon-schema", b"2"),)) for each in stored([at(0, body)])]
+    outputs = task().process("inference", [*records, *stored([at(0, body), at(1, body), tick_at(9)])[1:]])
+    (letter,) = letters(outputs)
+    assert headers(letter)["reason"] == "unknown_schema"
+    assert letter.value == body
+    assert (counted(windows(outputs)), total(windows(outputs)).rejected) == (1, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streammon.results import DISTRIBUTIONS
+from streammon.results import DISTRIBUTIONS, Gauge
 from streammon_sinks.es_documents import (
     ALERTS,
     DISTRIBUTION_NAMES,
@@ -110,3 +110,17 @@ def mapped(name: list[str], properties: dict[str, Any]) -> bool:
         if field and ("properties" not in field or mapped(name[length:], field["properties"])):
             return True
     return False
+
+
+@pytest.mark.parametrize(("name", "path"), [("", "_"), ("a..b", "a._.b"), (" ", "_"), (".", "_._"), ("a.b", "a.b")])
+def test_a_gauge_of_any_name_is_a_field_that_elasticsearch_takes(name: str, path: str) -> None:
+    gauge = Gauge(min=1.0, max=1.0, mean=1.0, last=1.0)
+    document = window_document(msgspec.structs.replace(resource_window(), gauges={name: gauge}))
+    assert list(document["streammon"]["gauges"]) == [path]
+
+
+def test_a_sum_of_tokens_beyond_a_long_is_still_a_long() -> None:
+    assert FULL.input_tokens is not None
+    tokens = msgspec.structs.replace(FULL.input_tokens, sum=2.0**70)
+    document = window_document(msgspec.structs.replace(FULL, input_tokens=tokens))
+    assert document["gen_ai.usage.input_tokens"] == 2**63 - 1
