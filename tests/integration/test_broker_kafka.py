@@ -579,3 +579,18 @@ async def test_closing_takes_less_than_ten_seconds_with_the_broker_gone(killable
     for each in (transactor, member.member, broker):
         await each.close()
     assert time.monotonic() - started < 10
+
+
+async def test_kafka_that_answers_but_names_no_broker_yet_is_away(
+    kafka: servers.Server, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What aiokafka finds right after a broker comes back; it says so with an assertion."""
+
+    async def start(_: object) -> None:
+        raise AssertionError("Did we not perform bootstrap?")
+
+    async with connected(settings_for(kafka.address, unique)) as broker:
+        await broker.create_topics(SPECS)
+        monkeypatch.setattr("aiokafka.AIOKafkaProducer.start", start)
+        with pytest.raises(Retryable, match="names no broker yet"):
+            await broker.append(numbered(IN, [1]))
