@@ -16,7 +16,7 @@ run: .venv/.run ## Start everything in one process, with a demo service to watch
 
 test: .venv/.dev ## Run all tests against a real Kafka and a real Elasticsearch (downloaded once).
 	@$(BIN)/python -m tests.fetch_servers
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=12 $(ARGS)
 
 check: lint types layers ## Run everything that needs no test: lint, types, layers.
 

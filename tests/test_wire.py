@@ -346,7 +346,7 @@ BAD_FORM: dict[str, tuple[bytes, Reason, str]] = {
     "one out of range beside NaN": (text(one(cost_amount=NAN), "0.5", "9" * 400), Reason.INVALID_EVENT, "$.duration_s"),
     "more digits than Python reads": (text(one(cost_amount=NAN), "0.5", "9" * 5000), Reason.INVALID_JSON, ""),
     "count missing": (text(columns(), '"count": 2, ', ""), Reason.INVALID_EVENT, "count"),
-    "count negative": (columns(-1), Reason.TOO_LARGE, "count is -1"),
+    "count negative": (columns(-1), Reason.INVALID_EVENT, "count is -1"),
     "count huge": (columns(10**9), Reason.TOO_LARGE, "count is 1000000000"),
     "count beyond 64 bits": (columns(10**30), Reason.TOO_LARGE, "count is 1000"),
     "count a fraction": (columns(2.5), Reason.INVALID_EVENT, "$.count"),
