@@ -9,11 +9,11 @@ the number.
 from __future__ import annotations
 
 import logging
-import random
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from streammon.backoff import Backoff
 from streammon.broker import Outgoing
 from streammon.errors import Backpressure, Retryable
 from streammon.events import KEYS, EventType, record_key
@@ -24,7 +24,7 @@ log = logging.getLogger("streammon.agents")
 
 MAX_KEYS = 1000
 """Record keys numbered at one time; one more, and all start over under a new boot id."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+BACKOFF = Backoff(longest_s=5.0)
 LONGEST_RETRY_AFTER_S = 60.0
 
 Event = Mapping[str, Any]
@@ -115,4 +115,4 @@ def pause_s(failure: Retryable, attempt: int) -> float:
     """Seconds until the next try after so many in vain: as the other side asks, else jittered backoff."""
     if isinstance(failure, Backpressure):
         return min(max(failure.retry_after_s, 0.0), LONGEST_RETRY_AFTER_S)
-    return min(FIRST_PAUSE_S * 2.0 ** min(attempt, 16), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+    return BACKOFF.pause_s(attempt)

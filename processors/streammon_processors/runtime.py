@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
 from streammon.config import Settings
 from streammon.errors import Fatal, RecordTooLarge, Retryable
@@ -36,7 +37,7 @@ transaction, which has to end within its timeout. (Kafka takes some 10,000 windo
 COMMIT_S = 1.0
 """A task that only moves on, without output, commits its position this often."""
 MEASURE_S = 1.0
-MAX_BACKOFF_S = 5.0
+BACKOFF = Backoff(longest_s=5.0)
 REJOIN_S = 1.0
 GRACE_S = 2.0
 """After ``stop``, how long a call to the broker may still take."""
@@ -230,7 +231,7 @@ class _Runtime:
             self._failures = 0
         except Retryable as error:
             self._failures += 1
-            pause = backoff_s(self._failures)
+            pause = BACKOFF.pause_s(self._failures)
             self._log.warning("broker unavailable, trying again", error=str(error), pause_s=round(pause, 2))
             await asyncio.sleep(pause)
 
@@ -306,11 +307,6 @@ class _Runtime:
         for topic in self._processor.inputs:
             CONSUMER_LAG.remove(self._processor.group, topic, number)
             WATERMARK_LAG.remove(topic, number)
-
-
-def backoff_s(failures: int) -> float:
-    """The pause after so many failures in a row: doubling, up to `MAX_BACKOFF_S`; half of it is left to chance."""
-    return min(MAX_BACKOFF_S, 0.1 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1.0)
 
 
 def _batches(records: Iterable[Record]) -> Iterator[Sequence[Record]]:

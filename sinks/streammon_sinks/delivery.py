@@ -20,13 +20,12 @@ What it cannot do: exactly once. A partition that moves to another member during
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from prometheus_client import Counter
 
+from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition
 from streammon.deadletter import dead_letter
 from streammon.errors import Backpressure, Reason, Retryable
@@ -43,6 +42,7 @@ POLL_S = 0.2
 COMMIT_S = 3.0
 """How long a commit may take, so that neither a rebalance nor the end waits for a broker that is gone."""
 GRACE_S = 5.0
+PATIENT = Backoff()
 
 T = TypeVar("T")
 
@@ -86,20 +86,6 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Backoff:
-    """Pauses between tries: ``first_s``, doubling up to ``longest_s``; half of each is left to chance."""
-
-    first_s: float = 0.1
-    longest_s: float = 10.0
-
-    def pauses(self) -> Iterator[float]:
-        pause_s = self.first_s
-        while True:
-            yield min(pause_s, self.longest_s) * random.uniform(0.5, 1.0)
-            pause_s = min(2 * pause_s, self.longest_s)
-
-
 async def deliver(
     broker: Broker,
     group: str,
@@ -107,7 +93,7 @@ async def deliver(
     sink: Sink,
     *,
     stop: asyncio.Event,
-    backoff: Backoff = Backoff(),
+    backoff: Backoff = PATIENT,
     grace_s: float = GRACE_S,
 ) -> None:
     """Deliver ``topics`` to ``sink`` as one member of ``group`` until ``stop`` is set; closes the sink.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streammon.backoff import Backoff
 from streammon.broker import Broker, connect
 from streammon.cli.base import app, command, retrying
 from streammon.config import Settings
@@ -114,7 +115,7 @@ async def sink(
     name: Annotated[SinkName, typer.Argument(help="Where to deliver to.", show_default=False)],
 ) -> None:
     """Deliver results to a store: at least once, under deterministic ids."""
-    from streammon_sinks.delivery import Backoff, deliver
+    from streammon_sinks.delivery import deliver
 
     async with opened(settings, stop) as broker:
         group, destination = _sink(name, settings)

@@ -16,12 +16,13 @@ import msgspec
 import pytest
 from elasticsearch import AsyncElasticsearch
 
+from streammon.backoff import Backoff
 from streammon.broker import Outgoing, TopicPartition
 from streammon.broker.embedded import EmbeddedBroker
 from streammon.config import ElasticsearchSettings, Settings, SqliteSettings
 from streammon.errors import Retryable
 from streammon.topics import state_topic, topic_specs
-from streammon_sinks.delivery import Backoff, Item, Refused, Sink, deliver
+from streammon_sinks.delivery import Item, Refused, Sink, deliver
 from streammon_sinks.elasticsearch import ElasticsearchSink
 from streammon_sinks.es_documents import ALERTS, WINDOWS
 from streammon_sinks.sqlite import ResultStore, SqliteSink

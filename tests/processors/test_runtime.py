@@ -20,7 +20,7 @@ from streammon.telemetry import CONSUMER_LAG
 from streammon.tick import TICK
 from streammon.topics import topic_specs
 from streammon.wire import Density
-from streammon_processors.runtime import MAX_BACKOFF_S, Processor, Task, backoff_s, run_processor, windows_processor
+from streammon_processors.runtime import BACKOFF, Processor, Task, run_processor, windows_processor
 from tests.support import eventually
 
 
@@ -368,5 +368,6 @@ async def test_records_with_many_events_are_committed_a_few_at_a_time(
 
 
 def test_pauses_grow_to_the_longest_and_an_outage_of_days_is_no_overflow() -> None:
-    assert 0.1 <= backoff_s(1) <= 0.2
-    assert all(MAX_BACKOFF_S / 2 <= backoff_s(failures) <= MAX_BACKOFF_S for failures in (6, 100, 100_000))
+    assert 0.1 <= BACKOFF.pause_s(1) <= 0.2
+    longest_s = BACKOFF.longest_s
+    assert all(longest_s / 2 <= BACKOFF.pause_s(failures) <= longest_s for failures in (6, 100, 100_000))

@@ -14,9 +14,10 @@ from typing import Any, cast
 import pytest
 from prometheus_client import REGISTRY
 
+from streammon.backoff import Backoff
 from streammon.broker import AssignmentCallback, Broker, Member, Outgoing, Polled, Record, TopicPartition
 from streammon.errors import Backpressure, Fatal, Retryable
-from streammon_sinks.delivery import Backoff, Item, PartlyWritten, Refused, deliver
+from streammon_sinks.delivery import Item, PartlyWritten, Refused, deliver
 from tests.sinks.builders import StoredRecord
 from tests.support import eventually
 
