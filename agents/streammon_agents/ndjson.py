@@ -21,9 +21,9 @@ import msgspec
 
 from streammon.broker import Outgoing
 from streammon.errors import Reason, Rejected
-from streammon.events import KEYS, SCHEMA, STRUCTS, Event, EventType, record_key
+from streammon.events import KEYS, STRUCTS, Event, EventType, record_key
 from streammon.topics import MAX_RECORD_BYTES, TOPIC_OF
-from streammon.wire import MAX_EVENTS, SCHEMA_HEADER, ObjectRows, claimed_events, codec_of, route
+from streammon.wire import MAX_EVENTS, SCHEMA_HEADER, ObjectRows, claimed_events, codec_of, route, well_formed
 
 ARRAY_EVENTS = 1000
 """The most lines written as one record."""
@@ -106,12 +106,8 @@ _ANY_EVENT: msgspec.json.Decoder[Event] = msgspec.json.Decoder(reduce(or_, STRUC
 
 
 def _single(value: bytes) -> Event | None:
-    """The event, if the line is one well-formed object that names its type; None means "look closer"."""
-    try:
-        event = _ANY_EVENT.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return event if event.schema == SCHEMA else None
+    """The event, if the line is a well-formed object that also names its type."""
+    return well_formed(_ANY_EVENT, value)
 
 
 def _route_alone(number: int, value: bytes, event_type: EventType | None, routed: RoutedLines) -> None:

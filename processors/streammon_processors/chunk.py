@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from streammon import wire
 from streammon.broker import Record
 from streammon.errors import Reason, Rejected
-from streammon.events import EventType
+from streammon.events import Event, EventType
 from streammon.wire import Batch, Floats, Identity, ObjectRows, Rows
 
 Ints = NDArray[np.int64]
@@ -101,11 +101,10 @@ def _foreign_schema(record: Record) -> bytes | None:
     return next((value for header, value in record.headers if header == name and value != ours), None)
 
 
-def _decoded(event_type: EventType, record: Record, value: bytes) -> list[Batch]:
-    version = _foreign_schema(record)
-    if version is not None:
-        raise Rejected(Reason.UNKNOWN_SCHEMA, f"the header {wire.SCHEMA_HEADER[0]} says {version!r}")
-    return wire.decode(event_type, value)
+def _batches(codec: wire.Codec, value: bytes, event: Event | None, foreign: bytes | None) -> list[Batch]:
+    if foreign is not None:
+        raise Rejected(Reason.UNKNOWN_SCHEMA, f"the header {wire.SCHEMA_HEADER[0]} says {foreign!r}")
+    return [wire.batch_of(event)] if event is not None else codec.batches(value)
 
 
 class Chunk:
@@ -125,25 +124,25 @@ class Chunk:
         self._firsts: list[int] = []  # by piece: number of its first row within the record
         self._size = 0
         self._fates: dict[int, Fate] = {}
-        self._read(wire.codec_of(event_type), event_type, records, enough)
+        self._read(wire.codec_of(event_type), records, enough)
         self._note_faults()
 
     def __len__(self) -> int:
         return self._size
 
-    def _read(self, codec: wire.Codec, event_type: EventType, records: Iterable[Record], enough: int) -> None:
+    def _read(self, codec: wire.Codec, records: Iterable[Record], enough: int) -> None:
         singles: list[tuple[Any, Record]] = []
         for record in records:
             value = record.value or b""
-            ours = record.headers in _USUAL_HEADERS or not _foreign_schema(record)
-            event = codec.event(value) if ours else None
+            foreign = None if record.headers in _USUAL_HEADERS else _foreign_schema(record)
+            event = codec.event(value) if foreign is None else None
             if event is not None and event.seq is None:
                 singles.append((event, record))
                 continue
             self._add_singles(singles)
             singles = []
             try:
-                batches = _decoded(event_type, record, value)
+                batches = _batches(codec, value, event, foreign)
             except Rejected as error:
                 self._stand_in(record, Fate.UNREADABLE, 0)
                 claimed = wire.claimed_events(value)

@@ -41,7 +41,7 @@ from streammon.wire.batch import (
     Rows,
 )
 from streammon.wire.columns import FieldSpec
-from streammon.wire.decoding import Codec, claimed_events, codec_of, decode
+from streammon.wire.decoding import Codec, batch_of, claimed_events, codec_of, decode, well_formed
 from streammon.wire.encoding import encode
 from streammon.wire.routing import Routed, route
 from streammon.wire.rows import ColumnRows, ObjectRows
@@ -66,10 +66,12 @@ __all__ = [
     "ObjectRows",
     "Routed",
     "Rows",
+    "batch_of",
     "claimed_events",
     "codec_of",
     "combinations",
     "decode",
     "encode",
     "route",
+    "well_formed",
 ]

@@ -29,12 +29,22 @@ def decode(event_type: EventType, value: bytes) -> list[Batch]:
     """
     codec = codec_of(event_type)
     event = codec.event(value)
-    if event is not None:
-        return [Batch(ObjectRows([event]), identity_of(event))]
+    return [batch_of(event)] if event is not None else codec.batches(value)
+
+
+def batch_of(event: Event) -> Batch:
+    """An event that came alone. Raises Rejected for an impossible ``seq``."""
+    return Batch(ObjectRows([event]), identity_of(event))
+
+
+def well_formed(decoder: msgspec.json.Decoder[Any], value: bytes) -> Event | None:
+    """The event, if the value is one well-formed object of our schema; None means "look closer"."""
     try:
-        return codec.batches(value)
-    except RecursionError:
-        raise Rejected(Reason.INVALID_JSON, "nested too deeply") from None
+        value.decode()  # the JSON decoder skips ignored fields, but a record is passed on as it came
+        event: Event = decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return event if event.schema == SCHEMA else None
 
 
 def _check_utf8(value: bytes) -> None:
@@ -84,16 +94,17 @@ class Codec:
         self._columns = msgspec.json.Decoder(_RawColumns)
 
     def event(self, value: bytes) -> Event | None:
-        """The fast path: the event, if the record is one well-formed object; None means "look closer"."""
-        try:
-            value.decode()  # the JSON decoder skips ignored fields, but a record is passed on as it came
-            event = self._one.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        return event if event.schema == SCHEMA else None
+        """The fast path, see `well_formed`."""
+        return well_formed(self._one, value)
 
     def batches(self, value: bytes) -> list[Batch]:
-        """Any density, with the reason when it is none."""
+        """The closer look: any density, with the reason when it is none. Raises Rejected."""
+        try:
+            return self._batches(value)
+        except RecursionError:
+            raise Rejected(Reason.INVALID_JSON, "nested too deeply") from None
+
+    def _batches(self, value: bytes) -> list[Batch]:
         _check_utf8(value)
         head = head_of(value)
         if isinstance(head, NotQuiteJson):
@@ -106,7 +117,7 @@ class Codec:
         if head.columns is not UNSET:
             return [self._column_batch(self._typed(self._columns.decode, value))]
         event = self._typed(self._one.decode, value)
-        return [Batch(ObjectRows([event]), identity_of(event))]
+        return [batch_of(event)]
 
     def _python(self, parsed: Any) -> list[Batch]:
         """Records with NaN or Infinity in them, already parsed by the more tolerant standard library."""
@@ -120,7 +131,7 @@ class Codec:
         if "columns" in parsed:
             return [self._column_batch(self._typed(msgspec.convert, parsed, _Columns))]
         event = self._typed(msgspec.convert, parsed, self.struct)
-        return [Batch(ObjectRows([event]), identity_of(event))]
+        return [batch_of(event)]
 
     def _typed(self, convert: Callable[..., Any], *args: Any) -> Any:
         try:

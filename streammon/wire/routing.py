@@ -10,9 +10,8 @@ from streammon.errors import Reason, Rejected
 from streammon.events import KEYS, Event, EventType, record_key
 from streammon.topics import MAX_RECORD_BYTES, TOPIC_OF
 from streammon.wire.batch import MAX_SPLIT_BYTES, SCHEMA_HEADER, Batch, Density
-from streammon.wire.decoding import Head, NotQuiteJson, codec_of, decode, head_of, identity_of
+from streammon.wire.decoding import Head, NotQuiteJson, batch_of, codec_of, head_of
 from streammon.wire.encoding import encode
-from streammon.wire.rows import ObjectRows
 from streammon.wire.values import combinations
 
 
@@ -46,10 +45,11 @@ def route(value: bytes, event_type: EventType | None = None) -> Routed:
 
 
 def _route(value: bytes, event_type: EventType) -> Routed:
-    event = codec_of(event_type).event(value)
+    codec = codec_of(event_type)
+    event = codec.event(value)
     if event is not None:
         return _route_one(event_type, value, event)
-    batches = decode(event_type, value)
+    batches = codec.batches(value)
     faults = [fault for batch in batches for fault in batch.rows.faults()]
     count = sum(len(batch.rows) for batch in batches)
     return Routed(
@@ -62,8 +62,7 @@ def _route(value: bytes, event_type: EventType) -> Routed:
 
 def _route_one(event_type: EventType, value: bytes, event: Event) -> Routed:
     """The short way for one object: numpy would cost more than the event."""
-    identity_of(event)
-    faults = ObjectRows([event]).faults()
+    faults = batch_of(event).rows.faults()
     key = record_key(event_type, tuple(getattr(event, name) for name in KEYS[event_type]))
     return Routed(
         records=[Outgoing(TOPIC_OF[event_type], key, value, (SCHEMA_HEADER,))],

@@ -221,6 +221,14 @@ async def test_a_bad_line_is_named_and_does_not_spoil_the_others(client: Client,
     assert [event for event in await log.events() if event["duration_s"] > 0] == good_and_faulty
 
 
+async def test_broken_text_in_an_ignored_field_spoils_its_own_line_alone(client: Client, log: Log) -> None:
+    bad = json.dumps(typed(note="?")).encode().replace(b"?", b"\xff")
+    response = await post(client, lines(typed(), bad, typed()), NDJSON)
+    answer = await response.json()
+    assert (answer["accepted"], answer["reasons"]) == (2, {"invalid_unicode": 1})
+    assert await log.events() == [inference(), inference()]
+
+
 async def test_two_halves_of_an_event_on_two_lines_are_two_bad_lines(client: Client, log: Log) -> None:
     whole = json.dumps(typed()).encode()
     middle = whole.index(b", ")
