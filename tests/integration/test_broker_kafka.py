@@ -16,7 +16,8 @@ from aiokafka import AIOKafkaProducer
 
 from streammon import servers
 from streammon.broker import Member, Outgoing, Polled, Reader, TopicPartition
-from streammon.broker.kafka import STOP_S, KafkaBroker
+from streammon.broker.kafka import KafkaBroker
+from streammon.broker.kafka.cluster import STOP_S
 from streammon.config import KafkaSettings, Settings, TopicSettings
 from streammon.errors import ConfigError, Fenced, RecordTooLarge, Retryable
 from streammon.topics import TopicSpec
@@ -550,7 +551,7 @@ async def test_append_that_failed_does_not_turn_up_later(
 async def test_a_broker_that_dies_before_it_said_where_a_topic_is_may_come_back(
     killable: servers.Server, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streammon.broker.kafka.REQUEST_S", 1.0)
+    monkeypatch.setattr("streammon.broker.kafka.catalog.REQUEST_S", 1.0)
     async with connected(settings_for(killable.address, unique)) as broker:
         await broker.create_topics(SPECS)
         await broker.append(numbered(IN, [1]))

@@ -1,0 +1,114 @@
+"""The broker seam over Apache Kafka (2.5 or newer), by aiokafka.
+
+What it promises, beside the protocols in `streammon.broker`:
+
+- Nothing waits for ever on a broker that is away: every call ends, by an answer or by a `Retryable` that names
+  the address. A poll just stays empty, and goes on when the broker is back.
+- An append that failed is given up together with its producer: it does not turn up minutes later, after its
+  retry. What was on the wire at that moment may have arrived; senders number their batches for that case.
+- A rebalance meets `Member.poll` at one place, `Handover`, which says why nothing deadlocks there.
+
+What it cannot do: keep a deleted topic deleted where the broker creates topics on demand (aiokafka's metadata
+requests allow that; we ask only for topics we have seen), or tell a transaction that timed out from one that
+was fenced, since Kafka answers both with one code: both are `Fenced`, and the process starts anew.
+
+aiokafka has no public name for some things we need, such as a position that can be read without waiting.
+`_state`, `_tasks`, `_is_dead`, `_getmany`, `_stop` and `_discard` are the only places that reach into it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streammon.broker import AssignmentCallback, Outgoing, Start, TopicPartition
+from streammon.broker.kafka.appender import Appender
+from streammon.broker.kafka.catalog import Catalog
+from streammon.broker.kafka.cluster import CONNECT_S, Cluster, check_address, quieten
+from streammon.broker.kafka.member import Handover, KafkaMember
+from streammon.broker.kafka.reader import KafkaReader, started, starts
+from streammon.broker.kafka.transactor import KafkaTransactor
+from streammon.topics import TopicSpec
+
+if TYPE_CHECKING:
+    from streammon.config import Settings
+
+
+class KafkaBroker:
+    """`streammon.broker.Broker` over Kafka. Open it with `connect`."""
+
+    def __init__(self, cluster: Cluster, admin: Any) -> None:
+        self._cluster = cluster
+        self._admin = admin
+        self._catalog = Catalog(cluster, admin)
+        self._appender = Appender(cluster)
+
+    @classmethod
+    async def connect(cls, settings: Settings) -> KafkaBroker:
+        """Raises `ConfigError` for an address that is none, `Retryable` after CONNECT_S if nobody answers."""
+        assert settings.bootstrap, "without bootstrap there is no Kafka to connect to"
+        check_address(settings.bootstrap)
+        quieten(settings.log_level)
+        topics = settings.topics
+        cluster = Cluster(settings.bootstrap, topics.prefix, topics.replication, settings.kafka)
+        broker = cls(cluster, cluster.admin())
+        try:
+            with cluster.errors("connecting"):
+                async with asyncio.timeout(CONNECT_S):
+                    await broker._admin.start()
+                    await broker._catalog.refresh()
+        except BaseException:
+            await broker.close()
+            raise
+        return broker
+
+    async def create_topics(self, specs: Iterable[TopicSpec]) -> list[str]:
+        return await self._catalog.create(specs)
+
+    async def topics(self) -> Mapping[str, TopicSpec]:
+        return await self._catalog.refresh()
+
+    async def append(self, records: Sequence[Outgoing]) -> list[int]:
+        return await self._appender.append(records, await self._catalog.check(records))
+
+    async def backlog_bytes(self) -> int:
+        return self._appender.backlog_bytes
+
+    async def reader(self, topics: Sequence[str], start: Start = "earliest") -> KafkaReader:
+        partitions = [self._cluster.theirs(each) for each in await self._catalog.partitions(topics)]
+        consumer = self._cluster.consumer(None, await self._largest(topics))
+        consumer.assign(partitions)
+        async with started(self._cluster, consumer, "opening a reader"):
+            for partition, offset in (await starts(consumer, partitions, start)).items():
+                consumer.seek(partition, offset)
+        return KafkaReader(self._cluster, consumer)
+
+    async def member(
+        self,
+        group: str,
+        topics: Sequence[str],
+        *,
+        on_assign: AssignmentCallback,
+        on_revoke: AssignmentCallback,
+    ) -> KafkaMember:
+        consumer = self._cluster.consumer(self._cluster.name(group), await self._largest(topics))
+        handover = Handover(self._cluster, on_assign, on_revoke)
+        async with started(self._cluster, consumer, "joining a group"):
+            # After the start, which would else wait for the first assignment: other members of this very
+            # process may first have to poll for that.
+            consumer.subscribe([self._cluster.name(topic) for topic in topics], listener=handover)
+        return KafkaMember(self._cluster, consumer, handover)
+
+    async def transactor(self, group: str, state_topic: str, partition: int, inputs: Sequence[str]) -> KafkaTransactor:
+        await self._catalog.require({state_topic, *inputs})
+        return await KafkaTransactor.open(
+            self._cluster, self._catalog, group, TopicPartition(state_topic, partition), inputs
+        )
+
+    async def close(self) -> None:
+        await self._appender.close()
+        await self._admin.close()
+
+    async def _largest(self, topics: Sequence[str]) -> int:
+        return max(spec.max_record_bytes for spec in await self._catalog.require(topics))
