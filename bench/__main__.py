@@ -1,12 +1,20 @@
-"""All benchmarks, one after the other: ``python -m bench``, or ``python -m bench pipeline sketch`` for some."""
+"""All benchmarks, one after the other: ``python -m bench``, or ``python -m bench pipeline sketch`` for some.
+
+``rivals`` has to be asked for: ``python -m bench rivals`` runs for a quarter of an hour, and takes options.
+"""
 
 from __future__ import annotations
 
 import runpy
 import sys
+from itertools import takewhile
 
-ALL = ("pipeline", "latency", "sketch", "sdk_overhead", "host_agent")
+ALL = ("pipeline", "latency", "sketch", "series", "sdk_overhead", "host_agent")
 
-for name in sys.argv[1:] or ALL:
+asked = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
+sys.argv[1:] = sys.argv[1 + len(asked) :]  # the options, for the benchmark that takes some
+for name in asked or ALL:
     print(f"\n== {name}", flush=True)
     runpy.run_module(f"bench.{name}", run_name="__main__")
+if not asked:
+    print("\nnot run: rivals (`python -m bench rivals`: streammon beside what one would use instead, 15 minutes)")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from streammon.sketch import PENDING_VALUES, Sketch, SketchBag, bucket_index, merge
+from streammon.sketch import PENDING_KEYS, Sketch, SketchBag, bucket_index, merge
 
 
 def seconds(work: Callable[[], object], repeat: int = 5) -> float:
@@ -41,7 +41,7 @@ def main() -> None:
     print(f"bucket_index: {seconds(lambda: bucket_index(latencies)) / len(latencies) * 1e9:.1f} ns a value")
     for series in (1, 100, 10_000):
         for per_call in (1_000, 10_000, 100_000):
-            bag = filled(series, 32 * PENDING_VALUES, per_call)
+            bag = filled(series, 32 * PENDING_KEYS, per_call)
     print(f"close, 10,000 series, p50/p90/p99: {seconds(bag.summaries) * 1e3:.0f} ms")
     summaries = bag.summaries()
     print(f"10,000 sketches: {seconds(summaries.sketches) * 1e3:.0f} ms")
