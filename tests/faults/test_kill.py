@@ -1,4 +1,7 @@
-"""kill -9 at any moment: what is published equals, byte for byte, what an undisturbed run makes of the same log."""
+"""kill -9 on the embedded log: what is published equals, byte for byte, what an undisturbed run makes of the same log.
+
+On Kafka, with all other faults: `tests.faults.test_faults`.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,13 @@ from pathlib import Path
 import pytest
 
 from streammon import wire
-from streammon.broker import Broker, Outgoing, Record, connect
+from streammon.broker import Broker, Outgoing, connect
 from streammon.cli.data import Emitter
 from streammon.config import Settings
 from streammon.events import EventType
-from streammon.servers import Server
 from streammon.topics import topic_specs
 from streammon.wire import Density, Identity
-from streammon_processors.windows import WindowTask
+from tests.faults.judge import base_windows, read_all, replayed
 from tests.support import cli, eventually, wait_until
 
 EVENTS = 60_000
@@ -60,18 +62,14 @@ def resent(records: list[Outgoing], seed: int) -> list[Outgoing]:
     return log
 
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def settings(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> Settings:
-    topics = {"prefix": f"{unique}.", "partitions": 2}
-    if request.param == "embedded":
-        return Settings(data_dir=tmp_path / "data", topics=topics)
-    kafka: Server = request.getfixturevalue("kafka")
-    return Settings(bootstrap=kafka.address, topics=topics)
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", topics={"partitions": 2})
 
 
 def config_file(settings: Settings, directory: Path) -> Path:
     file = directory / "streammon.json"  # JSON is YAML
-    file.write_text(settings.model_dump_json(include={"bootstrap", "data_dir", "topics", "windows"}, exclude_none=True))
+    file.write_text(settings.model_dump_json(include={"data_dir", "topics"}))
     return file
 
 
@@ -106,38 +104,16 @@ async def test_killing_the_processor_changes_no_byte_of_what_it_publishes(settin
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    undisturbed = replayed(await read_all(broker, "inference"), settings)
-    found = [record.value or b"" for record in await read_all(broker, "windows")]
+    outputs = replayed(await read_all(broker, "inference"), "inference", settings)
+    undisturbed = [output.value or b"" for output in outputs if output.topic == "windows"]
+    found = [record.value or b"" for record in await read_all(broker, "windows") if base_windows([record])]
     assert len(found) == len(set(found)), "no window twice"
     assert sorted(found) == sorted(undisturbed)
     await broker.close()
 
 
 async def all_counted(broker: Broker, sent: int) -> bool:
-    windows = [json.loads(record.value or b"") for record in await read_all(broker, "windows")]
-    return bool(sum(window["count"] for window in windows) == sent)
-
-
-async def read_all(broker: Broker, topic: str) -> list[Record]:
-    reader = await broker.reader([topic])
-    try:
-        ends = await reader.ends()
-        found: list[Record] = []
-        while any(reader.positions().get(partition, 0) < end for partition, end in ends.items()):
-            for records in (await reader.poll(0.1)).values():
-                found += records
-        return found
-    finally:
-        await reader.close()
-
-
-def replayed(log: list[Record], settings: Settings) -> list[bytes]:
-    """What one undisturbed task per partition makes of the log, ticks included."""
-    outputs = []
-    for partition in sorted({record.partition for record in log}):
-        task = WindowTask(partition, settings.windows)
-        outputs += task.process("inference", [record for record in log if record.partition == partition])
-    return [output.value or b"" for output in outputs if output.topic == "windows"]
+    return bool(sum(window["count"] for window in base_windows(await read_all(broker, "windows"))) == sent)
 
 
 # --- the whole of `up` ----------------------------------------------------------------------------------------------
@@ -196,7 +172,7 @@ async def test_killing_up_loses_and_repeats_no_acknowledged_event(tmp_path: Path
         broker = await connect(settings)
 
         async def counted() -> bool:
-            windows = [json.loads(record.value or b"") for record in await read_all(broker, "windows")]
+            windows = base_windows(await read_all(broker, "windows"))
             mine = [window for window in windows if window["series"].get("service") == "shop"]
             return bool(sum(window["count"] for window in mine) == sent)
 
