@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types layers bench lock clean
+.PHONY: help run test check lint types layers bench soak lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ layers: .venv/.dev ## Which room may import which.
 
 bench: .venv/.dev ## Speed, as ratios measured side by side.
 	$(BIN)/python -m bench
+
+soak: .venv/.dev ## An hour of faults on a real Kafka, then a table; ARGS="--minutes 5 --seed 1" for another one.
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lock: ## Choose the newest versions that fit pyproject.toml and pin them (needs uv).
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \

@@ -60,27 +60,25 @@ def generated() -> dict[Path, str]:
 def configuration() -> str:
     """The page on configuration."""
     schema = Settings.model_json_schema()
-    fields = schema["properties"]
-    sections = {name: schema["$defs"][_target(field)] for name, field in fields.items() if "$ref" in field}
-    top = {name: field for name, field in fields.items() if name not in sections}
-    lines = [INTRODUCTION, "## Top level\n", *_table("", top), *_sections(sections)]
+    lines = [INTRODUCTION, "## Top level\n", *_table("", schema["properties"]), *_sections("", schema, schema["$defs"])]
     return "\n".join(lines)
 
 
-def _target(field: Json) -> str:
-    return str(field["$ref"]).rpartition("/")[2]
-
-
-def _sections(sections: Mapping[str, Json]) -> Iterator[str]:
-    for name, section in sections.items():
-        yield f"## `{name}`\n\n{_markdown(section)}\n"
-        yield from _table(f"{name}.", section["properties"])
+def _sections(prefix: str, within: Json, definitions: Json) -> Iterator[str]:
+    for name, field in within["properties"].items():
+        if "$ref" in field:
+            section = definitions[field["$ref"].rpartition("/")[2]]
+            yield f"## `{prefix}{name}`\n\n{_markdown(section)}\n"
+            yield from _table(f"{prefix}{name}.", section["properties"])
+            yield from _sections(f"{prefix}{name}.", section, definitions)
 
 
 def _table(prefix: str, fields: Mapping[str, Json]) -> Iterator[str]:
     yield "| field | values | default | meaning |"
     yield "|---|---|---|---|"
     for name, field in fields.items():
+        if "$ref" in field:  # a section: it has a table of its own
+            continue
         cells = f"`{prefix}{name}`", _values(field), _default(name, field), _markdown(field)
         yield f"| {' | '.join(map(_escaped, cells))} |"
     yield ""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -42,11 +43,112 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+IMPOSSIBLE = "impossible"
+"""The type of error that says which fields of a section do not go together."""
+
+
+class TlsSettings(Section):
+    """TLS to the brokers, and who we are to those that ask for a certificate."""
+
+    enabled: bool = False
+    """Whether the brokers are spoken to over TLS."""
+    ca_file: UserPath | None = None
+    """PEM file with the authorities that sign the brokers' certificates; the system's if not given."""
+    verify_hostname: bool = True
+    """Whether a broker's certificate must name the host it was reached at."""
+    certificate_file: UserPath | None = None
+    """PEM file with our own certificate, and those between it and the authority, for brokers that ask for one."""
+    key_file: UserPath | None = None
+    """PEM file with the key of our certificate, if it is not in ``certificate_file``."""
+    key_password: SecretStr | None = None
+    """What an encrypted key is opened with."""
+    key_password_file: UserPath | None = None
+    """File to read ``key_password`` from."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        given = _given(self)
+        if given and not self.enabled:
+            raise _impossible(self, given[0], "has no effect while enabled = false")
+        of_key = [name for name in given if name.startswith("key_")]
+        if of_key and self.certificate_file is None:
+            raise _impossible(self, of_key[0], "needs certificate_file")
+        if {"key_password", "key_password_file"} <= set(given):
+            raise _impossible(self, "key_password_file", "is given, and so is key_password: remove one of them")
+        return self
+
+
+class SaslSettings(Section):
+    """How we prove to the brokers who we are: a user name and a password, or a bearer token."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
+    """How the proof is given; none: not at all, or by the certificate of ``kafka.tls``."""
+    username: str | None = None
+    """Name of the user (PLAIN, SCRAM)."""
+    password: SecretStr | None = None
+    """Password of the user; PLAIN sends it as it is, so use it over TLS only."""
+    password_file: UserPath | None = None
+    """File to read ``password`` from."""
+    token_file: UserPath | None = None
+    """File with a token that somebody else renews; it is read again before the token expires (OAUTHBEARER)."""
+    token_endpoint: str | None = Field(None, pattern="^https?://")
+    """URL that gives tokens for client credentials (OAUTHBEARER)."""
+    token_ca_file: UserPath | None = None
+    """PEM file with the authorities that sign the certificate of ``token_endpoint``; the system's if not given."""
+    client_id: str | None = None
+    """Who we are to ``token_endpoint``."""
+    client_secret: SecretStr | None = None
+    """Password of ``client_id``."""
+    client_secret_file: UserPath | None = None
+    """File to read ``client_secret`` from."""
+    scope: str | None = None
+    """What the token shall be good for, in the words of ``token_endpoint``."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        needed, optional = self._expected()
+        fitting = [*chain.from_iterable(needed), *optional]
+        for name in _given(self):
+            if name not in ("mechanism", *fitting):
+                takes = ", ".join(fitting) or "no other field"
+                raise _impossible(self, name, f"does not fit mechanism = {self.mechanism!r}, which takes {takes}")
+        for names in needed:
+            given = [name for name in names if name in _given(self)]
+            if len(given) != 1:
+                raise _impossible(self, "mechanism", f"needs {'only one of ' if given else ''}{' or '.join(names)}")
+        return self
+
+    def _expected(self) -> tuple[list[tuple[str, ...]], list[str]]:
+        """What the mechanism needs, of some fields one, and what it also takes."""
+        if self.mechanism is None:
+            return [], []
+        if self.mechanism != "OAUTHBEARER":
+            return [("username",), ("password", "password_file")], []
+        if self.token_file is not None:
+            return [("token_file",)], []
+        secret = ("client_secret", "client_secret_file")
+        return [("token_endpoint", "token_file"), ("client_id",), secret], ["scope", "token_ca_file"]
+
+
+def _given(section: Section) -> list[str]:
+    return [name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default]
+
+
+def _impossible(section: Section, name: str, why: str) -> PydanticCustomError:
+    value = getattr(section, name)
+    shown = "" if isinstance(value, SecretStr) else f" = {str(value)!r}"
+    return PydanticCustomError(IMPOSSIBLE, "{what}", {"what": f"{name}{shown} {why}"})
+
+
 class KafkaSettings(Section):
     """How Kafka is spoken to (when ``bootstrap`` is set)."""
 
+    tls: TlsSettings = TlsSettings()
+    sasl: SaslSettings = SaslSettings()
     client_id: str = "streammon"
     """Name of this client in the broker's logs and quotas."""
+    instance_id: str | None = Field(None, min_length=1)
+    """Unique name: who is back under it within ``session_timeout_s`` (make that 10 s) keeps its partitions."""
     session_timeout_s: float = Field(6.0, gt=0)
     """A member silent for this long loses its partitions."""
     heartbeat_s: float = Field(1.0, gt=0)
@@ -94,6 +196,8 @@ class WindowSettings(Section):
     """The fields of an inference event that make its series."""
     idle_tick_s: float = Field(0.25, gt=0)
     """A partition with open windows and no new record for this long gets a tick record."""
+    rollups_s: tuple[Annotated[float, Field(gt=0)], ...] = (60.0, 300.0, 3600.0)
+    """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
 class AgentSettings(Section):
@@ -301,4 +405,7 @@ def _is_private(problem: ErrorDetails) -> bool:
     for part in problem["loc"]:
         field = getattr(inside, "model_fields", {}).get(part)
         inside = field.annotation if field else inside
-    return problem["type"] in ("extra_forbidden", "model_type") or "SecretStr" in repr(inside)
+    return (
+        problem["type"] in ("extra_forbidden", "model_type", IMPOSSIBLE)  # the last names its values itself
+        or "SecretStr" in repr(inside)
+    )

@@ -43,13 +43,14 @@ class Distribution(Struct, kw_only=True, gc=False):
     sketch: Sketch
 
 
-class Gauge(Struct, kw_only=True, gc=False):
-    """A sampled quantity in one window; ``last`` is the value with the highest event time."""
+class Gauge(Struct, kw_only=True, omit_defaults=True, gc=False):
+    """A sampled quantity in one window; ``last`` is the value with the highest event time, of ``count`` samples."""
 
     min: float
     max: float
     mean: float
     last: float
+    count: int = 0
 
 
 class Exemplar(Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -77,12 +78,18 @@ class Completeness(Struct, kw_only=True, gc=False):
     watermark_unix_s: float = 0.0
 
 
+Kind = Literal["tumbling", "hopping", "session"]
+
+
 class Window(Result, tag_field="type", tag="window"):
-    """One series in one tumbling window ``[start, end)``.
+    """One series in one window ``[start, end)``.
 
     ``part`` "main" with ``revision`` 0 is written once, when the window closes, and never changes. Events that
     come later are in further windows of the same series and start, ``part`` "late" with ``revision`` 1, 2, …:
     counts, sums and sketches add.
+
+    A *base window* is made of events. A *rollup* is made of windows, and has ``of_s``: the same events are in the
+    base windows too, so never add windows of different ``size_s`` or ``kind``.
     """
 
     source: str
@@ -112,6 +119,18 @@ class Window(Result, tag_field="type", tag="window"):
     gauges: dict[str, Gauge] | None = None
     exemplars: list[Exemplar] | None = None
     cost: dict[str, float] | None = None
+    of_s: float | None = None
+    """Only in a rollup: the length of the windows it is the sum of."""
+    kind: Kind = "tumbling"
+    every_s: float | None = None
+    """Hopping: a window starts this often."""
+    gap_s: float | None = None
+    """Session: the silence that ends one."""
+
+    @property
+    def is_base(self) -> bool:
+        """Made of events: the windows to show and to add, unless somebody asks for others."""
+        return self.of_s is None
 
 
 DISTRIBUTIONS = (

@@ -15,7 +15,8 @@ asyncio, call them through `asyncio.to_thread`. What this module promises:
 - A server that exits early or is not ready in time is an error which carries the last lines of its log.
 
 What it cannot do: run on Windows, or give you the whole of Elasticsearch, whose published core has no ILM, no
-ingest processors and no scripting. These servers have neither security nor replication: never expose them.
+ingest processors and no scripting. These servers have no replication, and no security but what you give Kafka by
+`properties` and `users`: never expose them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -84,13 +85,19 @@ class Installation:
 
 @dataclass(frozen=True)
 class Site:
-    """Where one server runs: its installation, its own directory, its ports, and as whom (None: as us)."""
+    """Where one server runs: its installation, its own directory, its ports, and as whom (None: as us).
+
+    ``properties`` are added to Kafka's own, and win; they may speak of ``{port}`` and ``{inner_port}``.
+    ``users`` are Kafka's SCRAM users, with their passwords.
+    """
 
     installation: Installation
     directory: Path
     port: int
     inner_port: int
     user: pwd.struct_passwd | None
+    properties: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def java(self) -> str:
@@ -135,10 +142,18 @@ def _fetch_kafka(maven: MavenContext, target: Path) -> None:
 
 def _configure_kafka(site: Site) -> None:
     properties = site.directory / "server.properties"
-    properties.write_text(_kafka_properties(site))
+    ports = {"port": site.port, "inner_port": site.inner_port}
+    more = [f"{name}={value.format(**ports)}\n" for name, value in site.properties.items()]
+    properties.write_text(_kafka_properties(site) + "".join(more))
     if not (site.directory / "data" / "meta.properties").exists():
         tool = ["kafka.tools.StorageTool", "format", "-t", KAFKA_CLUSTER_ID, "-c", str(properties)]
-        _run_tool(site, [*_kafka_java(site), *tool])
+        _run_tool(site, [*_kafka_java(site), *tool, *_kafka_users(site)])
+
+
+def _kafka_users(site: Site) -> Iterator[str]:
+    for name, password in site.users.items():
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+            yield from ("--add-scram", f"{mechanism}=[name={name},password={password}]")
 
 
 def _kafka_properties(site: Site) -> str:
@@ -398,17 +413,28 @@ def _open_to_others(tree: Path) -> None:
 # ---------------------------------------------------------------- running a server
 
 
-def start(name: str, directory: Path, *, port: int | None = None, progress: Progress = lambda _: None) -> Server:
+def start(
+    name: str,
+    directory: Path,
+    *,
+    port: int | None = None,
+    properties: Mapping[str, str] | None = None,
+    users: Mapping[str, str] | None = None,
+    progress: Progress = lambda _: None,
+) -> Server:
     """Run the server called `name` with everything it writes below `directory`, and wait until it answers.
 
-    A directory used before keeps its data. Without a `port` a free one is taken. Raises what `prepare`
+    A directory used before keeps its data. Without a `port` a free one is taken. `properties` are added to
+    Kafka's `server.properties`, and may speak of `{port}` and `{inner_port}`; `users` are its SCRAM users with their
+    passwords, made with a directory's data and never changed. Raises what `prepare`
     raises; `ServerError` with the end of the log if the server exits early or is not ready in time;
     `ConfigError` if the server has to run as another user who cannot reach the directory.
     """
     installation = prepare(name, progress)
     recipe = installation.recipe
-    free, inner = _free_ports(2)
+    free, inner = free_ports(2)
     site = _site(installation, directory.absolute(), port or free, inner)
+    site = replace(site, properties=properties or {}, users=users or {})
     recipe.configure(site)
     _give(site)
     server = Server(site)
@@ -603,7 +629,7 @@ def _run_tool(site: Site, command: Sequence[str]) -> None:
         raise ServerError(f"{label} could not be set up in {site.directory}: {said}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, in random order so that processes started together rarely collide."""
     candidates = random.sample(PORTS, len(PORTS))
     return list(itertools.islice(filter(_is_free, candidates), count))

@@ -22,16 +22,20 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
+from msgspec.structs import force_setattr
 from numpy.typing import ArrayLike, NDArray
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
+_Counters: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
 SCALE: Final = 6
 """The finest scale: 64 buckets an octave; worst relative error (base - 1) / (base + 1) = 0.542 %."""
@@ -46,12 +50,8 @@ PACK_ABOVE: Final = 32
 MAX_COUNT: Final = 2**53
 """Totals below this are kept exactly by every JSON reader."""
 
-PENDING_VALUES: Final = 1 << 16
-"""Values a `SketchBag` holds before it counts them: numpy calls are then nearly free, and it fits a cache."""
-
-ROWS: Final = 1 << 14
-"""Slots of a `SketchBag` that get a row of counters: at most 64 MB."""
-_ROW: Final = 512
+PENDING_KEYS: Final = 1 << 15
+"""Values a `SketchBag` holds at least before it counts them: numpy calls are then nearly free, and it fits a cache."""
 
 
 class SketchError(ValueError):
@@ -137,6 +137,7 @@ _BIAS: Final = 1 << 17  # above every -index: float64 starts at 2^-1074, index -
 _CODE_BITS: Final = 19
 _CODE_ZERO: Final = 1 << 18
 _MAX_SLOT: Final = 1 << 43  # slot and code share an int64
+_SHARD_BITS: Final = 32  # what is left of a key within its shard: 2^13 slots
 
 
 def _codes(values: Floats) -> Ints:
@@ -167,7 +168,7 @@ def _ranks(quantiles: ArrayLike, counts: ArrayLike) -> Ints:
 
 class _Range(NamedTuple):
     offset: int
-    counts: Ints
+    counts: Ints | _Counters
 
     @property
     def end(self) -> int:
@@ -221,12 +222,12 @@ Width: TypeAlias = Literal["u1", "i4", "i8"]
 Counts: TypeAlias = list[int] | dict[Width, str]
 
 
-def _pack(counts: Ints) -> Counts:
+def _pack(counts: NDArray[np.integer[Any]]) -> Counts:
     """A list where it is short or no longer than base64 of the narrowest integers that hold the counts."""
     if len(counts) <= PACK_ABOVE:
         plain: list[int] = counts.tolist()
         return plain
-    largest = int(counts.max())
+    largest = 0 if counts.dtype == np.uint8 else int(counts.max())
     width: Width = "u1" if largest < 2**8 else "i4" if largest < 2**31 else "i8"
     packed: Counts = {width: base64.b64encode(counts.astype(f"<{width}").tobytes()).decode("ascii")}
     if width == "u1":  # four characters for three counts; a list takes at least six
@@ -235,18 +236,28 @@ def _pack(counts: Ints) -> Counts:
     return plain if len(msgspec.json.encode(plain)) <= len(msgspec.json.encode(packed)) else packed
 
 
-def _unpack(name: str, counts: Counts) -> Ints:
+def _unpack(name: str, counts: Counts) -> Ints | _Counters:
     if not counts and isinstance(counts, list):
         return _NO_BUCKETS.counts
     try:
         if isinstance(counts, list):
             return np.array(counts, dtype=np.int64)
         ((width, text),) = counts.items()
-        return np.frombuffer(base64.b64decode(text, validate=True), dtype=f"<{width}").astype(np.int64)
+        packed = np.frombuffer(binascii.a2b_base64(text, strict_mode=True), dtype=f"<{width}")
+        return packed if width == "u1" else packed.astype(np.int64)  # bytes need no room, nor a look at their sign
     except (ValueError, TypeError, OverflowError, binascii.Error) as error:
         raise SketchError(
             f'{name} cannot be read ({error}); it must be integers, or one of "u1", "i4", "i8" with base64'
         ) from error
+
+
+def _total(name: str, counts: Ints | _Counters) -> int:
+    """Their sum. Raises SketchError where one is negative."""
+    if counts.dtype == np.uint8:
+        return int(counts.sum())
+    if (smallest := int(counts.min())) < 0:
+        raise SketchError(f"{name} holds {smallest}; a count must not be negative")
+    return sum(counts.tolist())  # Python's integers do not overflow
 
 
 class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -275,9 +286,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             if not -1075 << SCALE <= offset << steps <= (1024 << SCALE) - (len(counts) << steps):
                 raise SketchError(f"{name} starts at {offset}; at scale {self.scale} float64 does not reach there")
             if len(counts):
-                if (smallest := int(counts.min())) < 0:
-                    raise SketchError(f"{name} holds {smallest}; a count must not be negative")
-                total += sum(counts.tolist())  # Python's integers do not overflow
+                total += _total(name, counts)
         if total >= MAX_COUNT:
             raise SketchError(f"the counts add to {total}; below 2^53 they can be counted exactly")
 
@@ -322,17 +331,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
         NaN for an empty sketch. Raises SketchError for a q outside 0..1.
         """
-        positive, negative = self._positive, self._negative
-        counts = np.concatenate([negative.counts[::-1], [self.zero_count], positive.counts])
-        codes = np.concatenate([-negative.indices[::-1] - _BIAS, [0], positive.indices + _BIAS])
-        cumulated = counts.cumsum()
-        ranks = _ranks(qs, cumulated[-1])
-        if not cumulated[-1]:
-            return [float("nan")] * len(qs)
-        found = _representatives(codes[cumulated.searchsorted(ranks)], _steps_to(self.scale))
-        low, high = -np.inf if minimum is None else minimum, np.inf if maximum is None else maximum
-        clamped: list[float] = found.clip(low, high).tolist()
-        return clamped
+        return _quantiles(qs, self.scale, self.zero_count, self._positive, self._negative, minimum, maximum)
 
     def merge(self, other: Sketch) -> Sketch:
         """The sketch of both sets of values."""
@@ -344,6 +343,27 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             raise SketchError(f"scale {self.scale} cannot become {to_scale}: what was merged cannot be taken apart")
         steps = self.scale - to_scale
         return _sketch(to_scale, self.zero_count, self._positive.coarser(steps), self._negative.coarser(steps))
+
+
+def _quantiles(
+    qs: Sequence[float],
+    scale: int,
+    zero_count: int,
+    positive: _Range,
+    negative: _Range,
+    minimum: float | None,
+    maximum: float | None,
+) -> list[float]:
+    counts = np.concatenate([negative.counts[::-1], [zero_count], positive.counts])
+    codes = np.concatenate([-negative.indices[::-1] - _BIAS, [0], positive.indices + _BIAS])
+    cumulated = counts.cumsum()
+    ranks = _ranks(qs, cumulated[-1])
+    if not cumulated[-1]:
+        return [float("nan")] * len(qs)
+    found = _representatives(codes[cumulated.searchsorted(ranks)], _steps_to(scale))
+    low, high = -np.inf if minimum is None else minimum, np.inf if maximum is None else maximum
+    clamped: list[float] = found.clip(low, high).tolist()
+    return clamped
 
 
 def _sketch(scale: int, zero_count: int, positive: _Range, negative: _Range) -> Sketch:
@@ -364,6 +384,14 @@ def _sketch(scale: int, zero_count: int, positive: _Range, negative: _Range) -> 
 EMPTY: Final = Sketch(scale=SCALE, zero_count=0, offset=0, counts=[])
 
 
+def _trusted(**fields: Any) -> Sketch:
+    """A sketch that was counted here: it cannot lie, and checking it takes longer than making it."""
+    sketch = copy(EMPTY)
+    for name, value in fields.items():
+        force_setattr(sketch, name, value)
+    return sketch
+
+
 def merge(sketches: Iterable[Sketch]) -> Sketch:
     """The sketch of all their values together, at the coarsest of their scales; `EMPTY` for none."""
     parts = list(sketches)
@@ -376,7 +404,76 @@ def merge(sketches: Iterable[Sketch]) -> Sketch:
     )
 
 
+class Accumulator:
+    """A sum of sketches that grows in place: what `merge` would give, without keeping any of them.
+
+    Memory: for each bucket between the lowest and the highest one byte, two from 256 values on, and so on.
+    """
+
+    __slots__ = ("_count", "_negative", "_positive", "_scale", "_zero_count")
+
+    def __init__(self) -> None:
+        self._scale: int = SCALE
+        self._count = self._zero_count = 0
+        self._positive = self._negative = _NO_BUCKETS
+
+    def add(self, sketch: Sketch, count: int) -> None:
+        """Add a sketch of ``count`` values."""
+        self._count += count
+        self._zero_count += sketch.zero_count
+        if sketch.scale < self._scale:
+            self._coarsen(self._scale - sketch.scale)
+        steps = sketch.scale - self._scale
+        self._positive = self._plus(self._positive, sketch._positive.coarser(steps))
+        if sketch.negative_counts:
+            self._negative = self._plus(self._negative, sketch._negative.coarser(steps))
+        if sketch.negative_counts or len(self._positive.counts) > MAX_BUCKETS:
+            while _span(self._positive, self._negative) > MAX_BUCKETS:
+                self._coarsen(1)
+
+    def sketch(self) -> Sketch:
+        """The sum so far."""
+        return _sketch(self._scale, self._zero_count, self._positive, self._negative)
+
+    def quantiles(self, qs: Sequence[float], minimum: float | None = None, maximum: float | None = None) -> list[float]:
+        """Those of `sketch`."""
+        return _quantiles(qs, self._scale, self._zero_count, self._positive, self._negative, minimum, maximum)
+
+    def _coarsen(self, steps: int) -> None:
+        self._scale -= steps
+        self._positive, self._negative = self._positive.coarser(steps), self._negative.coarser(steps)
+
+    def _plus(self, mine: _Range, more: _Range) -> _Range:
+        if not len(more.counts):
+            return mine
+        dtype = np.min_scalar_type(self._count) if self._count < 2**32 else np.dtype(np.int64)
+        low, high = more.offset, more.end
+        if len(mine.counts):
+            low, high = min(low, mine.offset), max(high, mine.end)
+        if high - low > len(mine.counts) or mine.counts.dtype != dtype:
+            counts = np.zeros(high - low, dtype=dtype)
+            counts[mine.offset - low : mine.end - low] = mine.counts
+            mine = _Range(low, counts)
+        part = mine.counts[more.offset - low : more.end - low]
+        np.add(part, more.counts, out=part, casting="unsafe")
+        return mine
+
+
 # -- many series at once ---------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """What a `Summaries` knows of one sketch; its counts are `dense[start:end]`, of the buckets from `offset` on."""
+
+    shard: int
+    steps: int  # how much coarser than SCALE
+    zero_count: int
+    offset: int
+    start: int
+    end: int
+    negative_offset: int
+    negative_start: int
+    negative_end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,52 +486,57 @@ class Summaries:
     slots: Ints
     counts: Ints
     values: Floats
-    _steps: Ints  # (S,): how much coarser than SCALE
-    _cuts: Ints  # (S, 4): where its negative codes start, its zero, its positive codes, and where they end
-    _codes: Ints
-    _bucket_counts: Ints
+    _places: Ints  # (S, 9): a `_Place` each
+    _dense: list[_Counters]  # by shard: the counts of all its sketches, empty buckets between them included
 
     def sketch(self, row: int) -> Sketch:
         """The sketch of `slots[row]`."""
-        start, zero, positive, end = self._cuts[row].tolist()
-        codes, counts = self._codes, self._bucket_counts
-        return _sketch(
-            SCALE - int(self._steps[row]),
-            int(counts[zero]) if zero < positive else 0,
-            _scattered(codes[positive:end] - _BIAS, counts[positive:end]),
-            _scattered(-codes[start:zero][::-1] - _BIAS, counts[start:zero][::-1]),
+        at = _Place(*self._places[row].tolist())
+        dense = self._dense[at.shard]
+        return _trusted(
+            scale=SCALE - at.steps,
+            zero_count=at.zero_count,
+            offset=at.offset,
+            counts=_pack(dense[at.start : at.end]),
+            negative_offset=at.negative_offset,
+            negative_counts=_pack(dense[at.negative_start : at.negative_end]),
         )
 
     def sketches(self) -> dict[int, Sketch]:
         return {slot: self.sketch(row) for row, slot in enumerate(self.slots.tolist())}
 
 
-def _scattered(indices: Ints, counts: Ints) -> _Range:
-    if not len(indices):
-        return _NO_BUCKETS
-    offset = int(indices[0])
-    dense = np.zeros(int(indices[-1]) - offset + 1, dtype=np.int64)
-    dense[indices - offset] = counts
-    return _Range(offset, dense)
+class _Shard(NamedTuple):
+    """The pairs of 2^13 neighbouring slots: ascending keys (slot within the shard, then code), and their counts."""
+
+    keys: NDArray[np.uint32]
+    counts: _Counters
+
+    def plus(self, keys: Ints, counts: Ints) -> _Shard:
+        """With further keys and counts."""
+        more, sums = _summed(
+            np.concatenate([self.keys, keys.astype(np.uint32)]),
+            np.concatenate([self.counts, counts], dtype=np.int64, casting="same_kind"),
+        )
+        return _Shard(more, _narrow(sums))
+
+
+_NO_PAIRS: Final = _Shard(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.uint8))
 
 
 class SketchBag:
     """Counts of (slot, bucket) for many series, added in pooled numpy calls.
 
-    A slot is the caller's index of a series: 0 <= slot < 2^43, best small and dense. Values wait in a buffer
-    and are counted together: those near the first value of their slot (a factor of 16 either way) in a row of
-    counters, which needs no sorting; the others, and slots from `ROWS` on, as sorted pairs. Memory: 1 MB of
-    buffer, 4 kB a row and 16 bytes for each distinct pair.
+    A slot is the caller's index of a series: 0 <= slot < 2^43, best small and dense. Values become keys, which wait
+    until there are enough to be sorted and merged. Memory: 5 bytes for each distinct pair (6 where a count passes
+    255, and so on), and 8 for each key that waits. Slots are sharded, so that the work needs little beside.
     """
 
     def __init__(self) -> None:
-        self._pending_slots = np.empty(PENDING_VALUES, dtype=np.int64)
-        self._pending_values = np.empty(PENDING_VALUES, dtype=np.float64)
-        self._pending = 0
-        self._origins: Ints = np.zeros(0, dtype=np.int64)  # code of a row's first counter; 0: not known yet
-        self._rows: Ints = np.zeros((0, _ROW), dtype=np.int64)
-        self._keys: Ints = np.zeros(0, dtype=np.int64)  # slot, then code: ascending
-        self._counts: Ints = np.zeros(0, dtype=np.int64)
+        self._pending: list[Ints] = []
+        self._waiting = 0
+        self._shards: dict[int, _Shard] = {}
+        self._pairs = 0
 
     def add(self, slots: NDArray[np.integer[Any]], values: Floats) -> None:
         """Count `values[i]` in series `slots[i]`, shape (N,) both; NaN is absent, infinities never come."""
@@ -442,85 +544,78 @@ class SketchBag:
             raise SketchError(f"{len(slots)} slots came with {len(values)} values; each value needs its slot")
         if len(slots) and (slots.min() < 0 or slots.max() >= _MAX_SLOT):
             raise SketchError(f"slots are {slots.min()} to {slots.max()}; they must be from 0 to below 2^43")
-        done = 0
-        while done < len(values):
-            taken = min(len(values) - done, PENDING_VALUES - self._pending)
-            room = slice(self._pending, self._pending + taken)
-            self._pending_slots[room] = slots[done : done + taken]
-            self._pending_values[room] = values[done : done + taken]
-            self._pending, done = room.stop, done + taken
-            if self._pending == PENDING_VALUES:
-                self._count_pending()
+        present = ~np.isnan(values)
+        if not present.all():
+            slots, values = slots[present], values[present]
+        self._pending.append(_keys_of(slots.astype(np.int64, copy=False), _codes(values) + _CODE_ZERO))
+        self._waiting += len(values)
+        if self._waiting >= max(PENDING_KEYS, self._pairs // 2):  # a value's share of merging stays the same
+            self._count_pending()
 
     def sketches(self) -> dict[int, Sketch]:
         """The sketch of each slot, by ascending slot, however the adds were cut."""
         return self.summaries(()).sketches()
 
     def summaries(self, quantiles: Sequence[float] = (0.5, 0.9, 0.99)) -> Summaries:
-        """All so far, in one pass; adding may go on. Raises SketchError for a quantile outside 0..1."""
-        steps, keys, counts = _within_max_buckets(*self._table())
-        slots = (keys >> _CODE_BITS)[_first_of_each(keys >> _CODE_BITS)]
-        cuts = keys.searchsorted(_keys_of(slots[:, None], np.array([0, _CODE_ZERO, _CODE_ZERO + 1, 2**_CODE_BITS])))
-        codes, cumulated = _codes_of(keys), np.append(0, counts.cumsum())
-        before, after = cumulated[cuts[:, 0]], cumulated[cuts[:, 3]]
-        ranks = _ranks(quantiles, (after - before)[:, None]) + before[:, None]
-        values = _representatives(codes[cumulated.searchsorted(ranks) - 1], steps[:, None])
-        return Summaries(slots, after - before, values, steps, cuts, codes, counts)
+        """All so far; adding may go on. Raises SketchError for a quantile outside 0..1."""
+        self._count_pending()
+        shards = sorted(self._shards.items()) or [(0, _NO_PAIRS)]
+        parts = [_summaries(index, number, shard, quantiles) for index, (number, shard) in enumerate(shards)]
+        return Summaries(
+            slots=np.concatenate([part.slots for part in parts]),
+            counts=np.concatenate([part.counts for part in parts]),
+            values=np.concatenate([part.values for part in parts]),
+            _places=np.concatenate([part._places for part in parts]),
+            _dense=[dense for part in parts for dense in part._dense],
+        )
 
     def _count_pending(self) -> None:
-        values = self._pending_values[: self._pending]
-        slots = self._pending_slots[: self._pending]
-        self._pending = 0
-        present = ~np.isnan(values)
-        if not present.all():
-            values, slots = values[present], slots[present]
-        if len(values):
-            self._count(slots, _codes(values) + _CODE_ZERO)
-
-    def _count(self, slots: Ints, codes: Ints) -> None:
-        self._grow(int(slots.max()) + 1)
-        rows = np.minimum(slots, len(self._origins) - 1)
-        new = self._origins[rows] == 0
-        if new.any():
-            self._origins[rows[new]] = codes[new] - _ROW // 2
-        at = codes - self._origins[rows]
-        near = (at >= 0) & (at < _ROW) & (slots < ROWS)
-        if not near.all():
-            far = ~near
-            self._absorb(*np.unique(_keys_of(slots[far], codes[far]), return_counts=True))
-            rows, at = rows[near], at[near]
-        np.add.at(self._rows.reshape(-1), rows * _ROW + at, 1)
-
-    def _grow(self, slots: int) -> None:
-        """Rows for so many slots, at least doubling, at most `ROWS`."""
-        have = len(self._origins)
-        if have < min(slots, ROWS):
-            more = min(max(slots, 2 * have), ROWS) - have
-            self._origins = np.append(self._origins, np.zeros(more, dtype=np.int64))
-            self._rows = np.concatenate([self._rows, np.zeros((more, _ROW), dtype=np.int64)])
-
-    def _table(self) -> tuple[Ints, Ints]:
-        """All keys, ascending, and their counts. A pair is in a row or among the sorted, never in both."""
-        self._count_pending()
-        used = np.flatnonzero(self._rows)
-        slots = used // _ROW
-        keys = np.concatenate([_keys_of(slots, self._origins[slots] + used % _ROW), self._keys])
-        counts = np.concatenate([self._rows.reshape(-1)[used], self._counts])
-        order = keys.argsort(kind="stable") if len(self._keys) else slice(None)
-        return keys[order], counts[order]
+        if self._waiting:
+            narrow = _narrow(np.concatenate(self._pending))  # of few series they fit 4 bytes, and sort twice as fast
+            keys, counts = np.unique(narrow, return_counts=True)
+            self._absorb(keys.astype(np.int64), counts)
+            self._pending, self._waiting = [], 0
 
     def _absorb(self, keys: Ints, counts: Ints) -> None:
-        """Add sorted, distinct keys: most are known after a while, and only new ones move memory."""
-        if not len(self._keys):
-            self._keys, self._counts = keys, counts
-            return
-        at = self._keys.searchsorted(keys)
-        known = self._keys.take(at, mode="clip") == keys
-        self._counts[at[known]] += counts[known]
-        if not known.all():
-            new = ~known
-            self._keys = np.insert(self._keys, at[new], keys[new])
-            self._counts = np.insert(self._counts, at[new], counts[new])
+        """Add the counts of distinct, ascending keys."""
+        cuts = np.append(_first_of_each(keys >> _SHARD_BITS), len(keys)).tolist()
+        for first, end in pairwise(cuts):
+            number = int(keys[first]) >> _SHARD_BITS
+            shard = self._shards.get(number, _NO_PAIRS)
+            self._shards[number] = shard.plus(keys[first:end], counts[first:end])
+            self._pairs += len(self._shards[number].keys) - len(shard.keys)
+
+
+def _summaries(index: int, number: int, shard: _Shard, quantiles: Sequence[float]) -> Summaries:
+    """Of one shard."""
+    keys = shard.keys.astype(np.int64) + (number << _SHARD_BITS)
+    steps, keys, counts = _within_max_buckets(keys, shard.counts.astype(np.int64))
+    codes, firsts = _codes_of(keys), _first_of_each(keys >> _CODE_BITS)
+    totals = np.add.reduceat(counts, firsts)
+    ranks = _ranks(quantiles, totals[:, None]) + (totals.cumsum() - totals)[:, None]
+    values = _representatives(codes[counts.cumsum().searchsorted(ranks)], steps[:, None])
+    rows = np.repeat(np.arange(len(firsts)), np.diff(firsts, append=len(keys)))
+    ranges, dense = _laid_out(rows, codes, counts, len(firsts))
+    places = np.column_stack([np.full(len(firsts), index), steps, ranges])
+    return Summaries(keys[firsts] >> _CODE_BITS, totals, values, places, [dense])
+
+
+def _laid_out(rows: Ints, codes: Ints, counts: Ints, size: int) -> tuple[Ints, _Counters]:
+    """For `size` rows the rest of their `_Place`, and the counts of all, empty buckets between them included."""
+    zeros = np.zeros(size, dtype=np.int64)
+    zeros[rows[codes == 0]] = counts[codes == 0]
+    signed = codes != 0
+    sides, indices = (2 * rows + (codes < 0))[signed], (np.abs(codes) - _BIAS)[signed]
+    low, high = np.full(2 * size, _BIAS), np.full(2 * size, -_BIAS)
+    np.minimum.at(low, sides, indices)
+    np.maximum.at(high, sides, indices)
+    spans = np.maximum(high - low + 1, 0)
+    ends = spans.cumsum()
+    starts = ends - spans
+    dense = np.zeros(spans.sum(), dtype=np.min_scalar_type(counts.max(initial=0)))
+    dense[(starts - low)[sides] + indices] = counts[signed]
+    ranges = np.column_stack([np.where(spans > 0, low, 0), starts, ends]).reshape(size, 6)  # positive, then negative
+    return np.column_stack([zeros, ranges]), dense
 
 
 def _within_max_buckets(keys: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
@@ -548,8 +643,18 @@ def _steps_to_fit(low: Ints, high: Ints) -> Ints:
     return steps
 
 
+def _summed(keys: NDArray[Any], counts: Ints) -> tuple[NDArray[Any], Ints]:
+    """The distinct keys, ascending, and the sums of their counts."""
+    order = keys.argsort(kind="stable")
+    keys, counts = keys[order], counts[order]
+    starts = _first_of_each(keys)
+    return keys[starts], np.add.reduceat(counts, starts) if len(starts) else counts
+
+
 def _first_of_each(ascending: Ints) -> Ints:
-    return np.flatnonzero(np.diff(ascending, prepend=ascending[:1] - 1))
+    first = np.ones(len(ascending), dtype=np.bool_)
+    np.not_equal(ascending[1:], ascending[:-1], out=first[1:])
+    return np.flatnonzero(first)
 
 
 def _keys_of(slots: Ints, codes: Ints) -> Ints:
@@ -558,3 +663,8 @@ def _keys_of(slots: Ints, codes: Ints) -> Ints:
 
 def _codes_of(keys: Ints) -> Ints:
     return (keys & (2**_CODE_BITS - 1)) - _CODE_ZERO
+
+
+def _narrow(counts: Ints) -> _Counters:
+    """In the narrowest integers that hold them."""
+    return counts.astype(np.min_scalar_type(counts.max(initial=0)))

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from streammon.events import EventType
 
 DAY_S = 86_400.0
+SNAPSHOTS = "snapshots"
+"""Snapshots of all processors at certain times, kept for replays: see `streammon_processors.history`."""
 MAX_RECORD_BYTES = 1_048_576
 """The largest record value streammon sends or accepts, in bytes (Kafka's own default limit)."""
+
+LARGE_RECORD_BYTES = 2 * MAX_RECORD_BYTES
+"""Snapshots, and dead letters with a whole refused record in them, may be larger than any other record."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +56,25 @@ def state_topic(processor: str) -> str:
     return f"state.{processor}"
 
 
-def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rules")) -> list[TopicSpec]:
+def state_topics(processors: Iterable[str], partitions: int) -> list[TopicSpec]:
+    return [
+        TopicSpec(state_topic(name), partitions, None, compact=True, max_record_bytes=LARGE_RECORD_BYTES)
+        for name in processors
+    ]
+
+
+def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rollups", "rules")) -> list[TopicSpec]:
     """Every topic streammon uses, with ``partitions`` partitions each."""
     inputs = [
         TopicSpec(name, partitions, _INPUT_RETENTION_S.get(name, 30 * DAY_S), log_append_time=True)
         for name in INPUT_TOPICS
     ]
     results = [
-        TopicSpec(name, partitions, 30 * DAY_S, log_append_time=name == "commands")
+        TopicSpec(name, partitions, 30 * DAY_S, log_append_time=name in ("windows", "commands"))
         for name in ("windows", "drift", "runs", "commands")
     ]
     compacted = [TopicSpec(name, partitions, None, compact=True) for name in _COMPACTED]
-    # Snapshots, and dead letters with a whole refused record in them, may be larger than any other record.
-    large = 2 * MAX_RECORD_BYTES
-    states = [
-        TopicSpec(state_topic(name), partitions, None, compact=True, max_record_bytes=large) for name in processors
-    ]
+    large = LARGE_RECORD_BYTES
+    history = TopicSpec(SNAPSHOTS, partitions, None, compact=True, log_append_time=True, max_record_bytes=large)
     deadletter = TopicSpec("deadletter", partitions, 14 * DAY_S, max_record_bytes=large)
-    return [*inputs, *results, *compacted, *states, deadletter]
+    return [*inputs, *results, *compacted, *state_topics(processors, partitions), history, deadletter]

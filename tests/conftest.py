@@ -8,8 +8,9 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,16 @@ def elasticsearch(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
     """A real Elasticsearch; `elasticsearch.address` is its URL. Use index names of your own: see `unique`."""
     with _shared("elasticsearch", request.config) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def start_server(request: pytest.FixtureRequest) -> Callable[..., servers.Server]:
+    """`servers.start`, for a server of your own; one that cannot be had skips the test, or fails it if required."""
+
+    def start(name: str, directory: Path, **options: Any) -> servers.Server:
+        return _start(name, directory, request.config, **options)
+
+    return start
 
 
 @pytest.fixture
@@ -58,12 +69,12 @@ def _shared(name: str, config: pytest.Config) -> Iterator[servers.Server]:
         yield server
 
 
-def _start(name: str, directory: Path, config: pytest.Config) -> servers.Server:
+def _start(name: str, directory: Path, config: pytest.Config, **options: Any) -> servers.Server:
     """A server that cannot be had skips the test, or fails it if required; one that breaks fails it."""
     capture = config.pluginmanager.getplugin("capturemanager")
     try:
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-            return servers.start(name, directory, progress=_say)
+            return servers.start(name, directory, progress=_say, **options)
     except servers.ServerUnavailableError as error:
         if os.environ.get("STREAMMON_REQUIRE_SERVERS") == "1":
             pytest.fail(f"STREAMMON_REQUIRE_SERVERS=1, but: {error}", pytrace=False)

@@ -1,34 +1,49 @@
-"""Logs to feed to pure tasks: random ones with every kind of trouble in them, and ways to run and to crash a task."""
+"""Logs to feed to pure tasks: random ones with every kind of trouble in them, by topic."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from streammon.broker import Headers, Outgoing, Record
+from streammon.broker import Outgoing
 from streammon.errors import Reason
 from streammon.events import EventType
 from streammon.tick import TICK
 from streammon.wire import Density, Identity, encode
+from streammon_processors.contract import Stored
+from streammon_processors.rules import Rule
 from tests.oracle import Entry, Event, Refused
 
 T0 = 1_700_000_000.0
 TYPES = {"inference": EventType.INFERENCE, "resources": EventType.RESOURCE}
 NAN, INF = float("nan"), float("inf")
 
+# --- rules that fire and resolve on them --------------------------------------------------------------------------
 
-class Stored(NamedTuple):
-    """A record as a broker returns it."""
+SLOW = Rule(
+    name="slow",
+    source="inference",
+    field="duration_s.p99",
+    above=0.3,
+    clear=0.2,
+    for_s=2.0,
+    severity="critical",
+    summary="{model} is slow: {value}",
+)
+HOT = Rule(
+    name="hot",
+    source="resource",
+    field="gauges.temperature.max",
+    above=1.0,
+    severity="warning",
+    summary="{id} is hot",
+)
 
-    value: bytes | None
-    offset: int
-    timestamp: int
-    partition: int = 3
-    key: bytes | None = None
-    headers: Headers = ()
+
+# --- records ------------------------------------------------------------------------------------------------------
 
 
 def stored(log: Sequence[Entry]) -> list[Stored]:
@@ -233,72 +248,6 @@ class RandomLog:
 
 def _joined(one: bytes, other: bytes) -> bytes:
     return (one[:-1] + b"," + other[1:]) if len(one) > 2 else other
-
-
-# --- running and crashing -------------------------------------------------------------------------------------
-
-
-class Task(Protocol):
-    """What the runtime needs of a task."""
-
-    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]: ...
-    def snapshot(self) -> bytes: ...
-    def restore(self, snapshot: bytes) -> None: ...
-    def offsets(self) -> Mapping[str, int]: ...
-    @property
-    def waiting(self) -> Sequence[str]: ...
-
-
-Logs = Mapping[str, Sequence[Record]]
-Outputs = dict[str, list[Outgoing]]
-
-
-def run(task: Task, logs: Logs, rng: random.Random | None = None, longest: int = 10) -> Outputs:
-    """All outputs by topic: each log at once, or interleaved in random cuts."""
-    outputs: Outputs = {topic: [] for topic in logs}
-    if rng is None:
-        return {topic: task.process(topic, records) for topic, records in logs.items()}
-    done = dict.fromkeys(logs, 0)
-    while left := [topic for topic in logs if done[topic] < len(logs[topic])]:
-        topic = rng.choice(left)
-        end = done[topic] + rng.randint(1, longest)
-        outputs[topic] += task.process(topic, logs[topic][done[topic] : end])
-        done[topic] = end
-    return outputs
-
-
-def run_with_crashes(
-    make: Callable[[], Task], logs: Logs, rng: random.Random, crashes: int = 20, longest: int = 10
-) -> Outputs:
-    """What is committed by a task that is thrown away ``crashes`` times, before or after a commit.
-
-    A commit is outputs, snapshot and offsets together; whoever takes over restores and reads from the offsets.
-    """
-    committed: Outputs = {topic: [] for topic in logs}
-    snapshot: bytes | None = None
-    offsets: Mapping[str, int] = {}
-    while True:
-        task = make()
-        if snapshot is not None:
-            task.restore(snapshot)
-        done = {topic: offsets.get(topic, 0) for topic in logs}
-        life = rng.randint(1, 12) if crashes else None
-        while left := [topic for topic in logs if done[topic] < len(logs[topic])]:
-            if life == 0 and rng.random() < 0.5:
-                break
-            topic = rng.choice(left)
-            end = done[topic] + rng.randint(1, longest)
-            outputs = task.process(topic, logs[topic][done[topic] : end])
-            done[topic] = end
-            if life == 0:
-                break  # before the commit
-            if outputs or rng.random() < 0.2:
-                committed[topic] += outputs
-                snapshot, offsets = task.snapshot(), dict(task.offsets())
-            life = None if life is None else life - 1
-        else:
-            return committed
-        crashes -= 1
 
 
 def decoded(outputs: Sequence[Outgoing], kind: type[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import IO
 
 POLL_S = 0.02
 
@@ -39,7 +40,7 @@ async def _value(result: object | Awaitable[object]) -> object:
     return await result if inspect.isawaitable(result) else result
 
 
-def cli(*arguments: object) -> subprocess.Popen[bytes]:
+def cli(*arguments: object, stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
     """The ``streammon`` command as a process of its own, as a user runs it."""
     command = [sys.executable, "-c", "from streammon.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(command)
+    return subprocess.Popen(command, stderr=stderr)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, app, data, main, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli import admin, app, data, main, replay, roles, up  # noqa: F401 - importing registers the commands
 from streammon.cli.base import retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
@@ -32,7 +32,7 @@ from streammon.results import RESULTS
 from streammon.tick import TICK
 from streammon.topics import TopicSpec, topic_specs
 from streammon.wire import Density, encode
-from tests.sinks.builders import window
+from tests.sinks.builders import rollup, window
 from tests.support import wait_until
 
 PROGRAM = [sys.executable, "-c", "from streammon.cli import main; main()"]
@@ -100,6 +100,7 @@ COMMANDS = {
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
     "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
     "query": ["--since", "--until", "--where", "--limit", "--output"], "schema": ["--asyncapi"],
+    "replay": ["--from", "--to", "--verify", "--envelope", "--rules", "--output"],
 }  # fmt: skip
 COMMON = ["--config", "--bootstrap", "--data-dir", "--metrics-port", "--log-level"]
 
@@ -332,7 +333,7 @@ def has_opened(process: subprocess.Popen[bytes], directory: Path) -> bool:
 def test_topics_are_created_once_and_compared(empty: Path) -> None:
     first, again = (inside("topics", "create", "--data-dir", empty).stdout for _ in range(2))
     assert "created streammon.inference\n" in first
-    assert again == "0 created, 15 there already\n"
+    assert again == "0 created, 17 there already\n"
     same = inside("topics", "check", "--data-dir", empty)
     assert (same.exit_code, same.stdout) == (0, "all topics are as they should be\n")
     differing = inside("topics", "check", "--output", "json", "--data-dir", empty, STREAMMON_TOPICS__PARTITIONS="7")
@@ -406,6 +407,21 @@ def test_results_are_a_table_for_people_and_json_for_programs(empty: Path) -> No
     for kind in ("windows", "alerts"):
         assert inside("query", kind, "--data-dir", empty).stdout == f"no {kind} here\n"
         assert inside("query", kind, "--output", "json", "--data-dir", empty).stdout == ""
+
+
+def test_query_shows_rollups_instead_of_base_windows_when_asked(empty: Path) -> None:
+    from streammon_sinks.sqlite import ResultStore
+
+    empty.mkdir()
+    store = ResultStore.open(empty / "results.sqlite")
+    store.write_windows([window(count=1), rollup(60.0, count=60)])
+    store.close()
+    arguments = ("query", "windows", "--since", "0", "--output", "json", "--data-dir", empty)
+    asked: dict[tuple[str, ...], int] = {(): 1, ("--rollup", "1m"): 60, ("--rollup", "60"): 60}
+    for rollup_option, count in asked.items():
+        [shown] = map(json.loads, inside(*arguments, *rollup_option).stdout.splitlines())
+        assert shown["count"] == count
+    assert "--rollup is 'long'" in str(inside(*arguments, "--rollup", "long").exception)
 
 
 def test_a_row_is_a_line_in_a_pipe_and_folded_but_whole_on_a_narrow_screen(empty: Path) -> None:

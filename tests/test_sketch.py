@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,8 @@ from streammon.sketch import (
     EMPTY,
     MAX_BUCKETS,
     MAX_COUNT,
-    ROWS,
     SCALE,
+    Accumulator,
     Sketch,
     SketchBag,
     SketchError,
@@ -217,6 +218,26 @@ def test_merging_equals_sketching_the_union(parts: list[Floats]) -> None:
     assert msgspec.json.encode(merge(map(Sketch.of, parts))) == msgspec.json.encode(whole)
 
 
+@given(st.lists(arrays, max_size=6), st.lists(st.integers(0, SCALE), min_size=6, max_size=6))
+def test_an_accumulator_holds_what_merge_gives(parts: list[Floats], scales: list[int]) -> None:
+    sketches = [Sketch.of(part) for part in parts]
+    mixed = [each.downscale(min(scale, each.scale)) for each, scale in zip(sketches, scales, strict=False)]
+    total = Accumulator()
+    for each in mixed:
+        total.add(each, each.count)
+    assert total.sketch() == merge(mixed)
+    assert repr(total.quantiles([0.0, 0.5, 1.0])) == repr(merge(mixed).quantiles([0.0, 0.5, 1.0]))
+
+
+@pytest.mark.parametrize("count", [255, 256, 2**16, 2**32 - 1, 2**32, 2**52])
+def test_an_accumulator_counts_as_far_as_a_sketch_does(count: int) -> None:
+    many = Sketch(scale=6, zero_count=0, offset=3, counts=[count, 1])
+    total = Accumulator()
+    total.add(many, many.count)
+    total.add(Sketch.of(np.array([1e300])), 1)
+    assert total.sketch() == many.merge(Sketch.of(np.array([1e300])))
+
+
 @given(arrays, arrays, arrays)
 def test_merging_is_associative_and_commutative(a: Floats, b: Floats, c: Floats) -> None:
     x, y, z = map(Sketch.of, (a, b, c))
@@ -406,7 +427,7 @@ def test_quantiles_of_a_bag_are_those_of_its_sketches(pairs: list[tuple[int, flo
 
 
 def test_more_values_than_the_buffer_holds_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PENDING_VALUES", 1000)
+    monkeypatch.setattr(module, "PENDING_KEYS", 1000)
     slots = random.integers(0, 50, 25_300)
     values = random.lognormal(0, 3, 25_300)
     bag = SketchBag()
@@ -450,7 +471,7 @@ def test_a_slot_out_of_range_is_refused(slot: int) -> None:
 
 
 def test_slots_of_any_size_are_counted() -> None:
-    slots = np.repeat([0, 63, 64, ROWS - 1, ROWS, 10**9, 2**43 - 1], 300)
+    slots = np.repeat([0, 63, 2**13 - 1, 2**13, 10**9, 2**43 - 1], 300)
     values = random.lognormal(0, 4, len(slots))
     bag = SketchBag()
     for start in range(0, len(slots), 500):
@@ -464,3 +485,33 @@ def test_a_series_that_moves_far_from_its_first_value_is_counted() -> None:
     expected = merge(Sketch.of(value) for value in values[:, None])
     assert Sketch.of(values) == expected
     assert expected.count == 21
+
+
+@pytest.mark.parametrize("count", [255, 256, 2**32 - 1, 2**32, 2**52])
+def test_counts_of_any_size_are_exact(count: int) -> None:
+    bag = SketchBag()
+    one = np.ones(1)
+    bag.add(np.zeros(1, dtype=np.int64), one)
+    bag.sketches()
+    ((number, shard),) = bag._shards.items()
+    bag._shards[number] = shard.plus(shard.keys.astype(np.int64), np.array([count - 1]))
+    bag.add(np.zeros(1, dtype=np.int64), one)
+    assert bag.sketches()[0].count == count + 1
+
+
+def test_a_series_takes_memory_for_the_buckets_it_uses() -> None:
+    series, values, batch = 10_000, 200_000, 20_000
+    latencies = random.lognormal(-3, 1, values)
+    slots = np.arange(values) % series
+    tracemalloc.start()
+    try:
+        bag = SketchBag()
+        for first in range(0, values, batch):
+            bag.add(slots[first : first + batch], latencies[first : first + batch])
+        held, _ = tracemalloc.get_traced_memory()
+        bag.sketches()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 10 * values, "5 bytes a pair, and half as much again for what waits"
+    assert peak < 40e6, "10,000 sketches of half a kilobyte, and the work on one shard"

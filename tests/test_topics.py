@@ -8,8 +8,8 @@ from streammon.events import KEYS, EventType
 from streammon.topics import DAY_S, INPUT_TOPICS, MAX_RECORD_BYTES, TOPIC_OF, state_topic, topic_specs
 
 SPECS = {spec.name: spec for spec in topic_specs(partitions=7, processors=("windows", "rules", "drift"))}
-RESULT_TOPICS = {"windows", "drift", "runs", "alerts", "commands", "heartbeats", "deadletter"}
-COMPACTED = {"alerts", "heartbeats", "state.windows", "state.rules", "state.drift"}
+RESULT_TOPICS = {"windows", "drift", "runs", "alerts", "commands", "heartbeats", "snapshots", "deadletter"}
+COMPACTED = {"alerts", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
 
 
 def test_the_table_is_complete_and_names_no_topic_twice() -> None:

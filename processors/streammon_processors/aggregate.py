@@ -8,13 +8,15 @@ sums are accumulated one value after the other (`np.add.at`), and slots are give
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from bisect import insort
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streammon.results import OTHER, Distribution, Exemplar, Gauge
-from streammon.sketch import SketchBag
+from streammon.sketch import SketchBag, Summaries
 from streammon.wire import Floats
 from streammon_processors.chunk import Chunk, Ints, Series
 
@@ -23,6 +25,8 @@ MAX_GAUGES = 1000
 """Names of metrics kept apart in one window; the rest shares the name ``__other__``."""
 EXEMPLARS = 3
 """The slowest requests kept by window and series."""
+LARGEST = sys.float_info.max
+"""JSON has no infinity: a sum beyond the largest float is given as the largest float."""
 
 
 class Aggregate:
@@ -31,22 +35,25 @@ class Aggregate:
     def __init__(self, max_series: int, distributions: tuple[str, ...]) -> None:
         self._max_series = max_series
         self._slots: dict[Series, int] = {}
+        self._keys: list[Series] = []
+        self._numbered = _PerSlot(-1)  # the slots of those keys; -1: none yet
         self._counts = _PerSlot(0)
         self._errors = _PerSlot(0)
-        self._distributions = {name: _Distribution() for name in distributions}
+        self._distributions = _Distributions(distributions)
         self._gauges: dict[str, _Gauge] = {}
         self._exemplars = _Exemplars()
         self._costs: dict[int, dict[str, float]] = {}
 
     def add(self, chunk: Chunk, rows: Ints, keys: list[Series], codes: Ints) -> None:
-        """Count these rows of the chunk; row ``i`` belongs to the series ``keys[codes[i]]``."""
+        """Count these rows of the chunk; row ``i`` belongs to the series ``keys[codes[i]]``.
+
+        Numbers are remembered: while ``keys`` is the same list, it only grows.
+        """
         slots = self._slots_of(keys, codes[rows])
         self._counts.add(slots, 1)
         if chunk.events_have_status:
-            self._errors.add(slots, chunk.is_error[rows])
-        for name, distribution in self._distributions.items():
-            if chunk.has(name):
-                distribution.add(slots, chunk.floats(name)[rows])
+            self._errors.add(slots[chunk.is_error[rows]], 1)
+        self._distributions.add(chunk, rows, slots)
         position = _Positions(rows)
         for name, (at, values) in chunk.metrics.items():
             mine, own = position.of(at)
@@ -59,11 +66,15 @@ class Aggregate:
         self._exemplars.add(chunk, rows, slots)
 
     def _slots_of(self, keys: list[Series], codes: Ints) -> Ints:
-        distinct, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
-        slots = np.empty(len(distinct), dtype=np.int64)
-        for index in np.argsort(firsts):  # in log order, so that the cap cuts the same series every time
-            slots[index] = self._slot(keys[distinct[index]])
-        return slots[inverse]
+        if keys is not self._keys:
+            self._keys, self._numbered = keys, _PerSlot(-1)
+        self._numbered.grow(len(keys))
+        slot_of = self._numbered.values
+        unknown = codes[slot_of[codes] < 0]
+        for code in dict.fromkeys(unknown.tolist()):  # in log order, so that the cap cuts the same series every time
+            slot_of[code] = self._slot(keys[code])
+        slots: Ints = slot_of[codes]
+        return slots
 
     def _slot(self, key: Series) -> int:
         slot = self._slots.get(key)
@@ -80,12 +91,12 @@ class Aggregate:
 
     def results(self) -> Iterator[tuple[Series, dict[str, Any]]]:
         """For each series, in the order of its labels, the fields of its window that depend on the events."""
-        tables = {name: table for name, d in self._distributions.items() if (table := d.table())}
+        distributions = self._distributions.table()
         gauges = sorted(self._gauges.items())
         for key, slot in sorted(self._slots.items(), key=lambda item: sortable(item[0])):
-            fields: dict[str, Any] = {name: table[slot] for name, table in tables.items() if slot in table}
-            fields["count"] = int(self._counts[slot])
-            fields["error_count"] = int(self._errors[slot])
+            fields: dict[str, Any] = distributions.of(slot)
+            fields["count"] = self._counts[slot]
+            fields["error_count"] = self._errors[slot]
             fields["gauges"] = {name: value for name, gauge in gauges if (value := gauge.at(slot)) is not None} or None
             fields["exemplars"] = self._exemplars.at(slot)
             costs = self._costs.get(slot, {})
@@ -120,26 +131,26 @@ class _Positions:
 
 
 class _PerSlot:
-    """One number for each slot; grows as slots are used."""
+    """One number for each slot, of the type of its initial value; grows as slots are used."""
 
     def __init__(self, initial: float, ufunc: np.ufunc = np.add) -> None:
         self._initial = initial
         self._ufunc = ufunc
-        self.values: Floats = np.empty(0)
+        self.values: NDArray[Any] = np.full(0, initial)
 
     def add(self, slots: Ints, values: Any) -> None:
+        """``values`` have to be of the same type: numpy takes twenty times as long to convert them here."""
         if len(slots):
             self.grow(int(slots.max()) + 1)
-            with np.errstate(over="ignore"):  # sums of absurd values: see _finite
-                self._ufunc.at(self.values, slots, values)
+            self._ufunc.at(self.values, slots, values)
 
     def grow(self, size: int) -> None:
         if size > len(self.values):
             more = max(size, 2 * len(self.values), 16) - len(self.values)
             self.values = np.concatenate([self.values, np.full(more, self._initial)])
 
-    def __getitem__(self, slot: int) -> float:
-        return float(self.values[slot]) if slot < len(self.values) else self._initial
+    def __getitem__(self, slot: int) -> Any:
+        return self.values[slot].item() if slot < len(self.values) else self._initial
 
 
 class _Statistics:
@@ -153,51 +164,70 @@ class _Statistics:
 
     def add(self, slots: Ints, values: Floats) -> None:
         self.count.add(slots, 1)
-        for statistic in (self.sum, self.min, self.max):
-            statistic.add(slots, values)
+        with np.errstate(over="ignore"):  # sums of absurd values: see LARGEST
+            for statistic in (self.sum, self.min, self.max):
+                statistic.add(slots, values)
 
 
 def _finite(value: float) -> float:
-    """JSON has no infinity: a sum beyond the largest float is given as the largest float."""
-    return min(max(value, -sys.float_info.max), sys.float_info.max)
+    return min(max(value, -LARGEST), LARGEST)
 
 
-class _Distribution:
-    def __init__(self) -> None:
+class _Distributions:
+    """All distributions of all series, side by side: field ``i`` of a slot is the *cell* ``slot * len(names) + i``."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._bag = SketchBag()
         self._statistics = _Statistics()
-        self._bag: SketchBag | None = None  # made when the first value comes: most fields never have one
 
-    def add(self, slots: Ints, values: Floats) -> None:
-        present = ~np.isnan(values)
-        if not present.all():
-            slots, values = slots[present], values[present]
-        if len(values):
-            self._bag = self._bag or SketchBag()
-            self._bag.add(slots, values)
-            self._statistics.add(slots, values)
+    def add(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
+        fields = [(index, chunk.floats(name)[rows]) for index, name in enumerate(self._names) if chunk.has(name)]
+        if fields:
+            values = np.concatenate([values for _, values in fields])
+            cells = np.concatenate([slots * len(self._names) + index for index, _ in fields])
+            present = ~np.isnan(values)
+            self._bag.add(cells[present], values[present])
+            self._statistics.add(cells[present], values[present])
 
-    def table(self) -> Mapping[int, Distribution]:
-        """The distribution of each slot that has values."""
-        if self._bag is None:
-            return {}
-        summaries = self._bag.summaries(QUANTILES)
-        s = self._statistics
-        return {
-            slot: Distribution(
-                count=(count := int(s.count[slot])),
-                sum=(total := _finite(s.sum[slot])),
-                min=(low := s.min[slot]),
-                max=(high := s.max[slot]),
-                mean=min(max(total / count, low), high),
-                p50=min(max(p50, low), high),
-                p90=min(max(p90, low), high),
-                p99=min(max(p99, low), high),
-                sketch=summaries.sketch(row),
-            )
-            for row, (slot, (p50, p90, p99)) in enumerate(
-                zip(summaries.slots.tolist(), summaries.values.tolist(), strict=True)
-            )
-        }
+    def table(self) -> _Table:
+        """All of them, calculated at once."""
+        summaries, s = self._bag.summaries(QUANTILES), self._statistics
+        cells = summaries.slots
+        counts, low, high = s.count.values[cells], s.min.values[cells], s.max.values[cells]
+        sums = s.sum.values[cells].clip(-LARGEST, LARGEST)
+        within = np.column_stack([sums / counts, summaries.values]).clip(low[:, None], high[:, None])
+        return _Table(self._names, summaries, counts, np.column_stack([sums, low, high, within]))
+
+
+class _Table:
+    """Distributions by slot. ``numbers``: sum, minimum, maximum, mean, quantiles."""
+
+    def __init__(self, names: tuple[str, ...], summaries: Summaries, counts: Ints, numbers: Floats) -> None:
+        self._names = names
+        self._summaries = summaries
+        self._counts = counts
+        self._numbers = numbers
+
+    def of(self, slot: int) -> dict[str, Any]:
+        """By name, the distributions of a slot that have values."""
+        cells = self._summaries.slots
+        rows = range(*cells.searchsorted([slot * len(self._names), (slot + 1) * len(self._names)]))
+        return {self._names[cells[row] % len(self._names)]: self._distribution(row) for row in rows}
+
+    def _distribution(self, row: int) -> Distribution:
+        total, low, high, mean, p50, p90, p99 = self._numbers[row].tolist()
+        return Distribution(
+            count=int(self._counts[row]),
+            sum=total,
+            min=low,
+            max=high,
+            mean=mean,
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            sketch=self._summaries.sketch(row),
+        )
 
 
 class _Gauge:
@@ -222,7 +252,12 @@ class _Gauge:
         count = s.count[slot]
         if not count:
             return None
-        return Gauge(min=s.min[slot], max=s.max[slot], mean=_finite(s.sum[slot]) / count, last=self._last[slot])
+        mean = _finite(s.sum[slot]) / count
+        return Gauge(min=s.min[slot], max=s.max[slot], mean=mean, last=self._last[slot], count=count)
+
+
+def _slowest_first(exemplar: Exemplar) -> float:
+    return -exemplar.duration_s
 
 
 class _Exemplars:
@@ -238,19 +273,15 @@ class _Exemplars:
         self._bar.grow(int(slots.max()) + 1)
         durations = chunk.floats("duration_s")[rows]
         candidates = np.flatnonzero(chunk.traced[rows] & (durations > self._bar.values[slots]))
-        for index in candidates.tolist():
-            self._offer(int(slots[index]), float(durations[index]), chunk, int(rows[index]))
-
-    def _offer(self, slot: int, duration_s: float, chunk: Chunk, row: int) -> None:
-        if duration_s <= self._bar[slot]:
-            return
-        event = chunk.event(row)
-        kept = self._slowest.setdefault(slot, [])
-        kept.append(Exemplar(duration_s=duration_s, trace_id=event.get("trace_id"), event_id=event.get("event_id")))
-        kept.sort(key=lambda exemplar: -exemplar.duration_s)  # stable: of equals the earlier stays ahead
-        del kept[EXEMPLARS:]
-        if len(kept) == EXEMPLARS:
-            self._bar.values[slot] = kept[-1].duration_s
+        found = (each[candidates].tolist() for each in (slots, durations, rows))
+        for slot, duration_s, row in zip(*found, strict=True):
+            kept = self._slowest.setdefault(slot, [])
+            if len(kept) < EXEMPLARS or duration_s > kept[-1].duration_s:
+                ids = {name: chunk.value(row, name) for name in ("trace_id", "event_id")}
+                insort(kept, Exemplar(duration_s=duration_s, **ids), key=_slowest_first)  # equals: the earlier is ahead
+                del kept[EXEMPLARS:]
+                if len(kept) == EXEMPLARS:
+                    self._bar.values[slot] = kept[-1].duration_s
 
     def at(self, slot: int) -> list[Exemplar] | None:
         return self._slowest.get(slot)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from streammon import wire
 from streammon.broker import Record
 from streammon.errors import Reason, Rejected
-from streammon.events import Event, EventType
+from streammon.events import EventType
 from streammon.wire import Batch, Floats, Identity, ObjectRows, Rows
 
 Ints = NDArray[np.int64]
@@ -101,19 +101,21 @@ def _foreign_schema(record: Record) -> bytes | None:
     return next((value for header, value in record.headers if header == name and value != ours), None)
 
 
-def _batches(codec: wire.Codec, value: bytes, event: Event | None, foreign: bytes | None) -> list[Batch]:
+def _batches(codec: wire.Codec, value: bytes, foreign: bytes | None) -> list[Batch]:
     if foreign is not None:
         raise Rejected(Reason.UNKNOWN_SCHEMA, f"the header {wire.SCHEMA_HEADER[0]} says {foreign!r}")
+    event = codec.event(value)
     return [wire.batch_of(event)] if event is not None else codec.batches(value)
 
 
 class Chunk:
     """Rows of one partition; arrays have shape (n,), one element a row.
 
-    Records are taken until there are none, or at least ``enough`` rows: a short record may hold very many.
+    The first ``records`` of those given were taken: all, unless they make at least ``enough`` rows before (a short
+    record may hold very many).
     """
 
-    def __init__(self, event_type: EventType, records: Iterable[Record], enough: int) -> None:
+    def __init__(self, event_type: EventType, records: Sequence[Record], enough: int) -> None:
         self._type = event_type
         self._fields = wire.codec_of(event_type).fields
         self._has: dict[str, bool] = {}
@@ -124,43 +126,39 @@ class Chunk:
         self._firsts: list[int] = []  # by piece: number of its first row within the record
         self._size = 0
         self._fates: dict[int, Fate] = {}
-        self._read(wire.codec_of(event_type), records, enough)
+        self.records = self._read(wire.codec_of(event_type), records, enough)
         self._note_faults()
 
     def __len__(self) -> int:
         return self._size
 
-    def _read(self, codec: wire.Codec, records: Iterable[Record], enough: int) -> None:
-        singles: list[tuple[Any, Record]] = []
-        for record in records:
-            value = record.value or b""
-            foreign = None if record.headers in _USUAL_HEADERS else _foreign_schema(record)
-            event = codec.event(value) if foreign is None else None
-            if event is not None and event.seq is None:
-                singles.append((event, record))
-                continue
-            self._add_singles(singles)
-            singles = []
-            try:
-                batches = _batches(codec, value, event, foreign)
-            except Rejected as error:
-                self._stand_in(record, Fate.UNREADABLE, 0)
-                claimed = wire.claimed_events(value)
-                self.refusals[self._size - 1] = Refusal(error.reason, error.detail, claimed)
-                continue
-            self._add_batches(record, batches)
-            if self._size >= enough:
-                break
-        self._add_singles(singles)
+    def _read(self, codec: wire.Codec, records: Sequence[Record], enough: int) -> int:
+        """Take in records; how many."""
+        values = [record.value or b"" for record in records]
+        unusual = [i for i, record in enumerate(records) if record.headers not in _USUAL_HEADERS]
+        foreign = {i: schema for i in unusual if (schema := _foreign_schema(records[i])) is not None}
+        at = 0
+        while at < len(records) and self._size < enough:
+            rows = codec.events(values[at : next((i for i in foreign if i >= at), None)])
+            if len(rows):
+                self._add(rows, records[at : at + len(rows)], 0)
+                at += len(rows)
+            else:
+                self._read_closely(codec, records[at], values[at], foreign.get(at))
+                at += 1
+        return at
 
-    def _add_singles(self, singles: list[tuple[Any, Record]]) -> None:
-        if singles:
-            events, records = zip(*singles, strict=True)
-            self._add(ObjectRows(events), records, 0)
+    def _read_closely(self, codec: wire.Codec, record: Record, value: bytes, foreign: bytes | None) -> None:
+        """A record that is not just an event."""
+        try:
+            self._add_batches(record, _batches(codec, value, foreign))
+        except Rejected as error:
+            self._stand_in(record, Fate.UNREADABLE, 0)
+            self.refusals[self._size - 1] = Refusal(error.reason, error.detail, wire.claimed_events(value))
 
     def _add_batches(self, record: Record, batches: list[Batch]) -> None:
         row = 0
-        for batch in batches or [Batch(ObjectRows([]))]:
+        for batch in batches or [Batch(ObjectRows())]:
             self.headers.append(Header(self._size, len(batch.rows), batch.identity, batch.dropped, batch.sparse))
             if len(batch.rows):
                 self._add(batch.rows, [record], row)
@@ -202,7 +200,7 @@ class Chunk:
     @cached_property
     def broker_time(self) -> Floats:
         """The broker's time of each row's record, Unix seconds."""
-        return self._spread([[r.timestamp / 1000 for r in piece.records] for piece in self._pieces])
+        return self._spread([[r.timestamp for r in piece.records] for piece in self._pieces]) / 1000
 
     @cached_property
     def offset(self) -> Ints:
@@ -345,12 +343,11 @@ class Chunk:
     # --- single rows ------------------------------------------------------------------------------------------
 
     def _piece(self, row: int) -> _Piece:
-        starts = self._starts
-        return self._pieces[int(np.searchsorted(starts, row, side="right")) - 1]
+        return self._pieces[bisect_right(self._starts, row) - 1]
 
     @cached_property
-    def _starts(self) -> Ints:
-        return np.array([piece.start for piece in self._pieces], dtype=np.int64)
+    def _starts(self) -> list[int]:
+        return [piece.start for piece in self._pieces]
 
     def record(self, row: int) -> Record:
         """The record a row came in."""
@@ -360,6 +357,11 @@ class Chunk:
         """A row's share of its record, about."""
         piece = self._piece(row)
         return len(piece.record(row).value or b"") // (1 if len(piece.records) > 1 else piece.size)
+
+    def value(self, row: int, name: str) -> Any:
+        """A field of one row; None where it is absent."""
+        piece = self._piece(row)
+        return None if piece.rows is None else piece.rows.value(name, row - piece.start)
 
     def event(self, row: int) -> dict[str, Any]:
         """A row's event as an object."""

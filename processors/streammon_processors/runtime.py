@@ -15,9 +15,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Any
 
 from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
@@ -26,14 +28,19 @@ from streammon.errors import Fatal, RecordTooLarge, Retryable
 from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
 from streammon.tick import tick
 from streammon.topics import state_topic
+from streammon_processors.history import History
+from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import RulesTask, load_rules
+from streammon_processors.task import Output, Processor, Task, time_field
 from streammon_processors.windows import WindowTask, sources
 
-POLL_S = 0.1
-"""The longest wait for records; also how often idle partitions are looked at."""
-BATCH_RECORDS, BATCH_BYTES = 500, 512 * 1024
-"""About the most given to a task at once, and committed together: bounds the time the loop is blocked, and the
-transaction, which has to end within its timeout. (Kafka takes some 10,000 windows a second; few bytes make many.)"""
+POLL_S, POLL_RECORDS = 0.1, 10_000
+"""The longest wait for records, also how often idle partitions are looked at; and the most taken at once."""
+BATCH_RECORDS, BATCH_BYTES = 4000, 1024 * 1024
+"""About the most given to a task at once: bounds the time for which the event loop is blocked."""
+WAITING_BYTES = 8 * 1024 * 1024
+"""A partition with more output than this still to be written is not read on: bounds memory, and the transaction,
+which has to end within its timeout. (Kafka takes some 10,000 windows of a kilobyte a second.)"""
 COMMIT_S = 1.0
 """A task that only moves on, without output, commits its position this often."""
 MEASURE_S = 1.0
@@ -43,61 +50,26 @@ GRACE_S = 2.0
 """After ``stop``, how long a call to the broker may still take."""
 
 
-class Task(Protocol):
-    """A pure, deterministic computation over the records of one partition number.
-
-    No clock, no I/O, no randomness: the same records in the same order give the same bytes out, however they are cut
-    into calls. `tests/contracts/test_task.py` holds every task to that.
-    """
-
-    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
-        """Take in the next records of one input topic; what is to be published because of them."""
-        ...
-
-    def snapshot(self) -> bytes:
-        """What `restore` needs, as of the last published output."""
-        ...
-
-    def restore(self, snapshot: bytes) -> None: ...
-
-    def offsets(self) -> Mapping[str, int]:
-        """By topic, the first record that has to be given again after `restore`."""
-        ...
-
-    @property
-    def waiting(self) -> Sequence[str]:
-        """The topics in which the passing of time alone would bring output; idle ones get tick records."""
-        ...
-
-    def watermarks(self) -> Mapping[str, float]:
-        """By topic, how far event time has come, Unix seconds; shown to people, decides nothing."""
-        ...
-
-
-@dataclass(frozen=True)
-class Processor:
-    """A task, where it reads, and under which name it remembers."""
-
-    name: str
-    inputs: tuple[str, ...]
-    task: Callable[[int], Task]
-    """Makes the task of one partition number."""
-
-    @property
-    def group(self) -> str:
-        return self.name
-
-
 def windows_processor(settings: Settings) -> Processor:
     """Events to windows."""
     inputs = tuple(sources(settings.windows))
-    return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows))
+    outputs = (Output("windows", time_field("start_unix_s", lacking="of_s")),)
+    return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows), outputs)
+
+
+def rollups_processor(settings: Settings) -> Processor:
+    """Windows to longer windows: those of the configuration, and those that its rules ask for."""
+    asked = load_rules(settings.rules.files).asked
+    RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
+    outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
+    return Processor("rollups", ("windows",), lambda partition: RollupTask(partition, settings.windows, asked), outputs)
 
 
 def rules_processor(settings: Settings) -> Processor:
     """Windows to alerts."""
     rules = load_rules(settings.rules.files)
-    return Processor("rules", ("windows",), lambda partition: RulesTask(rules, partition))
+    outputs = (Output("alerts", time_field("updated_unix_s"), compact=True),)
+    return Processor("rules", ("windows",), lambda partition: RulesTask(rules, partition), outputs)
 
 
 async def run_processor(broker: Broker, processor: Processor, settings: Settings, *, stop: asyncio.Event) -> None:
@@ -155,13 +127,63 @@ async def _until_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -
 
 @dataclass
 class _Share:
-    """One partition number of all inputs: a task and its transactor."""
+    """One partition number of all inputs: a task, and what it has put out and is not yet written."""
 
+    number: int
     task: Task
     transactor: Transactor
+    history: History
     committed: Mapping[str, int]
     committed_at: float
     last_record_at: dict[str, float] = field(default_factory=dict)
+    outputs: list[Outgoing] = field(default_factory=list)
+    waiting_bytes: int = 0
+    newest_s: float = 0.0  # the broker's time of the last record
+    writing: asyncio.Task[None] | None = None
+    paused: bool = False
+
+    def process(self, topic: str, batch: Sequence[Record]) -> None:
+        outputs = self.task.process(topic, batch)
+        self.outputs += outputs
+        self.waiting_bytes += sum(len(output.value or b"") for output in outputs)
+        self.last_record_at[topic] = time.monotonic()
+        self.newest_s = batch[-1].timestamp / 1000
+        if self.writing is None and self._is_due:
+            self.writing = asyncio.create_task(self._write())
+
+    @property
+    def _is_due(self) -> bool:
+        moved_on = time.monotonic() - self.committed_at >= COMMIT_S and self.task.offsets() != self.committed
+        return bool(self.outputs) or moved_on
+
+    async def _write(self) -> None:
+        """Transactions, one after the other, until all is written: each takes what came during the one before.
+
+        The task goes on meanwhile. It is between two batches whenever this runs, so its snapshot fits the outputs.
+        """
+        while self._is_due:
+            outputs, self.outputs = self.outputs, []
+            written_bytes, offsets = self.waiting_bytes, dict(self.task.offsets())
+            snapshot = self.task.snapshot()
+            kept = self.history.keep(snapshot, self.newest_s)
+            positions = {TopicPartition(topic, self.number): offset for topic, offset in offsets.items()}
+            await self.transactor.transact([*outputs, *kept], snapshot, positions)
+            self.waiting_bytes -= written_bytes
+            self.committed, self.committed_at = offsets, time.monotonic()
+
+    def written(self) -> None:
+        """Take note of writing that has ended; raises what it raised."""
+        if self.writing is not None and self.writing.done():
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    async def close(self) -> None:
+        """Let what is being written be written; what fails now is for the next owner to repeat."""
+        if self.writing is not None:
+            await asyncio.wait({self.writing}, timeout=GRACE_S)
+            self.writing.cancel()
+            await asyncio.gather(self.writing, return_exceptions=True)
+        await self.transactor.close()
 
 
 class _Runtime:
@@ -184,20 +206,17 @@ class _Runtime:
 
     async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Range assignment gives us the same partition numbers of all inputs."""
-        try:
-            for number in _numbers(partitions):
-                await self._open(number)
-        except BaseException:  # all of them are assigned again, perhaps to others: keep none
-            await self.revoked(partitions)
-            raise
+        opened = await asyncio.gather(*map(self._open, _numbers(partitions)), return_exceptions=True)
+        if failures := [each for each in opened if each is not None]:
+            await self.revoked(partitions)  # all of them are assigned again, perhaps to others: keep none
+            raise failures[0]
         self._log.info("partitions assigned", partitions=sorted(self._shares))
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        for number in _numbers(partitions):
-            share = self._shares.pop(number, None)
-            if share is not None:
-                await share.transactor.close()
-                self._forget_measures(number)
+        numbers = [number for number in _numbers(partitions) if number in self._shares]
+        await asyncio.gather(*(self._shares.pop(number).close() for number in numbers))
+        for number in numbers:
+            self._forget_measures(number)
 
     async def _open(self, number: int) -> None:
         name = self._processor.name
@@ -215,17 +234,18 @@ class _Runtime:
         for partition, offset in offsets.items():
             self.member.seek(partition, offset)
         committed = {partition.topic: offset for partition, offset in offsets.items()}
-        self._shares[number] = _Share(task, transactor, committed, time.monotonic())
+        self._shares[number] = _Share(number, task, transactor, History(name, number), committed, time.monotonic())
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def step(self) -> None:
         """Fetch once and work through what came; wait and go on when the broker is away."""
         try:
-            polled = await self.member.poll(POLL_S)
-            shares = dict(self._shares)
+            polled = await self.member.poll(POLL_S, POLL_RECORDS)
             for partition, records in polled.items():
-                await self._take_in(shares[partition.partition], partition, records)
+                await self._take_in(self._shares[partition.partition], partition.topic, records)
+            for share in list(self._shares.values()):
+                await self._look_after(share)
             await self._write_ticks(polled)
             await self._measure()
             self._failures = 0
@@ -235,36 +255,36 @@ class _Runtime:
             self._log.warning("broker unavailable, trying again", error=str(error), pause_s=round(pause, 2))
             await asyncio.sleep(pause)
 
-    async def _take_in(self, share: _Share, partition: TopicPartition, records: Sequence[Record]) -> None:
+    async def _take_in(self, share: _Share, topic: str, records: Sequence[Record]) -> None:
         for batch in _batches(records):
-            if self._shares[partition.partition] is not share:  # restored since, and rewound: all this comes again
-                return
-            outputs = share.task.process(partition.topic, batch)
-            share.last_record_at[partition.topic] = time.monotonic()
-            RECORDS.labels(partition.topic).inc(len(batch))
-            await self._commit(partition.partition, share, outputs)
+            share.process(topic, batch)
+            RECORDS.labels(topic).inc(len(batch))
+            await asyncio.sleep(0)  # what is being written goes on
 
-    async def _commit(self, number: int, share: _Share, outputs: list[Outgoing]) -> None:
-        """Write what the task has published; if that fails, another task takes its place."""
-        offsets = share.task.offsets()
-        due = time.monotonic() - share.committed_at >= COMMIT_S and offsets != share.committed
-        if not outputs and not due:
-            return
-        positions = {TopicPartition(topic, number): offset for topic, offset in offsets.items()}
+    async def _look_after(self, share: _Share) -> None:
+        """Where writing has failed, another task takes its place; where it is slow, its partition is not read on."""
         try:
-            await share.transactor.transact(outputs, share.task.snapshot(), positions)
+            share.written()
         except RecordTooLarge as error:
             raise Fatal(f"{self._processor.name} made a record that the broker refuses: {error}") from error
         except Retryable as error:
-            self._log.warning("transaction failed, restoring from the log", partition=number, error=str(error))
-            await self._reopen(number)
+            self._log.warning("transaction failed, restoring from the log", partition=share.number, error=str(error))
+            await self._reopen(share)
         else:
-            share.committed, share.committed_at = dict(offsets), time.monotonic()
+            self._pause(share, share.waiting_bytes > WAITING_BYTES)
 
-    async def _reopen(self, number: int) -> None:
+    def _pause(self, share: _Share, paused: bool) -> None:
+        if share.paused != paused:
+            share.paused = paused
+            for topic in self._processor.inputs:
+                (self.member.pause if paused else self.member.resume)(TopicPartition(topic, share.number))
+
+    async def _reopen(self, share: _Share) -> None:
         """Forget the task; what the log says happened is what happened."""
-        share = self._shares.pop(number)
-        await share.transactor.close()
+        self._pause(share, False)
+        number = share.number
+        del self._shares[number]
+        await share.close()
         try:
             await self._open(number)
         except Retryable as error:
@@ -309,18 +329,15 @@ class _Runtime:
             WATERMARK_LAG.remove(topic, number)
 
 
-def _batches(records: Iterable[Record]) -> Iterator[Sequence[Record]]:
+def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
     """The records in order, cut where a batch is full."""
-    batch: list[Record] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record.value or b"")
-        if len(batch) >= BATCH_RECORDS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    sizes = list(accumulate((len(record.value or b"") for record in records), initial=0))
+    start = 0
+    while start < len(records):
+        full = bisect_left(sizes, sizes[start] + BATCH_BYTES, start + 1)  # the first end at which there is enough
+        end = min(full, start + BATCH_RECORDS, len(records))
+        yield records[start:end]
+        start = end
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:

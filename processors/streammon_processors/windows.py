@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby
 from math import floor, inf
 from typing import Any
 
@@ -66,6 +66,8 @@ CHUNK_ROWS = 200_000
 """Records pooled at once, and the rows from which on no more are: bounds the memory of one `process` call."""
 PENDING_LIMIT = 20_000
 """Weight of late and refused events and of batches (see `_weights`) after which they are published without a close."""
+KNOWN_SERIES = 20_000
+"""Series that keep their number; with more than these at once, all are numbered anew."""
 MAX_SERIES_BYTES = 4096
 """Series with longer labels are summed in the series ``__other__``, too: they are the keys of records."""
 SHED = ("exemplars", "gauges", "cost")
@@ -197,6 +199,7 @@ class _TopicWindows:
     def __init__(self, topic: str, source: Source, partition: int, settings: WindowSettings) -> None:
         self._topic = topic
         self._source = source
+        self._known = _KnownSeries(source)
         self._partition = partition
         self._settings = settings
         self._open: dict[int, _OpenWindow] = {}  # by number: start = number * size_s
@@ -236,13 +239,16 @@ class _TopicWindows:
 
     def process(self, records: Sequence[Record]) -> list[Outgoing]:
         outputs: list[Outgoing] = []
-        for ticks, run in groupby(records, lambda record: record.value == TICK):
-            if ticks:
-                for record in run:
-                    outputs += self._tick(record)
-            else:
-                while chunk := Chunk(self._source.event_type, islice(run, CHUNK_RECORDS), CHUNK_ROWS):
-                    outputs += self._chunk(chunk)
+        ticks = [at for at, record in enumerate(records) if record.value == TICK]
+        start = 0
+        for tick in [*ticks, len(records)]:
+            while start < tick:
+                chunk = Chunk(self._source.event_type, records[start : min(tick, start + CHUNK_RECORDS)], CHUNK_ROWS)
+                outputs += self._chunk(chunk)
+                start += chunk.records
+            if tick < len(records):
+                outputs += self._tick(records[tick])
+            start = tick + 1
         return outputs
 
     def _tick(self, record: Record) -> list[Outgoing]:
@@ -255,7 +261,7 @@ class _TopicWindows:
         return self._publish(Position(record.offset + 1, 0)) if due else []
 
     def _chunk(self, chunk: Chunk) -> list[Outgoing]:
-        rows = _Rows(chunk, self._source, self._settings)
+        rows = _Rows(chunk, self._known, self._settings)
         done = chunk.rows_before(self.published.place) if self.published is not None else 0
         if done:
             self._rebuild(rows, done)
@@ -434,11 +440,8 @@ class _TopicWindows:
     def _publish(self, place: Position) -> list[Outgoing]:
         """Everything that is due here, and the memory of it."""
         pending, self._pending = self._pending, _Pending()
-        windows = [
-            *self._main_windows(pending),
-            *self._supplements(pending),
-            *self._counters_left(pending),
-        ]
+        windows = chain(self._main_windows(pending), self._supplements(pending), self._counters_left(pending))
+        outputs = [*pending.letters, *map(self._record, windows)]  # one by one: a window is far larger than its record
         self._forget_revisions()
         for identity, now_ms in pending.judged:
             self._published_dedupe.judge(identity, now_ms)
@@ -456,7 +459,7 @@ class _TopicWindows:
             duplicates=pack_positions([duplicate for duplicate in self._duplicates if duplicate < place]),
             revisions=self._revisions.memory,
         )
-        return [*pending.letters, *map(self._record, windows)]
+        return outputs
 
     def _forget_revisions(self) -> None:
         """Only after numbering: what is published here may be older than what can still come."""
@@ -530,13 +533,37 @@ class _TopicWindows:
         return Outgoing("windows", series_key(window.series), value, (SCHEMA_HEADER,), self._partition)
 
 
+class _KnownSeries:
+    """Series by number, as long as ``series`` is the same list: what knows a number need not look at labels again."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.series: list[Series] = []
+        self._numbers: dict[Series, int] = {}
+
+    def numbered(self, values: list[Series], codes: Ints) -> tuple[list[Series], Ints]:
+        """All series so far, and each row's number among them; row ``i`` has the ``values[codes[i]]``."""
+        if len(self.series) > KNOWN_SERIES:
+            self.series, self._numbers = [], {}
+        numbers = [self._numbers.get(each, -1) for each in values]
+        for index, each in enumerate(values) if -1 in numbers else ():
+            if numbers[index] < 0:
+                numbers[index] = self._number(self.source.series(each))
+        return self.series, np.array(numbers, dtype=np.int64)[codes]
+
+    def _number(self, series: Series) -> int:
+        number = self._numbers.setdefault(series, len(self.series))
+        if number == len(self.series):
+            self.series.append(series)
+        return number
+
+
 class _Rows:
     """A chunk's rows as the windows see them."""
 
-    def __init__(self, chunk: Chunk, source: Source, settings: WindowSettings) -> None:
+    def __init__(self, chunk: Chunk, known: _KnownSeries, settings: WindowSettings) -> None:
         self.chunk = chunk
-        values, self.codes = chunk.labels(source.by)
-        self.series = [source.series(each) for each in values]
+        self.series, self.codes = known.numbered(*chunk.labels(known.source.by))
         self.events: Mask = chunk.fate == Fate.EVENT
         self.window = np.floor(chunk.time / settings.size_s)
         self.future: Mask = chunk.time > chunk.broker_time + settings.max_future_s

@@ -10,6 +10,7 @@ import msgspec
 from streammon.errors import Reason, Rejected
 from streammon.events import SCHEMA
 from streammon.results import RESULTS, Result
+from streammon.tick import TICK
 from streammon_sinks.delivery import Item, Refused
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
@@ -25,9 +26,9 @@ class Decoded(NamedTuple):
 
 
 def decode_all(items: Sequence[Item]) -> tuple[list[Decoded], list[Refused]]:
-    """The items that are results of their topic, in order, and those that are not."""
+    """The items that are results of their topic, in order, and those that are not. Ticks are for processors only."""
     decoded, refused = list[Decoded](), list[Refused]()
-    for item in items:
+    for item in (item for item in items if item.record.value != TICK):
         try:
             decoded.append(Decoded(item, _decode(item)))
         except Rejected as error:

@@ -38,9 +38,7 @@ from streammon.telemetry import log
 from streammon_sinks.decoding import Decoded, decode_all
 from streammon_sinks.delivery import Item, PartlyWritten, Refused
 from streammon_sinks.es_documents import (
-    ALERTS,
-    RESOURCES,
-    WINDOWS,
+    STREAMS,
     Json,
     alert_document,
     cluster_settings,
@@ -145,7 +143,7 @@ async def setup(client: AsyncElasticsearch, settings: ElasticsearchSettings) -> 
     """
     with _trouble_named(client):
         done = []
-        for stream in (WINDOWS, RESOURCES, ALERTS):
+        for stream in STREAMS:
             done += await _put_template(client, stream, settings.namespace)
         return done
 

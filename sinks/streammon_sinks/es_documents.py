@@ -10,6 +10,7 @@ unless it is renamed here. The versions of both conventions are in every documen
 start_unix_s                           ``@timestamp``, ``event.start``
 end_unix_s, size_s                     ``event.end``, ``event.duration`` (nanoseconds)
 source                                 ``event.dataset``: ``streammon.window`` or ``streammon.resource``
+of_s (a rollup)                        ``event.dataset``: ``streammon.rollup``, a data stream of its own
 series (renamed)                       ``labels.*``, and the labels in `SERIES_NAMES` under those names too
 duration_s, ttft_s, tpot_s (renamed)   `DISTRIBUTION_NAMES` with ``.count .sum .min .max .mean .p50 …``
 input_tokens.sum, output_tokens.sum    `SUM_NAMES`
@@ -17,6 +18,7 @@ exemplars[].trace_id                   ``trace.id``
 =====================================  ====================================================================
 
 ``@timestamp`` is the *start* of the window: a minute in Kibana then sums exactly the windows that lie in it.
+Rollups hold the same events again, in several lengths (``streammon.size_s``): filter by one of them.
 Sketches are kept but not indexed, so take the maximum of a percentile over time, never its average.
 Gauges and costs are searchable under whatever names they have, up to `MAX_FIELDS` fields in all; what is
 beyond that, or unknown to this mapping, is kept but not searchable.
@@ -39,7 +41,9 @@ MAX_LONG: Final = 2**63 - 1
 
 WINDOWS: Final = "metrics-streammon.window"
 RESOURCES: Final = "metrics-streammon.resource"
+ROLLUPS: Final = "metrics-streammon.rollup"
 ALERTS: Final = "logs-streammon.alert"
+STREAMS: Final = (WINDOWS, RESOURCES, ROLLUPS, ALERTS)
 """Data streams, without the namespace."""
 
 SERIES_NAMES: Final = {
@@ -64,6 +68,8 @@ def stream_of(result: Window | Alert) -> str:
     """The data stream of a result, without the namespace."""
     if isinstance(result, Alert):
         return ALERTS
+    if not result.is_base:
+        return ROLLUPS
     return RESOURCES if result.source == "resource" else WINDOWS
 
 
@@ -170,9 +176,9 @@ _WINDOW_FIELDS: Final = {
     **dict.fromkeys(SUM_NAMES.values(), _LONG),
     "streammon": {
         "properties": {
-            **dict.fromkeys(("type", "source", "part", "semconv"), _KEYWORD),
+            **dict.fromkeys(("type", "source", "part", "kind", "semconv"), _KEYWORD),
             **dict.fromkeys(("schema", "revision", "partition", "count", "error_count"), _LONG),
-            **dict.fromkeys(("start_unix_s", "end_unix_s", "size_s"), _DOUBLE),
+            **dict.fromkeys(("start_unix_s", "end_unix_s", "size_s", "of_s", "every_s", "gap_s"), _DOUBLE),
             **dict.fromkeys(("error_rate", "throughput_per_s"), _DOUBLE),
             **dict.fromkeys((each for each in DISTRIBUTIONS if each not in DISTRIBUTION_NAMES), _DISTRIBUTION),
             "completeness": _COMPLETENESS,

@@ -17,6 +17,7 @@ def window_id(window: Window) -> str:
     The partition is part of it: what has no series of its own (``series`` empty, or `OTHER`) is once in each.
     """
     series = sorted(window.series.items())
+    shape = () if window.kind == "tumbling" else (window.kind, window.every_s, window.gap_s)
     return _digest(
         window.source,
         window.partition,
@@ -25,6 +26,7 @@ def window_id(window: Window) -> str:
         window.size_s,
         window.part,
         window.revision,
+        *shape,
     )
 
 

@@ -14,7 +14,8 @@ What it promises:
   keeps the pages that become free and fills them again; it does not shrink.
 * A file that is damaged or not ours is refused with its name and what to do.
 
-``body`` is the whole record as JSON; the other columns are there to find it, or computed from it for people::
+``body`` is the whole record as JSON; the other columns are there to find it, or computed from it for people. Rollups
+have a source of their own, ``inference 60s``, so that whoever adds the windows of ``inference`` adds no event twice::
 
     SELECT datetime(start_unix_s, 'unixepoch'), series, count, p99_s FROM windows WHERE source = 'inference'
 """
@@ -108,7 +109,7 @@ ORDER BY start_unix_s DESC, id DESC LIMIT ?
 _SINCE: Final = """
 SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? ORDER BY start_unix_s DESC LIMIT ?
 """
-_AFTER: Final = "SELECT body FROM windows WHERE rowid > ? ORDER BY rowid"
+_AFTER: Final = "SELECT body FROM windows WHERE rowid > ? AND instr(source, ' ') = 0 ORDER BY rowid"
 _PLACE: Final = """
 SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_unix_s) FROM alerts
 """
@@ -136,11 +137,11 @@ class Snapshot:
         return Place(*self._db.execute(_PLACE).fetchone())
 
     def windows_after(self, place: Place) -> Iterator[Window]:
-        """The windows written since, in the order of writing."""
+        """The base windows written since, in the order of writing."""
         return self._windows(_AFTER, (place.row,))
 
     def windows_since(self, source: str, since_unix_s: float, limit: int) -> Iterator[Window]:
-        """The windows that start then or later, the newest first."""
+        """The base windows that start then or later, the newest first."""
         return self._windows(_SINCE, (source, since_unix_s, limit))
 
     def _windows(self, query: str, parameters: tuple[Any, ...]) -> Iterator[Window]:
@@ -191,7 +192,7 @@ class ResultStore:
         Raises `Retryable` (locked, disk full) or `Fatal` (damaged).
         """
         now = self._clock()
-        new = [(window_id(each), each.source, each.start_unix_s, now, _json(each)) for each in windows]
+        new = [(window_id(each), _source(each), each.start_unix_s, now, _json(each)) for each in windows]
         states = [(each.id, each.transition, each.updated_unix_s, _json(each)) for each in alerts]
         with self._transaction() as db:
             db.executemany(_INSERT_WINDOW, new)
@@ -230,10 +231,15 @@ class ResultStore:
         since_unix_s: float,
         until_unix_s: float | None = None,
         limit: int = 10_000,
+        rollup_s: float | None = None,
     ) -> list[Window]:
-        """Windows that start in ``[since, until)``, main and late, by start; at most the newest ``limit``."""
+        """Windows that start in ``[since, until)``, main and late, by start; at most the newest ``limit``.
+
+        Base windows, or rollups of ``rollup_s`` seconds: never both, which hold the same events.
+        """
         until = inf if until_unix_s is None else until_unix_s
-        rows = self._read(_WINDOWS, (source, since_unix_s, until, limit))
+        name = source if rollup_s is None else f"{source} {rollup_s:g}s"
+        rows = self._read(_WINDOWS, (name, since_unix_s, until, limit))
         return [_WINDOW.decode(body) for (body,) in reversed(rows)]
 
     def alerts(self, limit: int = 100) -> list[Alert]:
@@ -264,6 +270,15 @@ class ResultStore:
         with self._writing:
             if self._writer is not None:
                 self._writer.close()
+
+
+def _source(window: Window) -> str:
+    """A name shared by windows that may be added."""
+    if window.is_base:
+        return window.source
+    lengths = (window.size_s if window.kind != "session" else None, window.every_s, window.gap_s)
+    kind = () if window.kind == "tumbling" else (window.kind,)
+    return " ".join([window.source, *kind, *(f"{length:g}s" for length in lengths if length is not None)])
 
 
 def _json(result: Window | Alert) -> str:

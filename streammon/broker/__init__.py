@@ -65,14 +65,15 @@ class Outgoing(NamedTuple):
 
 
 Polled = Mapping[TopicPartition, Sequence[Record]]
-Start = Literal["earliest", "latest"] | float
-"""Where a `Reader` begins: an end of the log, or the first record at or after a Unix time in seconds."""
+Start = Literal["earliest", "latest"] | float | Mapping[TopicPartition, int]
+"""Where a `Reader` begins: an end of the log, the first record at or after a Unix time in seconds, or the offsets of
+some partitions, and then only those are read."""
 
 AssignmentCallback = Callable[[Sequence[TopicPartition]], Awaitable[None]]
 
 
 class Reader(Protocol):
-    """Follows every partition of some topics, without a group."""
+    """Follows the partitions of some topics, without a group."""
 
     async def poll(self, max_wait_s: float = 0.5, max_records: int = 2000) -> Polled:
         """The next records by partition, in offset order; empty after ``max_wait_s`` without any."""
@@ -149,12 +150,18 @@ class Transactor(Protocol):
 class Broker(Protocol):
     """A log with topics. One per process; everything else is opened from it."""
 
-    async def create_topics(self, specs: Iterable[TopicSpec]) -> list[str]:
-        """Create what does not exist yet; the names created. Existing topics are left as they are."""
+    async def create_topics(self, specs: Iterable[TopicSpec], *, if_permitted: bool = False) -> list[str]:
+        """Create what does not exist yet; the names created. Existing topics are left as they are.
+
+        ``if_permitted``: those we may not create are left to somebody who may; else they are a `ConfigError`.
+        """
         ...
 
-    async def topics(self) -> Mapping[str, TopicSpec]:
-        """The topics with our prefix, as they are."""
+    async def topics(self, *, exact: bool = False) -> Mapping[str, TopicSpec]:
+        """The topics with our prefix, as they are; where we may not ask, as we create them.
+
+        ``exact``: not being allowed to ask is a `ConfigError`.
+        """
         ...
 
     async def append(self, records: Sequence[Outgoing]) -> list[int]:
@@ -165,6 +172,10 @@ class Broker(Protocol):
         ...
 
     async def reader(self, topics: Sequence[str], start: Start = "earliest") -> Reader: ...
+
+    async def committed(self, group: str, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
+        """The group's offsets, of the partitions that have one; without joining it."""
+        ...
 
     async def member(
         self,

@@ -101,10 +101,10 @@ class EmbeddedBroker:
 
     # ------------------------------------------------------------ topics
 
-    async def create_topics(self, specs: Iterable[TopicSpec]) -> list[str]:
+    async def create_topics(self, specs: Iterable[TopicSpec], *, if_permitted: bool = False) -> list[str]:
         return await self._log.write(partial(sqlite_log.create_topics, specs=list(specs)))
 
-    async def topics(self) -> Mapping[str, TopicSpec]:
+    async def topics(self, *, exact: bool = False) -> Mapping[str, TopicSpec]:
         self._topics = await self._log.read(sqlite_log.topics)
         return {name: topic.spec for name, topic in self._topics.items()}
 
@@ -165,8 +165,15 @@ class EmbeddedBroker:
 
     async def reader(self, topics: Sequence[str], start: Start = "earliest") -> _Reader:
         ids = await self._partitions(topics)
+        if isinstance(start, Mapping):
+            ids = {each: ids[each] for each in start}
         positions = await self._log.read(partial(_start_positions, ids=ids, start=start))
         return _Reader(_Cursor(self._log, ids, positions))
+
+    async def committed(self, group: str, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
+        ids = await self._partitions(topics)
+        committed = await self._log.read(partial(sqlite_log.committed, group=group, partitions=ids.values()))
+        return {each: committed[id_] for each, id_ in ids.items() if id_ in committed}
 
     async def member(
         self,
@@ -429,6 +436,9 @@ def _outcome(db: sqlite3.Connection, job: _Job) -> Any:
 def _start_positions(
     db: sqlite3.Connection, ids: Mapping[TopicPartition, int], start: Start
 ) -> dict[TopicPartition, int]:
+    if isinstance(start, Mapping):
+        return dict(start)
+
     def position(id_: int) -> int:
         first, end = sqlite_log.bounds(db, id_)
         match start:

@@ -16,7 +16,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """The ``streammon`` program."""
-    from streammon.cli import admin, data, roles, up  # noqa: F401 - importing registers the commands
+    from streammon.cli import admin, data, replay, roles, up  # noqa: F401 - importing registers the commands
 
     try:
         app()

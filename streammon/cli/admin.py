@@ -19,11 +19,11 @@ import typer
 
 from streammon.broker import connect
 from streammon.cli.base import EXTRAS, Output, OutputOption, app, command, print_json, print_rows
-from streammon.cli.roles import RESULTS_FILE
+from streammon.cli.roles import RESULTS_FILE, topics_of
 from streammon.config import Settings
 from streammon.errors import ConfigError, StreammonError
 from streammon.telemetry import log
-from streammon.topics import TopicSpec, topic_specs
+from streammon.topics import TopicSpec
 
 # --- topics ---------------------------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ app.add_typer(topics_app, name="topics")
 @command(topics_app, "create")
 async def topics_create(settings: Settings) -> None:
     """Create the topics that do not exist yet; existing ones are left as they are."""
-    specs = topic_specs(partitions=settings.topics.partitions)
+    specs = _specs(settings)
     broker = await connect(settings)
     try:
         created = await broker.create_topics(specs)
@@ -55,10 +55,17 @@ async def topics_check(settings: Settings, output: OutputOption = Output.TABLE) 
     return 1 if differences else 0
 
 
+def _specs(settings: Settings) -> list[TopicSpec]:
+    """Our topics, and those of every processor that is installed."""
+    from streammon_processors import registry
+
+    return topics_of(settings, [registry.processor(name, settings) for name in registry.installed()])
+
+
 async def _topic_differences(settings: Settings) -> list[dict[str, Any]]:
     broker = await connect(settings)
     try:
-        return differences(topic_specs(partitions=settings.topics.partitions), await broker.topics())
+        return differences(_specs(settings), await broker.topics(exact=True))
     finally:
         await broker.close()
 

@@ -55,7 +55,7 @@ async def emit(
     """
     broker = await connect(settings)
     try:
-        await broker.create_topics(topic_specs(partitions=settings.topics.partitions))
+        await broker.create_topics(topic_specs(partitions=settings.topics.partitions), if_permitted=True)
         emitter = Emitter(event_type, density, 1 if density is Density.OBJECT else batch)
         async for lines in _stdin_lines():
             await _append(broker, emitter.take(lines))
@@ -195,8 +195,9 @@ _AGES_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def parse_time(text: str) -> float:
     """A moment in Unix seconds; an age counts back from now. Raises ValueError."""
-    if text[-1:] in _AGES_S and text[:-1].replace(".", "", 1).isdigit():
-        return time.time() - float(text[:-1]) * _AGES_S[text[-1]]
+    age = text[:-1].removeprefix("-")
+    if text[-1:] in _AGES_S and age.replace(".", "", 1).isdigit():
+        return time.time() - float(age) * _AGES_S[text[-1]]
     try:
         seconds = float(text)
     except ValueError:
@@ -248,24 +249,24 @@ def _reached(reader: Reader, ends: Mapping[TopicPartition, int]) -> bool:
 def _print_record(partition: TopicPartition, record: Record, envelope: bool) -> None:
     if partition.topic == "deadletter":
         headers = {name: value.decode(errors="replace") for name, value in record.headers}
-        shown: dict[str, Any] = headers | _shown("value", record.value)
+        shown: dict[str, Any] = headers | as_text("value", record.value)
     elif envelope:
         shown = {
             "topic": partition.topic,
             "partition": record.partition,
             "offset": record.offset,
             "time_unix_s": record.timestamp / 1000,
-            **_shown("key", record.key),
+            **as_text("key", record.key),
             "headers": {name: value.decode(errors="replace") for name, value in record.headers},
-            **_shown("value", record.value),
+            **as_text("value", record.value),
         }
     else:
-        _write_line(record.value if record.value is not None else b"null")
+        write_line(record.value if record.value is not None else b"null")
         return
-    _write_line(msgspec.json.encode(shown))
+    write_line(msgspec.json.encode(shown))
 
 
-def _shown(name: str, value: bytes | None) -> dict[str, str | None]:
+def as_text(name: str, value: bytes | None) -> dict[str, str | None]:
     """Bytes as text where they are text, else as base64 under another name."""
     try:
         return {name: None if value is None else value.decode()}
@@ -274,7 +275,8 @@ def _shown(name: str, value: bytes | None) -> dict[str, str | None]:
         return {f"{name}_base64": base64.b64encode(value).decode()}
 
 
-def _write_line(value: bytes) -> None:
+def write_line(value: bytes) -> None:
+    """One record on a line of its own."""
     sys.stdout.buffer.write(value.replace(b"\n", b" ") + b"\n")
 
 
@@ -305,6 +307,10 @@ def query(
     where: Annotated[
         list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Only series with this label; may be repeated.")
     ] = None,
+    rollup: Annotated[
+        str | None,
+        typer.Option(help="Show windows this long, such as 1m, instead of base windows.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most rows.")] = 1000,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -321,8 +327,8 @@ def query(
             found: list[Any] = store.alerts(limit)
             rows, columns = map(_alert_row, found), _ALERT_COLUMNS
         else:
-            first, last = _moment("--since", since), None if until is None else _moment("--until", until)
-            windows = store.windows(source, first, last, limit=1_000_000)
+            first, last = moment("--since", since), None if until is None else moment("--until", until)
+            windows = store.windows(source, first, last, limit=1_000_000, rollup_s=_length(rollup))
             found = [window for window in windows if labels.items() <= window.series.items()][-limit:]
             rows, columns = map(_window_row, found), _window_columns(source)
     finally:
@@ -341,7 +347,19 @@ def _labels(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _moment(option: str, text: str) -> float:
+def _length(text: str | None) -> float | None:
+    """A duration in seconds."""
+    if text is None:
+        return None
+    number, unit_s = (text[:-1], _AGES_S[text[-1]]) if text[-1:] in _AGES_S else (text, 1)
+    try:
+        return float(number) * unit_s
+    except ValueError:
+        raise ConfigError(f"--rollup is {text!r}, expected a length such as 1m") from None
+
+
+def moment(option: str, text: str) -> float:
+    """The time that an option names. Raises `ConfigError`."""
     try:
         return parse_time(text)
     except ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -14,26 +14,34 @@ import typer
 
 from streammon.backoff import Backoff
 from streammon.broker import Broker, connect
-from streammon.cli.base import app, command, retrying
+from streammon.cli.base import app, command, retrying, together
 from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.telemetry import health_server, log
-from streammon.topics import topic_specs
+from streammon.topics import TopicSpec, topic_specs
 
 if TYPE_CHECKING:
+    from streammon_processors.task import Processor
     from streammon_sinks.delivery import Sink
 
 RESULTS_FILE = "results.sqlite"
+PROCESSORS = ("windows", "rollups")
+"""What `process` runs when it is not told what."""
+ROLLUPS_TICK_S = 5.0
+"""How often time passes for rollups in an idle partition of `windows`: several times in their patience of 10 s."""
 
 
 @asynccontextmanager
-async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Broker]:
+async def opened(
+    settings: Settings, stop: asyncio.Event, processors: Iterable[Processor] = ()
+) -> AsyncIterator[Broker]:
     """The broker, with all topics there, and the health server; waits for a broker that is still starting."""
     waiting_for: list[str | None] = ["the broker"]
     async with health_server(settings.metrics_port, lambda: waiting_for[0]):
         broker = await retrying(lambda: connect(settings), stop)
         try:
-            created = await broker.create_topics(topic_specs(partitions=settings.topics.partitions))
+            specs = topics_of(settings, processors)
+            created = await broker.create_topics(specs, if_permitted=True)
             if created:
                 log.info("topics created", topics=created)
             waiting_for[0] = None
@@ -41,6 +49,14 @@ async def opened(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Broke
         finally:
             waiting_for[0] = "stopping"
             await broker.close()
+
+
+def topics_of(settings: Settings, processors: Iterable[Processor] = ()) -> list[TopicSpec]:
+    """Every topic of ours, and those that the processors need beside them."""
+    partitions = settings.topics.partitions
+    specs = {spec.name: spec for processor in processors for spec in processor.topics(partitions)}
+    specs |= {spec.name: spec for spec in topic_specs(partitions=partitions)}
+    return list(specs.values())
 
 
 @command(app)
@@ -51,18 +67,6 @@ async def agent(settings: Settings, stop: asyncio.Event) -> None:
     async with opened(settings, stop) as broker:
         await run_host_agent(broker, settings, stop=stop)
 
-
-@command(app)
-async def process(settings: Settings, stop: asyncio.Event) -> None:
-    """Turn events into windows. Run as many as there are partitions; Kafka shares the work among them."""
-    from streammon_processors.runtime import run_processor, windows_processor
-
-    async with opened(settings, stop) as broker:
-        await run_processor(broker, windows_processor(settings), settings, stop=stop)
-
-
-rules_app = typer.Typer(help="Alert rules: run them on the windows, or check a file of them.", no_args_is_help=True)
-app.add_typer(rules_app, name="rules")
 
 RuleFiles = Annotated[
     list[Path] | None,
@@ -75,6 +79,41 @@ def with_rules(settings: Settings, files: list[Path] | None) -> Settings:
     if not files:
         return settings
     return settings.model_copy(update={"rules": settings.rules.model_copy(update={"files": tuple(files)})})
+
+
+def with_slow_ticks(settings: Settings) -> Settings:
+    """The settings for rollups: an hour's window is open for an hour, and has no use for four ticks a second."""
+    slow = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
+    return settings.model_copy(update={"windows": settings.windows.model_copy(update={"idle_tick_s": slow})})
+
+
+@command(app)
+async def process(
+    settings: Settings,
+    stop: asyncio.Event,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Installed processors, yours too.", show_default=" ".join(PROCESSORS)),
+    ] = None,
+    rules: RuleFiles = None,
+) -> None:
+    """Turn events into windows, and those into rollups. Run as many as there are partitions; Kafka shares the work.
+
+    Rollups are the windows of windows.rollups_s, and those that the rules in --rules or rules.files look at.
+    """
+    from streammon_processors.registry import processor
+    from streammon_processors.runtime import run_processor
+
+    settings = with_rules(settings, rules)
+    processors = [processor(name, settings) for name in names or PROCESSORS]
+    how = {"rollups": with_slow_ticks(settings)}
+    async with opened(settings, stop, processors) as broker:
+        running = (run_processor(broker, each, how.get(each.name, settings), stop=stop) for each in processors)
+        await together(stop, *running)
+
+
+rules_app = typer.Typer(help="Alert rules: run them on the windows, or check a file of them.", no_args_is_help=True)
+app.add_typer(rules_app, name="rules")
 
 
 @command(rules_app, "run")

@@ -14,7 +14,7 @@ from prometheus_client import Gauge
 
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
-from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
+from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules, with_slow_ticks
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
@@ -22,7 +22,7 @@ from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log,
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from streammon_processors.runtime import Processor
+    from streammon_processors.task import Processor
     from streammon_sinks.web.overview import Status
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -45,16 +45,17 @@ async def up(
 
     Without --bootstrap nothing else is needed: the log and the results are SQLite files under --data-dir.
     """
-    from streammon_processors.runtime import rules_processor
+    from streammon_processors.runtime import rollups_processor, rules_processor
 
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
-    rule_processor = rules_processor(settings)  # a bad rule file is found before anything is started
+    # a bad rule file is found before anything is started
+    rollups, rule_processor = rollups_processor(settings), rules_processor(settings)
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     async with opened(settings, stop) as broker:
-        await _run(broker, rule_processor, settings, demo, stop)
+        await _run(broker, rollups, rule_processor, settings, demo, stop)
 
 
 def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -63,7 +64,9 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
     return settings.model_copy(update={"web": WebSettings(**changed)})
 
 
-async def _run(broker: Broker, rules: Processor, settings: Settings, demo: bool, stop: asyncio.Event) -> None:
+async def _run(
+    broker: Broker, rollups: Processor, rules: Processor, settings: Settings, demo: bool, stop: asyncio.Event
+) -> None:
     from aiohttp import web
 
     from streammon_agents import gateway
@@ -91,6 +94,7 @@ async def _run(broker: Broker, rules: Processor, settings: Settings, demo: bool,
                 stop,
                 run_host_agent(broker, settings, stop=stop),
                 run_processor(broker, windows_processor(settings), settings, stop=stop),
+                run_processor(broker, rollups, with_slow_ticks(settings), stop=stop),
                 run_processor(broker, rules, settings, stop=stop),
                 deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
                 deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
@@ -102,7 +106,7 @@ def _status() -> Status:
     """What the page cannot read from the results."""
     from streammon_sinks.web.overview import Status
 
-    lags = [lag for _, lag in _samples(WATERMARK_LAG)]
+    lags = [lag for labels, lag in _samples(WATERMARK_LAG) if labels["topic"] != "windows"]  # rollups may wait
     return Status(
         consumer_lag=int(sum(records for _, records in _samples(CONSUMER_LAG))),
         watermark_lag_s=max(lags, default=None),

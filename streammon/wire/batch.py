@@ -98,6 +98,10 @@ class Rows(Protocol):
         """Any field of every row as Python values, None where absent; None if no row has it."""
         ...
 
+    def value(self, name: str, index: int) -> Any:
+        """Any field of one row as a Python value, None where absent."""
+        ...
+
     def event(self, index: int) -> dict[str, Any]:
         """One event as it would be in an object, without ``schema``, ``type`` and identity."""
         ...

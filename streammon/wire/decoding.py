@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -54,6 +54,31 @@ def _check_utf8(value: bytes) -> None:
         raise Rejected(Reason.INVALID_UNICODE, str(error)) from None
 
 
+def _plain(events: Sequence[Event], values: Sequence[bytes]) -> int:
+    """How many of the first events are of our schema, came without identity and in valid UTF-8."""
+    schemas, numbers = [event.schema for event in events], [event.seq for event in events]
+    if schemas.count(SCHEMA) == numbers.count(None) == len(events) and all(map(_is_utf8, values)):
+        return len(events)  # nearly always
+    for index, (schema, seq, value) in enumerate(zip(schemas, numbers, values, strict=True)):
+        if schema != SCHEMA or seq is not None or not _is_utf8(value):
+            return index
+    return len(events)
+
+
+def _is_utf8(value: bytes) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+BLOCK = 256
+"""Events that are decoded and turned into columns together: they are still in the processor's cache then."""
+
+
 class Head(Struct, gc=False):
     """What tells records apart before their type is known."""
 
@@ -96,6 +121,30 @@ class Codec:
     def event(self, value: bytes) -> Event | None:
         """The fast path, see `well_formed`."""
         return well_formed(self._one, value)
+
+    def events(self, values: Sequence[bytes]) -> ObjectRows:
+        """The fast path of many records: the rows of those at the beginning that are one event each, and no batch.
+
+        It stops before the first that needs a closer look: another density, an identity, or something wrong.
+        """
+        rows = ObjectRows()
+        for start in range(0, len(values), BLOCK):
+            block = values[start : start + BLOCK]
+            if events := self._plain_events(block):
+                rows.add(events)
+            if len(events) < len(block):
+                break
+        return rows
+
+    def _plain_events(self, values: Sequence[bytes]) -> list[Event]:
+        events: list[Event] = []
+        decode, add = self._one.decode, events.append
+        try:
+            for value in values:
+                add(decode(value))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            values = values[: len(events)]
+        return events[: _plain(events, values)]
 
     def batches(self, value: bytes) -> list[Batch]:
         """The closer look: any density, with the reason when it is none. Raises Rejected."""

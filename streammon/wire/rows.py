@@ -6,66 +6,77 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
+from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 from streammon.errors import Reason
 from streammon.events import Event
 from streammon.wire.batch import Coded, Fault, Floats
 from streammon.wire.columns import FieldSpec, fields_of
-from streammon.wire.values import all_finite, coded, frozen, items
+from streammon.wire.values import all_finite, coded, coded_alike, frozen, items
 
 _FEW = 16
 """Rows that are checked faster one by one than by numpy."""
 
 
 class ObjectRows:
-    """Rows that came as objects."""
+    """Rows that came as objects. They are turned into columns at once: that is how they are read."""
 
-    def __init__(self, events: Sequence[Event]) -> None:
-        self.events = events
+    def __init__(self, events: Sequence[Event] = ()) -> None:
+        self._fields: Mapping[str, FieldSpec] = {}
+        self._columns: dict[str, list[Any]] = {}
         self._floats: dict[str, Floats | None] = {}
+        self._count = 0
+        if events:
+            self.add(events)
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Append rows; before anything is read."""
+        if not self._columns:
+            self._fields = fields_of(type(events[0]))
+            self._columns = {name: [] for name in events[0].__struct_fields__}
+        self._count += len(events)
+        for column, values in zip(self._columns.values(), zip(*map(astuple, events), strict=True), strict=True):
+            column.extend(values)
 
     def __len__(self) -> int:
-        return len(self.events)
-
-    @cached_property
-    def _specs(self) -> Mapping[str, FieldSpec]:
-        return fields_of(type(self.events[0])) if self.events else {}
+        return self._count
 
     def floats(self, name: str) -> Floats | None:
         if name not in self._floats:
-            values = list(map(attrgetter(name), self.events))
-            absent = values.count(None) == len(values)
-            self._floats[name] = None if absent else np.array(values, dtype=np.float64)
+            values = self.objects(name)
+            self._floats[name] = None if values is None else np.array(values, dtype=np.float64)
         return self._floats[name]
 
     def coded(self, name: str) -> Coded:
-        values = list(map(attrgetter(name), self.events))
-        if values.count(values[0]) == len(values):
-            return Coded([frozen(values[0])], np.zeros(len(values), dtype=np.int64))
-        return coded(list(map(frozen, values)))
+        field, values = self._fields[name], self._columns[name]
+        return coded(list(map(frozen, values))) if field.mixed or field.numeric else coded_alike(values)
 
     def present(self, name: str) -> NDArray[np.bool_]:
-        return np.array([value is not None for value in map(attrgetter(name), self.events)], dtype=np.bool_)
+        values = self._columns[name]
+        if None not in values:
+            return np.ones(len(values), dtype=np.bool_)
+        return np.array([value is not None for value in values], dtype=np.bool_)
 
     def objects(self, name: str) -> Sequence[Any] | None:
-        values = list(map(attrgetter(name), self.events))
+        values = self._columns.get(name, [])
         return None if values.count(None) == len(values) else values
 
+    def value(self, name: str, index: int) -> Any:
+        return self._columns[name][index]
+
     def event(self, index: int) -> dict[str, Any]:
-        event = self.events[index]
-        return {name: value for name in self._specs if (value := getattr(event, name)) is not None}
+        return {name: value for name in self._fields if (value := self._columns[name][index]) is not None}
 
     def faults(self) -> list[Fault]:
         found: dict[int, Fault] = {}
-        for spec in self._specs.values():
+        for spec in self._fields.values():
             if spec.numeric:
                 for row in range(len(self)) if len(self) <= _FEW else self._suspects(spec):
-                    value = getattr(self.events[row], spec.name)
+                    value = self._columns[spec.name][row]
                     if value is not None and (fault := spec.fault(row, value)):
                         found.setdefault(row, fault)
             elif spec.mixed and (values := self.objects(spec.name)) is not None:
@@ -79,7 +90,7 @@ class ObjectRows:
             return []
         suspect = spec.out_of_range(column)
         absent = np.isnan(column)
-        if absent.any() and list(map(attrgetter(spec.name), self.events)).count(None) < absent.sum():
+        if absent.any() and self._columns[spec.name].count(None) < absent.sum():
             suspect |= absent
         return np.flatnonzero(suspect).tolist()
 
@@ -127,13 +138,16 @@ class ColumnRows:
 
     def event(self, index: int) -> dict[str, Any]:
         found = {}
-        for name, column in self.columns.items():
-            value = self._value(name, column, index)
+        for name in self.columns:
+            value = self.value(name, index)
             if value is not None:
                 found[name] = value
         return found
 
-    def _value(self, name: str, column: Floats | Coded, index: int) -> Any:
+    def value(self, name: str, index: int) -> Any:
+        column = self.columns.get(name)
+        if column is None:
+            return None
         if isinstance(column, Coded):
             return column.dictionary[column.codes[index]]
         value = float(column[index])

@@ -26,13 +26,18 @@ def frozen(value: Any) -> Any:
 
 def coded(values: Sequence[Any]) -> Coded:
     """Values as codes, numbered by first appearance; 1, 1.0 and True are kept apart only where types are mixed."""
-    seen: dict[Any, int] = {}
     if len(set(map(type, values)) - {type(None)}) > 1:
-        values = [(type(value), value) for value in values]
-        codes = [seen.setdefault(value, len(seen)) for value in values]
-        return Coded([value for _, value in seen], np.array(codes, dtype=np.int64))
-    codes = [seen.setdefault(value, len(seen)) for value in values]
-    return Coded(list(seen), np.array(codes, dtype=np.int64))
+        dictionary, codes = coded_alike([(type(value), value) for value in values])
+        return Coded([value for _, value in dictionary], codes)
+    return coded_alike(values)
+
+
+def coded_alike(values: Sequence[Any]) -> Coded:
+    """The same for values of one type, None beside it."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    if len(numbers) == 1:
+        return Coded(list(numbers), np.zeros(len(values), dtype=np.int64))
+    return Coded(list(numbers), np.array(list(map(numbers.__getitem__, values)), dtype=np.int64))
 
 
 def combinations(columns: Sequence[Coded]) -> tuple[list[tuple[Any, ...]], Codes]:
@@ -45,7 +50,8 @@ def combinations(columns: Sequence[Coded]) -> tuple[list[tuple[Any, ...]], Codes
     used, combined = _dense(combined)
     firsts = np.empty(len(used), dtype=np.int64)
     firsts[combined[::-1]] = np.arange(size)[::-1]
-    return [tuple(d[c[row]] for d, c in columns) for row in firsts.tolist()], combined
+    values = ([dictionary[code] for code in codes[firsts].tolist()] for dictionary, codes in columns)
+    return list(zip(*values, strict=True)), combined
 
 
 _SMALL = 1 << 20

@@ -276,6 +276,15 @@ async def test_a_reader_from_a_time_begins_with_the_first_record_at_or_after_it(
     await reader.close()
 
 
+async def test_a_reader_from_offsets_reads_only_the_partitions_that_have_one(broker: Broker) -> None:
+    await broker.append([event(f"{number}", number % 2) for number in range(10)])
+    reader = await broker.reader(["events", "results"], {at(1): 3, at(0, "results"): 0})
+    assert texts(await take(reader, 2)) == ["7", "9"]
+    assert await reader.ends() == {at(1): 5, at(0, "results"): 0}
+    assert reader.positions() == {at(1): 5, at(0, "results"): 0}
+    await reader.close()
+
+
 async def test_a_reader_from_a_time_to_come_begins_at_the_end(broker: Broker) -> None:
     await broker.append([event("old", number) for number in range(PARTITIONS)])
     reader = await broker.reader(["events"], time.time() + 3600)
@@ -487,6 +496,16 @@ async def test_a_member_starts_where_the_transaction_left_the_group(broker: Brok
     member = await join(broker, group)
     assert texts(await take(member, 1)) == ["4"]
     await member.close()
+
+
+async def test_anybody_may_ask_how_far_a_group_is(broker: Broker, open_broker: Open, group: str) -> None:
+    assert await broker.committed(group, ["events"]) == {}
+    transactor = await broker.transactor(group, "state.count", 1, ["events"])
+    await transactor.transact([], b"", {at(1): 4})
+    await transactor.close()
+    asker = await open_broker()
+    assert await asker.committed(group, ["events", "results"]) == {at(1): 4}
+    assert await asker.committed(group, ["results"]) == {}
 
 
 async def test_a_transaction_with_a_record_over_the_limit_leaves_nothing(broker: Broker, group: str) -> None:

@@ -1,134 +1,73 @@
-"""The contract of every pure task: the log decides its output, whatever is cut, replayed, restored or crashed."""
+"""The contract of every pure task, on ours: the log decides their output, whatever is cut, restored or crashed."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from typing import NamedTuple
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from dataclasses import replace
+from functools import cache
 
 from streammon.broker import Outgoing
-from streammon.config import WindowSettings
-from streammon_processors.rules import Rule, Rules, RulesTask
-from streammon_processors.windows import WindowTask
-from tests.logs import TYPES, Logs, RandomLog, Stored, Task, run, run_with_crashes, stored
+from streammon.config import Settings, WindowSettings
+from streammon_processors.contract import PARTITION, Logs, ProcessorContract, Stored, run
+from streammon_processors.rollups import RollupTask
+from streammon_processors.rules import Rules, RulesTask
+from streammon_processors.runtime import rollups_processor, rules_processor, windows_processor
+from streammon_processors.shapes import Asked, hopping, session
+from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
+from tests.rollup_oracle import windows_log
 
-PARTITION = 3
-
-
-class Subject(NamedTuple):
-    """A task, and logs that make it work."""
-
-    make: Callable[[], Task]
-    logs: Callable[[int], Logs]
+SETTINGS = Settings(windows=WindowSettings(max_late_s=60.0, max_series=3))
+ROLLUPS = Settings(windows=WindowSettings(max_late_s=60.0, max_series=3, rollups_s=(4, 12, 36)))
 
 
-def window_task() -> WindowTask:
-    return WindowTask(PARTITION, WindowSettings(max_late_s=60.0, max_series=3))
-
-
+@cache
 def event_logs(seed: int) -> Logs:
     return {topic: stored(RandomLog(seed + i, 25, topic).entries) for i, topic in enumerate(TYPES)}
 
 
-def rules_task() -> RulesTask:
-    slow = Rule(
-        name="slow",
-        source="inference",
-        field="duration_s.p99",
-        above=0.3,
-        clear=0.2,
-        for_s=2.0,
-        severity="critical",
-        summary="{model} is slow: {value}",
-    )
-    hot = Rule(
-        name="hot",
-        source="resource",
-        field="gauges.temperature.max",
-        above=1.0,
-        severity="warning",
-        summary="{id} is hot",
-    )
-    return RulesTask(Rules((slow, hot)), PARTITION)
-
-
+@cache
 def window_logs(seed: int) -> Logs:
     """Real windows with supplements, and records that are none."""
-    outputs = [each for some in run(window_task(), event_logs(seed)).values() for each in some]
+    windows = windows_processor(SETTINGS).task(PARTITION)
+    outputs = [each for some in run(windows, event_logs(seed)).values() for each in some if each.topic == "windows"]
     broken = [Outgoing("windows", None, b"{"), Outgoing("windows", None, None)]
     records = [*outputs[:10], *broken, *outputs[10:]]
-    return {"windows": [Stored(output.value, offset, 0) for offset, output in enumerate(records)]}
+    return {"windows": [Stored(output.value, offset, _broker_ms(output)) for offset, output in enumerate(records)]}
 
 
-SUBJECTS = {"windows": Subject(window_task, event_logs), "rules": Subject(rules_task, window_logs)}
-seeds = st.integers(0, 2**32 - 1)
-examples = settings(max_examples=8, deadline=None)
+def _broker_ms(window: Outgoing) -> int:
+    """The broker gets a window a little after its end."""
+    start = windows_processor(SETTINGS).time_of("windows", window.value)
+    return round(((start or 0.0) + 4.0) * 1000)
 
 
-@pytest.fixture(params=SUBJECTS, scope="module")
-def subject(request: pytest.FixtureRequest) -> Subject:
-    return SUBJECTS[request.param]
+class TestWindows(ProcessorContract):
+    processor = windows_processor(SETTINGS)
+
+    def logs(self, seed: int) -> Logs:
+        return event_logs(seed)
 
 
-def test_the_logs_make_the_task_say_something(subject: Subject) -> None:
-    outputs = [each for some in run(subject.make(), subject.logs(1)).values() for each in some]
-    assert len({output.topic for output in outputs}) == 2, "results and dead letters"
-    assert {output.partition for output in outputs} == {PARTITION}
+def rollups_task(partition: int) -> RollupTask:
+    shapes = (hopping(12, 4), session(6))
+    return RollupTask(partition, ROLLUPS.windows, [Asked(shape, "inference", "a rule") for shape in shapes])
 
 
-@given(seed=seeds)
-@examples
-def test_a_replay_gives_the_same_bytes(subject: Subject, seed: int) -> None:
-    logs = subject.logs(seed)
-    assert run(subject.make(), logs) == run(subject.make(), logs)
+@cache
+def rollup_logs(seed: int) -> Logs:
+    records = windows_log(seed, ROLLUPS.windows, rollups_task(PARTITION), batches=25)
+    broken = Stored(b"{", len(records), records[-1].timestamp)
+    return {"windows": [*records, broken]}
 
 
-@given(seed=seeds, longest=st.integers(1, 40))
-@examples
-def test_batches_may_be_cut_and_topics_interleaved_anywhere(subject: Subject, seed: int, longest: int) -> None:
-    logs = subject.logs(seed)
-    assert run(subject.make(), logs, random.Random(seed), longest) == run(subject.make(), logs)
+class TestRollups(ProcessorContract):
+    processor = replace(rollups_processor(ROLLUPS), task=rollups_task)
+
+    def logs(self, seed: int) -> Logs:
+        return rollup_logs(seed)
 
 
-@given(seed=seeds, crashes=st.integers(1, 15), longest=st.integers(1, 20))
-@examples
-def test_crashes_lose_nothing_and_repeat_nothing(subject: Subject, seed: int, crashes: int, longest: int) -> None:
-    logs = subject.logs(seed)
-    rng = random.Random(seed)
-    assert run_with_crashes(subject.make, logs, rng, crashes, longest) == run(subject.make(), logs)
+class TestRules(ProcessorContract):
+    processor = replace(rules_processor(SETTINGS), task=lambda number: RulesTask(Rules((SLOW, HOT)), number))
 
-
-@given(seed=seeds, cut=st.integers(0, 30))
-@examples
-def test_a_snapshot_survives_the_round_trip(subject: Subject, seed: int, cut: int) -> None:
-    task = subject.make()
-    for topic, records in subject.logs(seed).items():
-        task.process(topic, records[:cut])
-    again = subject.make()
-    again.restore(task.snapshot())
-    assert again.snapshot() == task.snapshot()
-    assert dict(again.offsets()) == dict(task.offsets())
-
-
-@given(seed=seeds)
-@examples
-def test_offsets_never_go_back_and_never_beyond_what_was_given(subject: Subject, seed: int) -> None:
-    task = subject.make()
-    for topic, records in subject.logs(seed).items():
-        before = 0
-        for record in records:
-            task.process(topic, [record])
-            offset = task.offsets().get(topic, 0)
-            assert before <= offset <= record.offset + 1
-            before = offset
-
-
-def test_no_records_are_nothing(subject: Subject) -> None:
-    task = subject.make()
-    for topic in subject.logs(0):
-        assert task.process(topic, []) == []
-    assert not task.waiting
+    def logs(self, seed: int) -> Logs:
+        return window_logs(seed)

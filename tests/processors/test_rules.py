@@ -18,7 +18,9 @@ from streammon.broker import Headers, Outgoing
 from streammon.errors import ConfigError, Fatal
 from streammon.results import Alert, Completeness, Distribution, Gauge, Window
 from streammon.sketch import Sketch
-from streammon_processors.rules import MAX_STATE_BYTES, Rule, Rules, RulesTask, load_rules
+from streammon.tick import TICK
+from streammon_processors.rules import MAX_STATE_BYTES, Rule, Rules, RulesTask, WindowOf, load_rules
+from streammon_processors.shapes import Asked, session, tumbling
 
 SIZE_S = 2.0
 RANKER = {"service": "shop", "model": "ranker"}
@@ -553,6 +555,24 @@ def test_version_changes_with_what_decides_and_with_nothing_else() -> None:
         ("rules:", "rule:", ":3:3: Object contains unknown field `rule`; allowed: rules"),
         ("name: slow", "name: a b", ":3:11: rule 'a b': name = 'a b': Expected `str` matching regex"),
         ("summary: slow", "summary: [", "is not valid YAML"),
+        (
+            "summary: slow",
+            "summary: slow\n    window: 5x",
+            "`window` says '5x'; a duration is a number of seconds, or a text such as 90s, 5m or 1h",
+        ),
+        ("summary: slow", "summary: slow\n    window: -2", "`window` says -2.0; a duration is"),
+        (
+            "summary: slow",
+            "summary: slow\n    window: {size: 5m, session_gap: 30s}",
+            "`window` is a duration, {size, every} or {session",
+        ),
+        (
+            "summary: slow",
+            "summary: slow\n    window: {every: 30s}",
+            "`window` is a duration, {size, every} or {session_gap}",
+        ),
+        ("summary: slow", "summary: slow\n    window: {size: 5m, every: 2m}", "`size` must be 1 to 120 times `every`"),
+        ("summary: slow", "summary: slow\n    window: {length: 5m}", "unknown field `length`; allowed: size, every,"),
     ],
 )
 def test_wrong_file_is_refused_with_place_value_and_what_is_allowed(
@@ -572,3 +592,86 @@ def test_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
 def test_two_rules_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rule 'slow' is already in"):
         loaded(tmp_path, GOOD + GOOD.replace("\nrules:", ""))
+
+
+# --- windows: which of them a rule looks at
+
+
+def rollup(index: int, p99: float, size_s: float = 60.0, **fields: Any) -> Window:
+    """The window number ``index`` of that length."""
+    length = {"start_unix_s": index * size_s, "end_unix_s": (index + 1) * size_s, "size_s": size_s, "of_s": SIZE_S}
+    return window(0, p99, **(length | fields))
+
+
+def test_a_rule_looks_at_base_windows_unless_it_says_otherwise() -> None:
+    at_once = changed(for_s=0.0)
+    hopping = rollup(0, 0.5, kind="hopping", every_s=30.0)
+    assert run(task(at_once), rollup(0, 0.5), hopping, rollup(0, 0.5, kind="session", gap_s=30.0)) == []
+    assert states(run(task(at_once), window(0, 0.5))) == [("firing", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [
+        ("1m", {}),
+        (60, {}),
+        (WindowOf(size="60s"), {}),
+        (WindowOf(size="1m", every=60), {}),
+        (WindowOf(size="1m", every="30s"), {"kind": "hopping", "every_s": 30.0}),
+        (WindowOf(session_gap="30s"), {"kind": "session", "gap_s": 30.0}),
+    ],
+)
+def test_a_rule_looks_at_the_windows_that_it_asks_for_and_at_no_others(asked: Any, shape: dict[str, Any]) -> None:
+    rule = changed(for_s=0.0, window=asked)
+    others = [
+        window(0, 0.5),
+        rollup(0, 0.5, 300.0),
+        rollup(0, 0.5, kind="hopping", every_s=20.0),
+        rollup(0, 0.5, kind="session", gap_s=20.0),
+    ]
+    assert run(task(rule), *others) == []
+    assert states(run(task(rule), *others, rollup(0, 0.5, **shape))) == [("firing", 60.0)]
+
+
+def test_base_windows_of_the_length_that_is_asked_for_will_do() -> None:
+    rule = changed(for_s=0.0, window=60)
+    assert states(run(task(rule), rollup(0, 0.5, of_s=None))) == [("firing", 60.0)]
+
+
+def test_windows_of_each_length_come_in_an_order_of_their_own() -> None:
+    rules = changed(for_s=0.0), changed(name="minutes", for_s=0.0, window="1m")
+    found = run(task(*rules), window(29, 0.1), window(30, 0.1), rollup(0, 0.5), window(31, 0.5), rollup(1, 0.1))
+    assert [(alert.rule, alert.state) for alert in found] == [
+        ("minutes", "firing"),
+        ("slow", "firing"),
+        ("minutes", "resolved"),
+    ]
+
+
+def test_sessions_are_looked_at_in_the_order_of_their_ends() -> None:
+    rule = changed(for_s=0.0, window=WindowOf(session_gap=30))
+    long, short = (
+        rollup(0, 0.5, series={**RANKER, "endpoint": name}, kind="session", gap_s=30.0, start_unix_s=start)
+        for name, start in (("/short", 40.0), ("/long", 0.0))
+    )
+    assert len(run(task(rule), long, short)) == 2
+
+
+def test_a_rule_that_moves_to_other_windows_is_another_version() -> None:
+    versions = {changed(window=window).version for window in (None, "1m", "5m", WindowOf(size="5m", every="1m"))}
+    assert len(versions) == 4
+    assert changed(window="60s").version == changed(window="1m").version == changed(window=60).version
+
+
+def test_ticks_are_no_windows() -> None:
+    subject = task()
+    assert subject.process("windows", [Stored(TICK, 7)]) == []
+    assert subject.offsets() == {"windows": 8}
+
+
+def test_the_windows_that_rules_ask_for_are_named_with_the_rule() -> None:
+    rules = Rules((SLOW, changed(name="minutes", window="5m"), changed(name="busy", window=WindowOf(session_gap=9))))
+    assert list(rules.asked) == [
+        Asked(tumbling(300.0), "inference", "rule 'minutes'"),
+        Asked(session(9.0), "inference", "rule 'busy'"),
+    ]

@@ -20,7 +20,8 @@ from streammon.telemetry import CONSUMER_LAG
 from streammon.tick import TICK
 from streammon.topics import topic_specs
 from streammon.wire import Density
-from streammon_processors.runtime import BACKOFF, Processor, Task, run_processor, windows_processor
+from streammon_processors.runtime import BACKOFF, run_processor, windows_processor
+from streammon_processors.task import Processor, Task
 from tests.support import eventually
 
 

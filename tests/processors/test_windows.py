@@ -23,6 +23,7 @@ from streammon.wire import Density, encode
 from streammon_processors import revisions as revisions_module
 from streammon_processors import windows as module
 from streammon_processors.chunk import Chunk
+from streammon_processors.contract import run, run_with_crashes
 from streammon_processors.windows import WindowTask
 from tests.logs import (
     BROKEN,
@@ -37,8 +38,6 @@ from tests.logs import (
     inference,
     packed,
     resource,
-    run,
-    run_with_crashes,
     stored,
     tick_at,
 )

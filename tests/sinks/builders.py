@@ -79,6 +79,11 @@ def window(number: int = 0, **changes: Any) -> Window:
     return msgspec.structs.replace(plain, **changes)
 
 
+def rollup(size_s: float = 60.0, **changes: Any) -> Window:
+    """A window that is made of windows."""
+    return window(0, size_s=size_s, end_unix_s=START + size_s, of_s=2.0, **changes)
+
+
 def resource_window(number: int = 0) -> Window:
     return window(
         number,

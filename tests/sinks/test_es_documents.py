@@ -12,12 +12,14 @@ from streammon_sinks.es_documents import (
     ALERTS,
     DISTRIBUTION_NAMES,
     RESOURCES,
+    ROLLUPS,
     WINDOWS,
     alert_document,
     index_template,
+    stream_of,
     window_document,
 )
-from tests.sinks.builders import START, alert, distribution, resource_window, window
+from tests.sinks.builders import START, alert, distribution, resource_window, rollup, window
 
 FULL = window(0, part="late", revision=2, **{name: distribution(1.0, 2.0, 3.5) for name in DISTRIBUTIONS})
 
@@ -68,6 +70,11 @@ def test_a_resource_window_belongs_to_its_host() -> None:
     assert document["streammon"]["gauges"]["utilization"] == {"min": 0.0, "max": 0.5, "mean": 0.25, "last": 0.5}
 
 
+def test_rollups_are_in_a_data_stream_of_their_own() -> None:
+    assert [stream_of(each) for each in (window(), rollup(), rollup(source="resource"))] == [WINDOWS, ROLLUPS, ROLLUPS]
+    assert window_document(rollup())["event.dataset"] == "streammon.rollup"
+
+
 def test_a_window_of_no_series_is_a_document_too() -> None:
     document = window_document(window(series={}, count=0))
     assert document["labels"] == {}
@@ -88,6 +95,7 @@ def test_every_field_of_an_alert_is_in_its_document() -> None:
     [
         (WINDOWS, [window_document(FULL), window_document(window())]),
         (RESOURCES, [window_document(resource_window())]),
+        (ROLLUPS, [window_document(rollup(kind="hopping", every_s=30.0)), window_document(rollup(gap_s=9.0))]),
         (ALERTS, [alert_document(alert(contact="ops", escalation=["boss"], resolution_steps=["restart"]))]),
     ],
 )

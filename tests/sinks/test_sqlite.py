@@ -11,9 +11,10 @@ import pytest
 
 from streammon.config import SqliteSettings
 from streammon.errors import ConfigError, Fatal, Retryable
+from streammon.tick import TICK
 from streammon_sinks import sqlite
 from streammon_sinks.sqlite import ResultStore, SqliteSink
-from tests.sinks.builders import START, alert, item, resource_window, window
+from tests.sinks.builders import START, alert, item, resource_window, rollup, window
 
 YEAR_S = 365 * 86_400.0
 
@@ -85,6 +86,41 @@ def test_windows_that_differ_in_part_revision_partition_size_or_series_are_kept_
     ]
     store.write_windows(different)
     assert len(store.windows("inference", 0)) == len(different)
+
+
+ROLLUPS = [
+    rollup(60.0),
+    rollup(60.0, part="late", revision=1),
+    rollup(300.0),
+    rollup(60.0, kind="hopping", every_s=30.0),
+    rollup(60.0, kind="hopping", every_s=20.0),
+    rollup(60.0, kind="session", gap_s=30.0),
+    rollup(60.0, kind="session", gap_s=10.0),
+]
+
+
+def test_rollups_are_asked_for_by_their_length_and_never_among_base_windows(store: ResultStore) -> None:
+    store.write_windows([window(0), *ROLLUPS])
+    assert store.windows("inference", 0) == [window(0)]
+    assert sorted(store.windows("inference", 0, rollup_s=60.0), key=lambda each: each.part) == ROLLUPS[1::-1]
+    assert store.windows("inference", 0, rollup_s=300.0) == [rollup(300.0)]
+    assert store.latest_start("inference") == START
+
+
+def test_all_kinds_of_rollups_are_kept_apart(store: ResultStore, path: Path) -> None:
+    store.write_windows([*ROLLUPS, *ROLLUPS])
+    assert query(path, "SELECT source, count(*) FROM windows GROUP BY source ORDER BY source") == [
+        ("inference 300s", 1),
+        ("inference 60s", 2),
+        ("inference hopping 60s 20s", 1),
+        ("inference hopping 60s 30s", 1),
+        ("inference session 10s", 1),
+        ("inference session 30s", 1),
+    ]
+
+
+async def test_ticks_are_no_results(store: ResultStore) -> None:
+    assert await SqliteSink(store, SqliteSettings()).write([item(0, TICK)]) == []
 
 
 def test_the_order_of_labels_does_not_make_another_window(store: ResultStore) -> None:

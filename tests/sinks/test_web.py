@@ -387,6 +387,14 @@ async def test_repeated_delivery_changes_nothing_that_is_shown(store: ResultStor
     assert await seen(live) == before
 
 
+async def test_rollups_are_not_shown_beside_the_windows_they_are_made_of(store: ResultStore, live: Live) -> None:
+    store.write_windows([requests(1)])
+    before = only_model(await seen(live)).total
+    store.write_windows([requests(1, size_s=60.0, of_s=2.0)])
+    assert only_model(await seen(live)).total == before
+    assert only_model(await seen(live, 300)).total.count == before.count
+
+
 async def test_new_state_of_an_alert_is_shown_at_once(store: ResultStore, live: Live) -> None:
     store.write_alerts([alert(1)])
     assert [each.state for each in (await seen(live)).alerts] == ["firing"]

@@ -13,12 +13,14 @@ A `RulesTask` evaluates them in event time::
   between. ``for_s: 0`` fires on the first. Silence is no recovery, so a pending series may skip windows; only
   after `_PATIENCE_S` (or ``for_s``, if longer) without one it begins anew.
 * A window without the field says nothing: no breach, no clear. A series that vanishes while firing goes on.
+* A rule looks at windows of one kind and length: at base windows, unless its ``window`` asks for rollups.
 
 Promises
 - The same windows give the same alerts, byte for byte, however they are cut into batches and wherever a
   `snapshot` is restored between them.
 - **One page an episode.** Evaluating a window again changes nothing, and a window that begins before the
-  newest of its source is not evaluated: in one partition, a source's main windows come in order of start.
+  newest of its source, kind and length is not evaluated: in one partition, these come in order of start. (Sessions
+  come in order of their ends, and all are evaluated.)
 - An alert's id is made of the rule, the series and the start, so whoever reads `alerts` twice can tell.
 - A rule that was removed or changed while firing is resolved at the next window of any series, and its
   evidence says so. Texts may be corrected without that: `Rule.version` names only what decides.
@@ -30,8 +32,8 @@ It does not look at supplements (``part: "late"``), at several series together, 
 
 from __future__ import annotations
 
-from streammon_processors.rules.description import Rule, Rules
+from streammon_processors.rules.description import Rule, Rules, WindowOf
 from streammon_processors.rules.files import load_rules
 from streammon_processors.rules.task import MAX_STATE_BYTES, RulesTask
 
-__all__ = ["MAX_STATE_BYTES", "Rule", "Rules", "RulesTask", "load_rules"]
+__all__ = ["MAX_STATE_BYTES", "Rule", "Rules", "RulesTask", "WindowOf", "load_rules"]

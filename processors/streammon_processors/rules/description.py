@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from streammon.results import DISTRIBUTIONS, Completeness, Distribution, Gauge, Severity
+from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
 Source = Literal["inference", "resource"]
 
@@ -24,6 +25,26 @@ _DISTRIBUTIONS: Final[Mapping[str, tuple[str, ...]]] = {"inference": DISTRIBUTIO
 _STATISTICS: Final = tuple(name for name in Distribution.__struct_fields__ if name != "sketch")
 _GAUGE: Final = Gauge.__struct_fields__
 _COMPLETENESS: Final = tuple(name for name in Completeness.__struct_fields__ if name != "watermark_unix_s")
+
+
+Duration = float | str
+"""Seconds, or a text such as ``90s``, ``5m`` or ``1h``."""
+_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class WindowOf(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Windows that are not simply so long: ``{size: 10m, every: 1m}`` or ``{session_gap: 30s}``."""
+
+    size: Duration | None = None
+    """How long a window is."""
+    every: Duration | None = None
+    """How often one starts; they overlap."""
+    session_gap: Duration | None = None
+    """The silence that ends a session; a session is as long as it is."""
+
+    def __post_init__(self) -> None:
+        if (self.session_gap is None) == (self.size is None) or (self.session_gap is not None and self.every):
+            raise ValueError("`window` is a duration, {size, every} or {session_gap}")
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
@@ -44,6 +65,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     """Firing ends at this value or better; the threshold itself if not given."""
     for_s: Annotated[float, Meta(ge=0)] = 0.0
     """Seconds of event time that the breach must last."""
+    window: Duration | WindowOf | None = None
+    """Which windows it looks at: longer ones, ``5m``, overlapping ones or sessions; the base windows if not given."""
     where: dict[str, str] = {}
     """Labels that a series must have; every other label is free."""
     resolution_steps: tuple[str, ...] = ()
@@ -57,6 +80,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
                 raise ValueError(f"`{name}` must be a finite number")
         if not _path(self.source, self.field):
             raise ValueError(f"`field` is not a number in {self.source} windows; {_fields_of(self.source)}")
+        _ = self.shape  # raises ValueError
         if (self.above is None) == (self.below is None):
             raise ValueError("`above` or `below`: exactly one of them must be given")
         if self._sign * self.clears_at > self._sign * self.threshold:
@@ -69,10 +93,25 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
         return _path(self.source, self.field)
 
     @cached_property
+    def shape(self) -> Shape | None:
+        """The windows it looks at; None: the base windows."""
+        match self.window:
+            case None:
+                return None
+            case WindowOf(session_gap=None, size=size, every=every):
+                size_s = _seconds(size)
+                return _hopping(size_s, size_s if every is None else _seconds(every))
+            case WindowOf(session_gap=gap):
+                return session(_seconds(gap))
+            case length:
+                return tumbling(_seconds(length))
+
+    @cached_property
     def version(self) -> str:
         """Names what decides whether the rule fires; equal for rules that differ in their texts only."""
         decides = (self.name, self.source, self.field, self.where, self.above, self.below, self.clear)
-        return digest((*decides, self.for_s, self.severity), size=6)
+        windows = () if self.shape is None else (self.shape.name,)
+        return digest((*decides, self.for_s, self.severity, *windows), size=6)
 
     @cached_property
     def threshold(self) -> float:
@@ -103,9 +142,42 @@ class Rules:
     def by_name(self) -> Mapping[str, Rule]:
         return {rule.name: rule for rule in self.rules}
 
+    def looking_at(self, source: str, shape: Shape | None) -> Sequence[Rule]:
+        """The rules for such windows; None: for base windows, however long they are."""
+        return self._by_windows.get((source, shape), ())
+
     @cached_property
-    def by_source(self) -> Mapping[str, Sequence[Rule]]:
-        return {source: [rule for rule in self.rules if rule.source == source] for source in get_args(Source)}
+    def _by_windows(self) -> Mapping[tuple[str, Shape | None], Sequence[Rule]]:
+        found: dict[tuple[str, Shape | None], list[Rule]] = {}
+        for rule in self.rules:
+            found.setdefault((rule.source, rule.shape), []).append(rule)
+        return found
+
+    @cached_property
+    def asked(self) -> Sequence[Asked]:
+        """The rollups that rules look at."""
+        return [Asked(rule.shape, rule.source, f"rule {rule.name!r}") for rule in self.rules if rule.shape]
+
+
+def _seconds(duration: Duration | None) -> float:
+    """Raises ValueError."""
+    try:
+        number, unit = (duration[:-1], duration[-1:]) if isinstance(duration, str) else (duration, "s")
+        seconds = float(number or "") * _UNITS_S[unit]
+    except (ValueError, KeyError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(
+            f"`window` says {duration!r}; a duration is a number of seconds, or a text such as 90s, 5m or 1h"
+        )
+    return seconds
+
+
+def _hopping(size_s: float, every_s: float) -> Shape:
+    overlap = size_s / every_s
+    if abs(overlap - round(overlap)) > 1e-9 or not 1 <= overlap <= MAX_OVERLAP:
+        raise ValueError(f"`window`: `size` must be 1 to {MAX_OVERLAP} times `every`, a whole number of times")
+    return hopping(size_s, every_s)
 
 
 def _path(source: str, field: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from streammon.errors import ConfigError
 from streammon.results import Severity
-from streammon_processors.rules.description import Rule, Rules, Source
+from streammon_processors.rules.description import Rule, Rules, Source, WindowOf
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,5 +106,6 @@ def _at(file: Path, node: yaml.Node | None) -> str:
 def _allowed(field: str, problem: str) -> str:
     allowed = {"source": get_args(Source), "severity": get_args(Severity)}.get(field, ())
     if "unknown field" in problem:
-        allowed = Rule.__struct_fields__ if field else ("rules",)
+        within_rule = WindowOf if field.startswith("window.") else Rule
+        allowed = within_rule.__struct_fields__ if field else ("rules",)
     return f"; allowed: {', '.join(allowed)}" if allowed else ""

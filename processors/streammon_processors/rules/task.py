@@ -14,11 +14,13 @@ from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter
 from streammon.errors import Fatal, Reason, Rejected
 from streammon.events import SCHEMA
-from streammon.results import Alert
+from streammon.results import Alert, Kind
+from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER
 from streammon_processors.rules.alerts import Episode, Labels, firing, orphaned, resolved
 from streammon_processors.rules.description import Rule, Rules
+from streammon_processors.shapes import Shape
 
 SKIPPED = Counter("streammon_rules_skipped", "Windows that rules did not look at, by why", ["reason"])
 MAX_STATE_BYTES: Final = MAX_RECORD_BYTES * 9 // 10
@@ -36,6 +38,7 @@ class Skipped(StrEnum):
     """Why a rule did not look at a window. The values are labels: add, never rename."""
 
     SUPPLEMENT = "supplement"
+    NOT_ASKED_FOR = "not_asked_for"
     NO_SERIES = "no_series"
     BACK_IN_TIME = "back_in_time"
     TOO_MANY_EPISODES = "too_many_episodes"
@@ -54,6 +57,11 @@ class _Window(Struct, tag_field="type", tag="window", gc=False):
     start_unix_s: _Time
     end_unix_s: _Time
     count: int
+    size_s: float = 0.0
+    of_s: float | None = None
+    kind: Kind = "tumbling"
+    every_s: float | None = None
+    gap_s: float | None = None
     schema: int = SCHEMA
 
 
@@ -99,7 +107,7 @@ class RulesTask:
         self._max_state_bytes = max_state_bytes
         self._state_bytes = 0
         self._next_offset: int | None = None
-        self._newest_start: dict[str, float] = {}  # by source
+        self._newest_start: dict[str, float] = {}  # see _windows_like
         self._episodes: dict[_Key, Episode] = {}
         self._orphans: list[Episode] = []  # firing, but their rule is gone or decides otherwise now
 
@@ -135,6 +143,8 @@ class RulesTask:
 
     def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
         self._next_offset = record.offset + 1
+        if record.value == TICK:
+            return
         try:
             window, content = _decode(record.value or b"")
         except Rejected as error:
@@ -148,31 +158,39 @@ class RulesTask:
                 to_partition=self._partition,
             )
             return
-        if reason := self._reason_to_skip(window):
+        rules = self._rules_for(window)
+        if reason := self._reason_to_skip(window, rules):
             SKIPPED.labels(reason).inc()
             return
-        self._advance(window)
-        alerts = [*self._retire(window), *self._evaluate(window, content)]
+        self._advance(window, rules)
+        alerts = [*self._retire(window), *self._evaluate(rules, window, content)]
         yield from (self._outgoing(alert) for alert in alerts)
 
-    def _reason_to_skip(self, window: _Window) -> Skipped | None:
+    def _rules_for(self, window: _Window) -> Sequence[Rule]:
+        asked_for = self._rules.looking_at(window.source, Shape.of(window))
+        return asked_for if window.of_s else [*self._rules.looking_at(window.source, None), *asked_for]
+
+    def _reason_to_skip(self, window: _Window, rules: Sequence[Rule]) -> Skipped | None:
         if window.part != "main":
             return Skipped.SUPPLEMENT
+        if window.of_s and not rules:
+            return Skipped.NOT_ASKED_FOR
         if not window.series and not window.count:
             return Skipped.NO_SERIES
-        if window.start_unix_s < self._newest_start.get(window.source, 0.0):
+        if window.start_unix_s < self._newest_start.get(_windows_like(window), 0.0):
             return Skipped.BACK_IN_TIME
         return None
 
-    def _advance(self, window: _Window) -> None:
-        """Note how far the source is, and forget what was pending in it and has been silent for too long."""
-        if window.start_unix_s == self._newest_start.get(window.source):
+    def _advance(self, window: _Window, rules: Sequence[Rule]) -> None:
+        """Note how far windows of this kind are, and forget what was pending and has been silent for too long."""
+        if window.start_unix_s == self._newest_start.get(_windows_like(window)):
             return
-        self._newest_start[window.source] = window.start_unix_s
+        if window.kind != "session":  # those end in order, and do not begin so
+            self._newest_start[_windows_like(window)] = window.start_unix_s
         for key, episode in list(self._episodes.items()):
             rule = self._rules.by_name[episode.rule]
             silent_s = window.start_unix_s - episode.through_unix_s
-            if rule.source == window.source and not episode.firing and silent_s > max(rule.for_s, _PATIENCE_S):
+            if rule in rules and not episode.firing and silent_s > max(rule.for_s, _PATIENCE_S):
                 self._forget(key)
 
     def _retire(self, window: _Window) -> list[Alert]:
@@ -180,9 +198,9 @@ class RulesTask:
         orphans, self._orphans = self._orphans, []
         return [orphaned(episode, self._rules.by_name.get(episode.rule), window.end_unix_s) for episode in orphans]
 
-    def _evaluate(self, window: _Window, content: Mapping[str, Any]) -> Iterator[Alert]:
+    def _evaluate(self, rules: Iterable[Rule], window: _Window, content: Mapping[str, Any]) -> Iterator[Alert]:
         labels = _sorted(window.series)
-        for rule in self._rules.by_source.get(window.source, ()):
+        for rule in rules:
             if rule.where.items() <= window.series.items():
                 value = _value(content, rule.path)
                 key = rule.name, labels
@@ -221,6 +239,11 @@ class RulesTask:
 
     def _outgoing(self, alert: Alert) -> Outgoing:
         return Outgoing("alerts", alert.id.encode(), msgspec.json.encode(alert), (SCHEMA_HEADER,), self._partition)
+
+
+def _windows_like(window: _Window) -> str:
+    """The windows that come in order of start: the base windows of a source, or its rollups of one shape."""
+    return f"{window.source} {Shape.of(window).name}" if window.of_s else window.source
 
 
 def _key(episode: Episode) -> _Key:

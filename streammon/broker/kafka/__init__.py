@@ -1,4 +1,4 @@
-"""The broker seam over Apache Kafka (2.5 or newer), by aiokafka.
+"""The broker seam over Apache Kafka (2.5 or newer), by aiokafka and, for group members, librdkafka.
 
 What it promises, beside the protocols in `streammon.broker`:
 
@@ -6,14 +6,15 @@ What it promises, beside the protocols in `streammon.broker`:
   the address. A poll just stays empty, and goes on when the broker is back.
 - An append that failed is given up together with its producer: it does not turn up minutes later, after its
   retry. What was on the wire at that moment may have arrived; senders number their batches for that case.
-- A rebalance meets `Member.poll` at one place, `Handover`, which says why nothing deadlocks there.
+- A rebalance meets the event loop within `Member.poll` alone; `member` says how.
 
 What it cannot do: keep a deleted topic deleted where the broker creates topics on demand (aiokafka's metadata
 requests allow that; we ask only for topics we have seen), or tell a transaction that timed out from one that
 was fenced, since Kafka answers both with one code: both are `Fenced`, and the process starts anew.
 
 aiokafka has no public name for some things we need, such as a position that can be read without waiting.
-`_state`, `_tasks`, `_is_dead`, `_getmany`, `_stop` and `_discard` are the only places that reach into it.
+`partition_state`, `_tasks`, `_is_dead`, `getmany`, `stop`, `discard` and `_failure` are the only places that reach into
+it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,28 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+)
+
 from streammon.broker import AssignmentCallback, Outgoing, Start, TopicPartition
 from streammon.broker.kafka.appender import Appender
 from streammon.broker.kafka.catalog import Catalog
-from streammon.broker.kafka.cluster import CONNECT_S, Cluster, check_address, quieten
-from streammon.broker.kafka.member import Handover, KafkaMember
+from streammon.broker.kafka.cluster import CONNECT_S, REQUEST_S, RETRY_MS, Cluster, check_address, quieten
+from streammon.broker.kafka.diagnosis import refusal
+from streammon.broker.kafka.member import KafkaMember
 from streammon.broker.kafka.reader import KafkaReader, started, starts
 from streammon.broker.kafka.transactor import KafkaTransactor
+from streammon.errors import ConfigError
 from streammon.topics import TopicSpec
 
 if TYPE_CHECKING:
     from streammon.config import Settings
+
+NO_COORDINATOR = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 
 
 class KafkaBroker:
@@ -46,7 +58,8 @@ class KafkaBroker:
 
     @classmethod
     async def connect(cls, settings: Settings) -> KafkaBroker:
-        """Raises `ConfigError` for an address that is none, `Retryable` after CONNECT_S if nobody answers."""
+        """Raises `ConfigError` for an address that is none and for brokers that say why they do not let us in,
+        `Retryable` after CONNECT_S if nobody answers."""
         assert settings.bootstrap, "without bootstrap there is no Kafka to connect to"
         check_address(settings.bootstrap)
         quieten(settings.log_level)
@@ -58,16 +71,18 @@ class KafkaBroker:
                 async with asyncio.timeout(CONNECT_S):
                     await broker._admin.start()
                     await broker._catalog.refresh()
-        except BaseException:
+        except BaseException as error:
             await broker.close()
+            if isinstance(error.__cause__, KafkaError) and (reason := await refusal(cluster)):
+                raise ConfigError(reason) from error
             raise
         return broker
 
-    async def create_topics(self, specs: Iterable[TopicSpec]) -> list[str]:
-        return await self._catalog.create(specs)
+    async def create_topics(self, specs: Iterable[TopicSpec], *, if_permitted: bool = False) -> list[str]:
+        return await self._catalog.create(specs, if_permitted=if_permitted)
 
-    async def topics(self) -> Mapping[str, TopicSpec]:
-        return await self._catalog.refresh()
+    async def topics(self, *, exact: bool = False) -> Mapping[str, TopicSpec]:
+        return await (self._catalog.known() if exact else self._catalog.refresh())
 
     async def append(self, records: Sequence[Outgoing]) -> list[int]:
         return await self._appender.append(records, await self._catalog.check(records))
@@ -76,13 +91,22 @@ class KafkaBroker:
         return self._appender.backlog_bytes
 
     async def reader(self, topics: Sequence[str], start: Start = "earliest") -> KafkaReader:
-        partitions = [self._cluster.theirs(each) for each in await self._catalog.partitions(topics)]
+        ours = await self._catalog.partitions(topics)
+        partitions = [self._cluster.theirs(each) for each in (start if isinstance(start, Mapping) else ours)]
         consumer = self._cluster.consumer(None, await self._largest(topics))
         consumer.assign(partitions)
         async with started(self._cluster, consumer, "opening a reader"):
-            for partition, offset in (await starts(consumer, partitions, start)).items():
+            for partition, offset in (await starts(self._cluster, consumer, partitions, start)).items():
                 consumer.seek(partition, offset)
         return KafkaReader(self._cluster, consumer)
+
+    async def committed(self, group: str, topics: Sequence[str]) -> Mapping[TopicPartition, int]:
+        wanted = await self._catalog.partitions(topics)
+        with self._cluster.errors("reading a group's offsets"):
+            async with asyncio.timeout(REQUEST_S):
+                found = await self._group_offsets(self._cluster.name(group))
+        offsets = {self._cluster.ours(partition): each.offset for partition, each in found.items()}
+        return {each: offsets[each] for each in wanted if offsets.get(each, -1) >= 0}
 
     async def member(
         self,
@@ -92,13 +116,8 @@ class KafkaBroker:
         on_assign: AssignmentCallback,
         on_revoke: AssignmentCallback,
     ) -> KafkaMember:
-        consumer = self._cluster.consumer(self._cluster.name(group), await self._largest(topics))
-        handover = Handover(self._cluster, on_assign, on_revoke)
-        async with started(self._cluster, consumer, "joining a group"):
-            # After the start, which would else wait for the first assignment: other members of this very
-            # process may first have to poll for that.
-            consumer.subscribe([self._cluster.name(topic) for topic in topics], listener=handover)
-        return KafkaMember(self._cluster, consumer, handover)
+        await self._catalog.require(topics)
+        return KafkaMember(self._cluster, group, topics, on_assign=on_assign, on_revoke=on_revoke)
 
     async def transactor(self, group: str, state_topic: str, partition: int, inputs: Sequence[str]) -> KafkaTransactor:
         await self._catalog.require({state_topic, *inputs})
@@ -109,6 +128,16 @@ class KafkaBroker:
     async def close(self) -> None:
         await self._appender.close()
         await self._admin.close()
+
+    async def _group_offsets(self, group: str) -> Mapping[Any, Any]:
+        """Asks again while the group has no coordinator, as before the first group of a new cluster."""
+        while True:
+            try:
+                found: Mapping[Any, Any] = await self._admin.list_consumer_group_offsets(group)
+            except NO_COORDINATOR:
+                await asyncio.sleep(RETRY_MS / 1000)
+            else:
+                return found
 
     async def _largest(self, topics: Sequence[str]) -> int:
         return max(spec.max_record_bytes for spec in await self._catalog.require(topics))

@@ -33,7 +33,8 @@ class Appender:
     async def append(self, records: Sequence[Outgoing], size: int) -> list[int]:
         self.backlog_bytes += size
         try:
-            with self._cluster.errors("writing"):
+            topics = self._cluster.names(record.topic for record in records)
+            with self._cluster.errors("writing", needs=f"Write on topic {topics}"):
                 return await self._deliver(records)
         finally:
             self.backlog_bytes -= size

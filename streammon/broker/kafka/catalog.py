@@ -11,9 +11,9 @@ from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from streammon.broker import Outgoing, TopicPartition
-from streammon.broker.kafka.cluster import ENVELOPE_BYTES, REQUEST_S, RETRY_MS, Cluster, ms
+from streammon.broker.kafka.cluster import ENVELOPE_BYTES, REFUSED, REQUEST_S, RETRY_MS, Cluster, ms
 from streammon.errors import ConfigError, RecordTooLarge
-from streammon.topics import TopicSpec
+from streammon.topics import TopicSpec, state_topic, topic_specs
 
 
 class Catalog:
@@ -23,6 +23,7 @@ class Catalog:
         self._cluster = cluster
         self._admin = admin
         self._specs: dict[str, TopicSpec] = {}
+        self._assumed: set[str] = set()  # where DescribeConfigs is denied
 
     async def refresh(self) -> Mapping[str, TopicSpec]:
         with self._cluster.errors("reading the topics"):
@@ -36,7 +37,10 @@ class Catalog:
             await self.refresh()
         if missing := sorted(set(topics) - self._specs.keys()):
             names = ", ".join(map(self._cluster.name, missing))
-            raise ConfigError(f"Kafka {self._cluster.address} has no topic {names}; `streammon topics create` makes it")
+            raise ConfigError(
+                f"Kafka {self._cluster.address} has no topic {names}, or does not show it: `streammon topics create` "
+                f"makes it; where permissions are asked for, {self._cluster.needs('Describe, Read or Write on it')}"
+            )
         return [self._specs[topic] for topic in topics]
 
     async def partitions(self, topics: Collection[str]) -> list[TopicPartition]:
@@ -51,7 +55,15 @@ class Catalog:
         specs = {spec.name: spec for spec in await self.require({record.topic for record in records})}
         return sum(_checked_size(record, specs[record.topic]) for record in records)
 
-    async def create(self, specs: Iterable[TopicSpec]) -> list[str]:
+    async def known(self) -> Mapping[str, TopicSpec]:
+        """The topics as they are, and not as we think they are."""
+        await self.refresh()
+        if self._assumed:
+            needs = self._cluster.needs(f"DescribeConfigs on topic {self._cluster.names(self._assumed)}")
+            raise ConfigError(f"reading the settings of topics at Kafka {self._cluster.address}: {needs}")
+        return self._specs
+
+    async def create(self, specs: Iterable[TopicSpec], *, if_permitted: bool) -> list[str]:
         existing = await self.refresh()
         missing = [spec for spec in specs if spec.name not in existing]
         if not missing:
@@ -59,27 +71,31 @@ class Catalog:
         with self._cluster.errors("creating topics"):
             async with asyncio.timeout(REQUEST_S):
                 reply = await self._admin.create_topics([_new_topic(self._cluster, spec) for spec in missing])
-        created = [self._created(name, code, message) for name, code, message in reply.topic_errors]
-        await self._await_leaders(missing)
-        return [name for name in created if name]
+        outcomes = {name: kafka_errors.for_code(code) for name, code, _ in reply.topic_errors}
+        denied = {name for name, outcome in outcomes.items() if if_permitted and outcome in REFUSED}
+        for name, _, message in reply.topic_errors:
+            if name not in denied:
+                self._check_created(name, outcomes[name], message)
+        await self._await_leaders(outcomes.keys() - denied)
+        created = [name for name, outcome in outcomes.items() if outcome is kafka_errors.NoError]
+        return [name.removeprefix(self._cluster.prefix) for name in created]
 
-    def _created(self, name: str, code: int, message: str | None) -> str | None:
-        error = kafka_errors.for_code(code)
-        if error is kafka_errors.NoError:
-            return name.removeprefix(self._cluster.prefix)
-        if error is kafka_errors.TopicAlreadyExistsError:
-            return None
+    def _check_created(self, name: str, outcome: type[Exception], message: str | None) -> None:
+        if outcome in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
+            return
+        if outcome in REFUSED:
+            remedy = self._cluster.needs(f"Create on topic {name}")
+        else:
+            remedy = f"check topics.partitions and topics.replication = {self._cluster.replication}"
         raise ConfigError(
-            f"Kafka {self._cluster.address} refuses to create {name}: {message or error.__name__}; "
-            f"check topics.partitions and topics.replication = {self._cluster.replication}"
+            f"Kafka {self._cluster.address} refuses to create {name}: {message or outcome.__name__}; {remedy}"
         )
 
-    async def _await_leaders(self, specs: Sequence[TopicSpec]) -> None:
+    async def _await_leaders(self, names: Collection[str]) -> None:
         """A topic exists when the controller says so, and takes records when its partitions have leaders."""
-        names = {self._cluster.name(spec.name) for spec in specs}
         with self._cluster.errors("waiting for the new topics' leaders"):
             async with asyncio.timeout(REQUEST_S):
-                while not names <= await self._led():  # noqa: ASYNC110 - Kafka announces it nowhere
+                while not set(names) <= await self._led():  # noqa: ASYNC110 - Kafka announces it nowhere
                     await asyncio.sleep(RETRY_MS / 1000)
         await self.refresh()
 
@@ -98,15 +114,18 @@ class Catalog:
         wanted = dict.fromkeys(_DESCRIBED, "")
         resources = [ConfigResource(ConfigResourceType.TOPIC, name, wanted) for name in partitions]
         [reply] = await self._admin.describe_configs(resources)
-        return [
-            _spec(
-                name.removeprefix(self._cluster.prefix),
-                partitions[name],
-                {key: value for key, value, *_ in config},
-            )
-            for code, _, _, name, config in reply.resources
-            if code == 0
-        ]
+        self._assumed.clear()
+        specs = [self._described(name, partitions[name], code, config) for code, _, _, name, config in reply.resources]
+        return [spec for spec in specs if spec is not None]
+
+    def _described(self, name: str, partitions: int, code: int, config: Iterable[Sequence[Any]]) -> TopicSpec | None:
+        ours, outcome = name.removeprefix(self._cluster.prefix), kafka_errors.for_code(code)
+        if outcome is kafka_errors.NoError:
+            return _spec(ours, partitions, {key: value for key, value, *_ in config})
+        if outcome not in REFUSED:  # it was deleted meanwhile
+            return None
+        self._assumed.add(ours)
+        return _assumed(ours, partitions)
 
 
 _DESCRIBED = ("retention.ms", "cleanup.policy", "message.timestamp.type", "max.message.bytes")
@@ -140,6 +159,13 @@ def _spec(name: str, partitions: int, config: Mapping[str, str]) -> TopicSpec:
         log_append_time=config["message.timestamp.type"] == "LogAppendTime",
         max_record_bytes=int(config["max.message.bytes"]) - ENVELOPE_BYTES,
     )
+
+
+def _assumed(name: str, partitions: int) -> TopicSpec:
+    """As we create it, where we may not ask how it is."""
+    processor = name.removeprefix(state_topic(""))
+    ours = {spec.name: spec for spec in topic_specs(partitions=partitions, processors=[processor])}
+    return ours.get(name) or TopicSpec(name, partitions, retention_s=None)
 
 
 def _is_led(topic: Mapping[str, Any]) -> bool:

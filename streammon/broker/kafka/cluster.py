@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.partitioner import murmur2
 
 from streammon.broker import TopicPartition
+from streammon.broker.kafka.security import aiokafka_options
 from streammon.errors import ConfigError, Fenced, RecordTooLarge, Retryable, StreammonError
 
 if TYPE_CHECKING:
@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
 CONNECT_S = 8.0
 REQUEST_S = 20.0
-REBALANCE_S = 15.0
-"""How long a group waits for a member that works on a batch. Joining may take as long, so REQUEST_S is more."""
 STOP_S = 3.0
 FETCH_WAIT_MS = 100
 LINGER_MS = 5
 RETRY_MS = 50
-LAG_FRESH_S = 2.0
 ENVELOPE_BYTES = 64 * 1024
 """Room beside a record's value for key, headers and framing; also the size of a batch, so that all topics take it."""
 LARGEST_RECORD_BYTES = 2 * 1024 * 1024 + ENVELOPE_BYTES
@@ -49,8 +46,9 @@ TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLa
 REFUSED = (
     kafka_errors.TopicAuthorizationFailedError,
     kafka_errors.GroupAuthorizationFailedError,
+    kafka_errors.TransactionalIdAuthorizationFailed,
     kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.AuthenticationFailedError,
+    kafka_errors.SaslAuthenticationFailed,
 )
 
 
@@ -65,6 +63,14 @@ class Cluster:
 
     def name(self, topic: str) -> str:
         return self.prefix + topic
+
+    def names(self, topics: Iterable[str]) -> str:
+        return ", ".join(sorted({self.name(topic) for topic in topics}))
+
+    def needs(self, permissions: str) -> str:
+        """Who lacks which permissions, for a message."""
+        user = self.settings.sasl.username
+        return f"{f'the user {user!r}' if user else 'this client'} needs {permissions}"
 
     def theirs(self, partition: TopicPartition) -> Any:
         return KafkaPartition(self.name(partition.topic), partition.partition)
@@ -93,37 +99,31 @@ class Cluster:
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            partition_assignment_strategy=(RangePartitionAssignor,),
-            session_timeout_ms=ms(self.settings.session_timeout_s),
-            heartbeat_interval_ms=ms(self.settings.heartbeat_s),
-            rebalance_timeout_ms=ms(REBALANCE_S),
-            # Heartbeats come from the loop that processes, so they prove life. aiokafka's own idle check
-            # would lock a member out for good: who does not fetch cannot rejoin, and we fetch only when joined.
-            max_poll_interval_ms=2**31 - 1,
             fetch_max_wait_ms=FETCH_WAIT_MS,
             fetch_max_bytes=FETCH_BYTES,
             max_partition_fetch_bytes=largest_record_bytes + ENVELOPE_BYTES,
         )
 
     @contextmanager
-    def errors(self, doing: str, *, as_owner: bool = False) -> Iterator[None]:
+    def errors(self, doing: str, *, needs: str = "permissions", as_owner: bool = False) -> Iterator[None]:
         """Turns what aiokafka raises into our own errors; ``doing`` says what failed, as in "writing".
 
+        ``needs``: the permissions that takes, as in "Write on topic streammon.windows".
         ``as_owner``: under a transactional id, where a stale epoch means that another has taken it over.
         """
         try:
             yield
         except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
-            raise self._explain(doing, error, as_owner) from error
+            raise self._explain(doing, error, needs, as_owner) from error
 
-    def _explain(self, doing: str, error: BaseException, as_owner: bool) -> StreammonError:
+    def _explain(self, doing: str, error: BaseException, needs: str, as_owner: bool) -> StreammonError:
         what = f"{doing} at Kafka {self.address}: {str(error) or type(error).__name__}"
         if as_owner and _caused_by(error, FENCED):
             return Fenced(f"{what}; another process owns this partition now")
         if isinstance(error, TOO_LARGE):
             return RecordTooLarge(what)
-        if isinstance(error, REFUSED):
-            return ConfigError(f"{what}; check the permissions")
+        if _caused_by(error, REFUSED):
+            return ConfigError(f"{what}; {self.needs(needs)}")
         if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
             # The catalog has seen the topic, and aiokafka says this whenever nobody tells it where a topic is.
             return Retryable(f"{what}; check that the broker runs, and the topics with `streammon topics check`")
@@ -135,7 +135,13 @@ class Cluster:
             "client_id": self.settings.client_id,
             "request_timeout_ms": ms(REQUEST_S),
             "retry_backoff_ms": RETRY_MS,
+            **self.security,
         }
+
+    @cached_property
+    def security(self) -> dict[str, Any]:
+        """Made once: certificates are files to parse, and a token is good for all clients."""
+        return aiokafka_options(self.settings)
 
 
 @lru_cache(maxsize=1024)

@@ -1,178 +1,365 @@
-"""A member of a consumer group."""
+"""A member of a consumer group, on librdkafka's consumer: fetching and heartbeats run in C, beside Python.
+
+So a busy or blocked event loop costs no membership (only `MAX_POLL_S` without a poll does), and a record costs
+half the CPU time that it costs in Python.
+
+librdkafka runs rebalance callbacks within the call that fetches, which runs in a thread of ours. Ours are
+coroutines: the thread hands them to the event loop, which is free because `KafkaMember.poll` awaits that thread.
+
+- *Revoke* returns, and so lets the group move on, only when on_revoke is done.
+- *Assign* starts fetching where on_assign has sought to.
+- What the fetching call returns from before a rebalance is dropped, and the new assignment started once more: its
+  partitions begin where they are committed, and a record kept from before would leave a gap behind it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Collection, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import groupby, repeat
+from operator import itemgetter
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
-from aiokafka import ConsumerRebalanceListener
-from aiokafka import errors as kafka_errors
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as KafkaPartition
 
-from streammon.broker import AssignmentCallback, Polled, Record, TopicPartition
-from streammon.broker.kafka.cluster import LAG_FRESH_S, REBALANCE_S, Cluster
-from streammon.broker.kafka.reader import getmany, stop
-from streammon.broker.kafka.reader import partition_state as _state
+from streammon.broker import AssignmentCallback, Headers, Polled, TopicPartition
+from streammon.broker.kafka.cluster import FETCH_BYTES, FETCH_WAIT_MS, REQUEST_S, RETRY_MS, STOP_S, Cluster, ms
+from streammon.broker.kafka.security import librdkafka_options
+from streammon.errors import ConfigError, Fatal, Retryable, StreammonError
+
+MAX_POLL_S = 60.0
+"""Who does not poll for this long is dropped from the group: it may have its heartbeats, but it does no work."""
+QUEUE_KBYTES, QUEUE_RECORDS = 4096, 20_000
+"""Fetched ahead of `poll`, by partition: bounds memory, and is some 20 ms of work."""
+LAG_S = 1.0
+
+REFUSED = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError._AUTHENTICATION,
+)
+PASSING = (KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+"""What librdkafka mends by itself."""
+
+log = logging.getLogger("streammon.librdkafka")
+
+T = TypeVar("T")
 
 
-class Handover(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """Where aiokafka's coordinator task, which runs rebalances, meets `KafkaMember.poll`, which runs callbacks.
+class KafkaRecord(NamedTuple):
+    """`streammon.broker.Record`."""
 
-    The coordinator calls `on_partitions_revoked` before it rejoins and `on_partitions_assigned` after. Both
-    leave a note for `settle`, which poll calls first of all. Why this neither deadlocks nor leaks records:
-
-    - *Revoke* waits for poll, so the group moves on only when on_revoke is done; heartbeats continue meanwhile.
-      Who never polls is dropped from the group after REBALANCE_S; on_revoke runs at its next poll all the same.
-    - *Assign* does not wait: aiokafka sends no heartbeat until it returns, and on_assign may take longer than
-      a session. Poll announces the partitions before it returns a record of them.
-    - Poll never sits in a fetch meanwhile: aiokafka's ``getmany`` waits without limit for the end of a
-      rebalance, which waits for us. So a revoke closes the gate and cancels the fetch that is under way.
-    - on_revoke may commit: that goes straight to the broker, under the old generation, which is still valid.
-    - Closing the member releases a coordinator that waits.
-    """
-
-    def __init__(self, cluster: Cluster, on_assign: AssignmentCallback, on_revoke: AssignmentCallback) -> None:
-        self.open = False
-        self.changed = asyncio.Event()
-        self.fetch: asyncio.Task[Any] | None = None
-        self._cluster = cluster
-        self._on_assign = on_assign
-        self._on_revoke = on_revoke
-        self._arrived: list[TopicPartition] | None = None
-        self._announced: list[TopicPartition] = []
-        self._released: asyncio.Event | None = None
-        self._closed = False
-
-    async def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
-        self.open, self._arrived = False, None
-        if self.fetch is not None:
-            self.fetch.cancel()
-        if self._announced and not self._closed:
-            self._released = asyncio.Event()
-            self.changed.set()
-            await self._released.wait()
-
-    async def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
-        self._arrived = sorted(map(self._cluster.ours, assigned))
-        self.changed.set()
-
-    async def settle(self) -> None:
-        """Run the callbacks that are due. An assign that raises stays due; a revoke happens once."""
-        self.changed.clear()
-        if self._released is not None:
-            await self._revoke()
-        if self._arrived is not None:
-            await self._assign(self._arrived)
-
-    async def _revoke(self) -> None:
-        released, revoked = self._released, self._announced
-        self._released, self._announced = None, []
-        try:
-            await self._on_revoke(revoked)
-        finally:
-            if released is not None:
-                released.set()
-
-    async def _assign(self, arrived: list[TopicPartition]) -> None:
-        self._arrived, self._announced = None, arrived
-        try:
-            if arrived:
-                await self._on_assign(arrived)
-        except BaseException:
-            if self._released is None:
-                self._arrived, self._announced = arrived, []
-            raise
-        self.open = self._released is None and self._announced is arrived
-
-    def close(self) -> None:
-        self._closed, self.open = True, False
-        if self._released is not None:
-            self._released.set()
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
 
 
 class KafkaMember:
     """`streammon.broker.Member`. Assigned by range: one member has the same partition numbers of all its topics."""
 
-    def __init__(self, cluster: Cluster, consumer: Any, handover: Handover) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        group: str,
+        topics: Sequence[str],
+        *,
+        on_assign: AssignmentCallback,
+        on_revoke: AssignmentCallback,
+    ) -> None:
         self._cluster = cluster
-        self._consumer = consumer
-        self._handover = handover
+        self._needs = f"Read on topic {cluster.names(topics)}, Read on group {cluster.name(group)}"
+        self._on_assign = on_assign
+        self._on_revoke = on_revoke
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"kafka-{group}")
+        self._fetch: asyncio.Future[list[Message]] | None = None
+        self._starts: dict[TopicPartition, int] = {}  # where the partitions of this assignment begin
+        self._due: list[TopicPartition] | None = None  # assigned, but on_assign has failed
+        self._positions: dict[TopicPartition, int] = {}
+        self._paused: set[TopicPartition] = set()
+        self._requests: SimpleQueue[Callable[[], object] | None] | None = None  # while a callback runs
+        self._rebalanced = False
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._consumer = Consumer(_options(cluster, cluster.name(group), self._note), logger=log)
+        self._consumer.subscribe(
+            [cluster.name(topic) for topic in topics], on_assign=self._assigned, on_revoke=self._revoked
+        )
+
+    # --- polling --------------------------------------------------------------------------------------------------
 
     async def poll(self, max_wait_s: float = 0.5, max_records: int = 2000) -> Polled:
+        """Cancelled, it loses nothing: what is being fetched is the next poll's."""
         deadline = time.monotonic() + max_wait_s
-        await asyncio.sleep(0)  # buffered records come without waiting: let heartbeats and fetches have their turn
         while True:
-            await self._handover.settle()
-            wait_s = max(0.0, deadline - time.monotonic())
-            fetched = await self._fetch(wait_s, max_records)
-            if fetched or not wait_s:
-                return {self._cluster.ours(partition): records for partition, records in fetched.items()}
+            self._raise_failure()
+            if self._due is not None:
+                await self._assign_again(self._due)
+            left_s = max(0.0, deadline - time.monotonic())
+            polled = self._records(await self._fetched(left_s, max_records))
+            if polled or not left_s:  # a failure waits for the next poll: what was read before it is not lost
+                return polled
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    async def _fetched(self, wait_s: float, max_records: int) -> list[Message]:
+        if self._fetch is None:
+            self._fetch = self._loop.run_in_executor(self._threads, self._consume, wait_s, max_records)
+        messages = await asyncio.shield(self._fetch)
+        self._fetch = None
+        return messages
+
+    def _consume(self, wait_s: float, max_records: int) -> list[Message]:
+        """In our thread: wait for a message, then take all that are there."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            messages = self._take(min(left_s, FETCH_WAIT_MS / 1000), max_records)
+            if self._rebalanced:
+                self._rebalanced, messages = False, []
+                self._start()
+            if messages or not left_s or self._is_over:
+                return messages
+
+    @property
+    def _is_over(self) -> bool:
+        return self._closed or self._failure is not None
+
+    def _take(self, wait_s: float, max_records: int) -> list[Message]:
+        """`consume` alone would wait for all of ``max_records``."""
+        first = self._consumer.poll(wait_s)
+        if first is None:
+            return []
+        return [first, *self._consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
+
+    def _records(self, messages: Sequence[Message]) -> Polled:
+        polled: dict[TopicPartition, list[KafkaRecord]] = {}
+        for (topic, number), run in _runs(messages):
+            # Errors of the whole group, such as a lacking permission, have no topic.
+            partition = TopicPartition(topic.removeprefix(self._cluster.prefix), number) if topic else None
+            if any(map(Message.error, run)):
+                for message in filter(Message.error, run):
+                    self._read_error(partition, message.error(), message.offset())
+                run = [message for message in run if not message.error()]  # noqa: PLW2901 - what is left of it
+            if partition and run:
+                records = polled.setdefault(partition, [])
+                records += _converted(number, run)
+                self._positions[partition] = max(self._positions.get(partition, 0), records[-1].offset + 1)
+        return polled
+
+    def _read_error(self, partition: TopicPartition | None, error: KafkaError, offset: int | None) -> None:
+        if error.code() == KafkaError._PARTITION_EOF and partition is not None:
+            self._positions[partition] = offset or 0  # this far also past the markers of transactions
+        elif error.code() not in PASSING:
+            self._failure = self._explain("reading", error)
+
+    # --- rebalances: called by librdkafka in the thread that fetches ------------------------------------------------
+
+    def _assigned(self, _: Consumer, partitions: list[KafkaPartition]) -> None:
+        self._rebalanced = True
+        arrived = sorted(map(self._cluster.ours, partitions))
+        self._await(self._assign(arrived))
+        self._start()
+
+    def _revoked(self, _: Consumer, __: list[KafkaPartition]) -> None:
+        self._rebalanced = True
+        revoked = sorted(self._starts)
+        self._starts, self._due = {}, None
+        if revoked and not self._closed:
+            self._await(self._on_revoke(revoked))
+
+    def _await(self, callback: Coroutine[Any, Any, None] | Any) -> None:
+        """Have the event loop run a callback of ours, and do what it asks of the consumer meanwhile.
+
+        While a rebalance is under way, librdkafka answers no other thread than this. What the callback raises is
+        raised by `poll`.
+        """
+        requests: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._requests = requests
+        running = asyncio.run_coroutine_threadsafe(callback, self._loop)
+        running.add_done_callback(lambda _: requests.put(None))
+        while (request := requests.get()) is not None:
+            request()
+        self._requests = None
+        self._failure = running.exception() or self._failure
+
+    async def _assign(self, arrived: list[TopicPartition]) -> None:
+        self._due, self._paused = arrived, set()
+        self._starts = dict.fromkeys(arrived, OFFSET_INVALID)  # as committed, else the earliest
+        self._positions = {}
+        if arrived:
+            await self._on_assign(arrived)
+        self._due = None
+
+    async def _assign_again(self, arrived: list[TopicPartition]) -> None:
+        await self._assign(arrived)
+        self._start()
+
+    def _start(self) -> None:
+        """Fetch the partitions of the assignment from where they begin, unless on_assign has failed."""
+        starts = {} if self._due is not None else self._starts
+        partitions = [self._theirs(partition, offset) for partition, offset in starts.items()]
+        with self._errors("starting to read"):
+            self._consumer.assign(partitions)
+            self._consumer.resume(partitions)  # librdkafka remembers who was paused in an earlier assignment
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        with self._cluster.errors("committing"):
-            async with asyncio.timeout(REBALANCE_S):
-                await self._consumer.commit({self._cluster.theirs(each): at for each, at in offsets.items()})
+        theirs = [self._theirs(partition, offset) for partition, offset in offsets.items()]
+        with self._errors("committing"):
+            async with asyncio.timeout(REQUEST_S):
+                for result in await self._ask(lambda: self._consumer.commit(offsets=theirs, asynchronous=False)):
+                    if result.error is not None:
+                        raise KafkaException(result.error)
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        self._consumer.seek(self._cluster.theirs(partition), offset)
+        self._positions[partition] = offset
+        if self._due is not None:  # within on_assign
+            self._starts[partition] = offset
+            return
+        with self._errors("seeking"):
+            self._consumer.seek(self._theirs(partition, offset))
 
     def pause(self, partition: TopicPartition) -> None:
-        self._consumer.pause(self._cluster.theirs(partition))
+        self._paused.add(partition)
+        with self._errors("pausing"):
+            self._consumer.pause([self._theirs(partition)])
 
     def resume(self, partition: TopicPartition) -> None:
-        self._consumer.resume(self._cluster.theirs(partition))
+        self._paused.discard(partition)
+        with self._errors("resuming"):
+            self._consumer.resume([self._theirs(partition)])
 
     async def lag(self) -> Mapping[TopicPartition, int]:
-        """From the last fetch where that is recent; the broker is asked about paused and new partitions."""
-        assigned = list(self._consumer.assignment())
-        ends = {each: _state(self._consumer, each).lso for each in assigned}
-        if stale := [each for each in assigned if self._is_stale(each)]:
-            with suppress(TimeoutError, kafka_errors.KafkaError):
-                async with asyncio.timeout(1.0):
-                    ends |= await self._consumer.end_offsets(stale)
+        """From the last fetch; the broker is asked about paused partitions, which are not fetched."""
+        ends = {each: self._end(each, cached=True) for each in self._starts if each not in self._paused}
+        if paused := [each for each in self._starts if each in self._paused]:
+            ends |= await self._ask(lambda: {each: self._end(each, cached=False) for each in paused})
         return {
-            self._cluster.ours(each): max(0, end - state.position)
-            for each, end in ends.items()
-            if end is not None and (state := _state(self._consumer, each)) and state.has_valid_position
+            partition: max(0, end - self._positions[partition])
+            for partition, end in ends.items()
+            if end >= 0 and partition in self._positions
         }
 
+    async def _ask(self, call: Callable[[], T]) -> T:
+        """What has to wait for the broker is done in a thread: in a rebalance, in that which serves it."""
+        if self._requests is None:
+            return await self._loop.run_in_executor(self._threads, call)
+        answer: Future[T] = Future()
+        self._requests.put(lambda: _answer(answer, call))
+        return await asyncio.wrap_future(answer)
+
+    def _end(self, partition: TopicPartition, *, cached: bool) -> int:
+        with suppress(KafkaException):
+            found = self._consumer.get_watermark_offsets(self._theirs(partition), timeout=LAG_S, cached=cached)
+            return OFFSET_INVALID if found is None or found[1] is None else found[1]
+        return OFFSET_INVALID
+
     async def close(self) -> None:
-        self._handover.close()
-        await stop(self._consumer)
+        self._closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                if self._fetch is not None:
+                    await asyncio.wait({self._fetch})
+                await self._loop.run_in_executor(self._threads, self._consumer.close)
+        self._threads.shutdown(wait=False)
 
-    def _is_stale(self, partition: Any) -> bool:
-        fetched_ms = _state(self._consumer, partition).timestamp
-        return fetched_ms is None or time.time() - fetched_ms / 1000 > LAG_FRESH_S
+    def _theirs(self, partition: TopicPartition, offset: int = OFFSET_INVALID) -> KafkaPartition:
+        return KafkaPartition(self._cluster.name(partition.topic), partition.partition, offset)
 
-    async def _fetch(self, wait_s: float, max_records: int) -> dict[Any, list[Record]]:
-        if not self._handover.open:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._handover.changed.wait(), wait_s)
-            return {}
-        buffered = await getmany(self._cluster, self._consumer, 0, max_records)
-        if buffered or not wait_s:
-            return buffered
-        return await self._fetch_interruptibly(wait_s, max_records)
+    def _note(self, error: KafkaError) -> None:
+        """What librdkafka tells beside the messages; most of it passes."""
+        if error.fatal() or error.code() in REFUSED:
+            self._failure = self._explain("reading", error)
 
-    async def _fetch_interruptibly(self, wait_s: float, max_records: int) -> dict[Any, list[Record]]:
-        fetch = asyncio.create_task(getmany(self._cluster, self._consumer, wait_s, max_records))
-        self._handover.fetch = fetch
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
         try:
-            await asyncio.wait({fetch})
-        except asyncio.CancelledError:
-            self._put_back(fetch)
-            raise
-        finally:
-            self._handover.fetch = None
-        # What came in as the gate closed is dropped: its partitions start again at the committed offset.
-        return fetch.result() if self._handover.open and not fetch.cancelled() else {}
+            yield
+        except KafkaException as error:
+            raise self._explain(doing, error.args[0]) from error
+        except TimeoutError as error:
+            raise Retryable(f"{doing} at Kafka {self._cluster.address} took too long") from error
 
-    def _put_back(self, fetch: asyncio.Task[Any]) -> None:
-        """Our poll is cancelled, perhaps just as the fetch got records: the next poll shall return them."""
-        if not fetch.done():
-            fetch.cancel()
-        elif self._handover.open and not fetch.cancelled() and not fetch.exception():
-            for partition, records in fetch.result().items():
-                self._consumer.seek(partition, records[0].offset)
+    def _explain(self, doing: str, error: KafkaError) -> StreammonError:
+        what = f"{doing} at Kafka {self._cluster.address}: {error.str()}"
+        if error.code() in REFUSED:
+            return ConfigError(f"{what}; {self._cluster.needs(self._needs)}")
+        if error.fatal():
+            return Fatal(f"{what}; start the process anew")
+        return Retryable(what)
+
+
+def _answer(future: Future[T], call: Callable[[], T]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _runs(messages: Sequence[Any]) -> Iterator[tuple[tuple[str | None, int], Sequence[Any]]]:
+    """The messages in order, cut where the partition changes."""
+    places: list[Any] = list(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True))
+    start = 0
+    for place, same in groupby(places):
+        end = start + sum(1 for _ in same)
+        yield place, messages[start:end]
+        start = end
+
+
+def _converted(number: int, messages: Sequence[Any]) -> Iterator[KafkaRecord]:
+    """The messages of one partition as records: in C throughout, because every record of the log comes by here."""
+    fields = zip(
+        repeat(number),
+        map(Message.offset, messages),
+        map(itemgetter(1), map(Message.timestamp, messages)),
+        map(Message.key, messages),
+        map(Message.value, messages),
+        [tuple(headers) if headers else () for headers in map(Message.headers, messages)],
+        strict=False,
+    )
+    return map(partial(tuple.__new__, KafkaRecord), fields)
+
+
+def _options(cluster: Cluster, group: str, note: Callable[[KafkaError], None]) -> dict[str, Any]:
+    settings = cluster.settings
+    return {
+        "bootstrap.servers": cluster.address,
+        "client.id": settings.client_id,
+        "group.id": group,
+        "isolation.level": "read_committed",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "partition.assignment.strategy": "range",
+        "session.timeout.ms": ms(settings.session_timeout_s),
+        "heartbeat.interval.ms": ms(settings.heartbeat_s),
+        "max.poll.interval.ms": ms(max(MAX_POLL_S, settings.session_timeout_s)),
+        "enable.partition.eof": True,  # tells where a partition ends, past the markers of transactions
+        "fetch.wait.max.ms": FETCH_WAIT_MS,
+        "fetch.max.bytes": FETCH_BYTES,
+        "fetch.queue.backoff.ms": 10,  # how soon to look again after the queue was full; a second by default
+        "queued.max.messages.kbytes": QUEUE_KBYTES,
+        "queued.min.messages": QUEUE_RECORDS,
+        "reconnect.backoff.ms": RETRY_MS,
+        "reconnect.backoff.max.ms": 1000,
+        "error_cb": note,
+        **({"group.instance.id": settings.instance_id} if settings.instance_id else {}),
+        **librdkafka_options(settings),
+    }

@@ -18,7 +18,7 @@ from streammon.errors import Fatal
 async def started(cluster: Cluster, consumer: Any, doing: str) -> AsyncIterator[None]:
     """Start the consumer and run the body, all within CONNECT_S; a failure leaves nothing open."""
     try:
-        with cluster.errors(doing):
+        with cluster.errors(doing, needs="Read on the topics"):
             async with asyncio.timeout(CONNECT_S):
                 await consumer.start()
                 yield
@@ -52,7 +52,7 @@ async def getmany(cluster: Cluster, consumer: Any, wait_s: float, max_records: i
     """As aiokafka's, which would stay silent for ever after its fetching task had died."""
     if consumer._fetcher.error_future.done() or _is_dead(consumer._coordinator):
         raise Fatal(f"reading from Kafka {cluster.address} broke down inside aiokafka; start again")
-    with cluster.errors("reading"):
+    with cluster.errors("reading", needs="Read on the topic"):
         fetched: dict[Any, list[Record]] = await consumer.getmany(timeout_ms=ms(wait_s), max_records=max_records)
     return fetched
 
@@ -62,7 +62,9 @@ def _is_dead(coordinator: Any) -> bool:
     return task is not None and task.done()
 
 
-async def starts(consumer: Any, partitions: Sequence[Any], start: Start) -> Mapping[Any, int]:
+async def starts(cluster: Cluster, consumer: Any, partitions: Sequence[Any], start: Start) -> Mapping[Any, int]:
+    if isinstance(start, Mapping):
+        return {cluster.theirs(partition): offset for partition, offset in start.items()}
     if start == "earliest":
         beginnings: Mapping[Any, int] = await consumer.beginning_offsets(partitions)
         return beginnings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -36,8 +36,10 @@ class KafkaTransactor:
         self._inputs = [TopicPartition(topic, state.partition) for topic in inputs]
         self._key = str(state.partition).encode()
         self._spent = False
+        transactional_id = f"{self._group}-{state.topic}-{state.partition}"
+        self._id = f"transactional id {transactional_id}"
         self._producer = cluster.producer(
-            transactional_id=f"{self._group}-{state.topic}-{state.partition}",
+            transactional_id=transactional_id,
             transaction_timeout_ms=ms(cluster.settings.transaction_timeout_s),
         )
 
@@ -47,7 +49,7 @@ class KafkaTransactor:
     ) -> KafkaTransactor:
         """Starting the producer fences the earlier owner and ends the transaction it left open."""
         transactor = cls(cluster, catalog, group, state, inputs)
-        with cluster.errors("opening a transactor", as_owner=True):
+        with cluster.errors("opening a transactor", needs=f"Write on {transactor._id}", as_owner=True):
             async with asyncio.timeout(cluster.settings.delivery_timeout_s):
                 await start(transactor._producer)
         return transactor
@@ -58,7 +60,7 @@ class KafkaTransactor:
         consumer = self._cluster.consumer(self._group, spec.max_record_bytes)
         consumer.assign([state])
         try:
-            with self._cluster.errors("restoring"):
+            with self._cluster.errors("restoring", needs=self._needs("Read", [self._state.topic])):
                 async with asyncio.timeout(self._cluster.settings.delivery_timeout_s):
                     await consumer.start()
                     return Restored(await self._newest_snapshot(consumer, state), await self._committed(consumer))
@@ -74,13 +76,19 @@ class KafkaTransactor:
         records = [*outputs, state]
         await self._catalog.check(records)
         self._spent = True
-        with self._cluster.errors(f"writing a transaction of {self._state}", as_owner=True):
+        needs = f"{self._needs('Write', {record.topic for record in records})}, Write on {self._id}"
+        with self._cluster.errors(f"writing a transaction of {self._state}", needs=needs, as_owner=True):
             async with asyncio.timeout(self._cluster.settings.transaction_timeout_s):
                 await self._write(records, offsets)
         self._spent = False
 
     async def close(self) -> None:
         await discard(self._producer)
+
+    def _needs(self, operation: str, topics: Iterable[str]) -> str:
+        inputs = self._cluster.names(each.topic for each in self._inputs)
+        ours = f"{operation} on topic {self._cluster.names(topics)}"
+        return f"{ours}, Read on topic {inputs}, Read on group {self._group}"
 
     async def _write(self, records: Sequence[Outgoing], offsets: Mapping[TopicPartition, int]) -> None:
         """Awaits every record before the commit: aiokafka would commit without one that the broker refused."""
@@ -91,10 +99,17 @@ class KafkaTransactor:
                 theirs = {self._cluster.theirs(each): at for each, at in offsets.items()}
                 waiting.append(self._producer.send_offsets_to_transaction(theirs, self._group))
             await asyncio.gather(*waiting)
-        except kafka_errors.KafkaError:
+        except (kafka_errors.KafkaError, kafka_errors.IllegalOperation) as error:
+            failure = self._failure(error)
             await self._abort()
-            raise
+            raise failure from None
         await self._producer.commit_transaction()
+
+    def _failure(self, error: Exception) -> BaseException:
+        """What has ended the transaction: the records after it are only told that there is none, "illegal"."""
+        ended = self._producer._txn_manager.wait_for_transaction_end()
+        ended_by = ended.exception() if ended.done() else None
+        return ended_by if ended_by and isinstance(error, kafka_errors.IllegalOperation) else error
 
     async def _abort(self) -> None:
         """At once if possible; else the next owner ends the transaction, or its timeout does."""

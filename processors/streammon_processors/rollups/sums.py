@@ -1,0 +1,156 @@
+"""Sums of windows: everything in a window adds, and what does not is calculated anew from what does.
+
+Counts, sums and sketches are exact in any order. A `Gauge`'s ``last`` is that of the window that starts last, and of
+one window's parts that of the one that came first: a supplement does not say how late its events are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from streammon.results import DISTRIBUTIONS, OTHER, Completeness, Distribution, Exemplar, Gauge, Window
+from streammon.sketch import Accumulator
+from streammon_processors.aggregate import EXEMPLARS, MAX_GAUGES, QUANTILES
+
+LARGEST = sys.float_info.max
+
+
+class Sum:
+    """One series' windows, added up."""
+
+    def __init__(self, series: dict[str, str]) -> None:
+        self.series = series
+        self.count = 0
+        self._error_count: int | None = None
+        self._completeness = Completeness()
+        self._distributions: dict[str, _Values] = {}
+        self._gauges: dict[str, _Samples] = {}
+        self._exemplars: list[Exemplar] = []
+        self._costs: dict[str, float] = {}
+
+    def add(self, window: Window) -> None:
+        """Add a window of this series."""
+        self.count += window.count
+        if window.error_count is not None:
+            self._error_count = (self._error_count or 0) + window.error_count
+        self._add_completeness(window.completeness)
+        for name in DISTRIBUTIONS:
+            distribution: Distribution | None = getattr(window, name)
+            if distribution is not None and distribution.count > 0:
+                self._distributions.setdefault(name, _Values()).add(distribution)
+        for name, gauge in (window.gauges or {}).items():
+            self._gauge(name).add(gauge, gauge.count or max(1, window.count), window.start_unix_s)
+        if window.exemplars:
+            slowest = sorted([*self._exemplars, *window.exemplars], key=lambda exemplar: -exemplar.duration_s)
+            self._exemplars = slowest[:EXEMPLARS]  # of equals the earlier: sorting is stable
+        for currency, amount in (window.cost or {}).items():
+            self._costs[currency] = _finite(self._costs.get(currency, 0.0) + amount)
+
+    def _add_completeness(self, more: Completeness) -> None:
+        mine = self._completeness
+        mine.late += more.late
+        mine.duplicate += more.duplicate
+        mine.missing += more.missing
+        mine.rejected += more.rejected
+        mine.dropped += more.dropped
+        mine.watermark_unix_s = max(mine.watermark_unix_s, more.watermark_unix_s)
+
+    def _gauge(self, name: str) -> _Samples:
+        if name not in self._gauges and len(self._gauges) >= MAX_GAUGES:
+            name = OTHER
+        return self._gauges.setdefault(name, _Samples())
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a `Window` that follow from the events."""
+        fields: dict[str, Any] = {name: values.result() for name, values in self._distributions.items()}
+        fields["count"] = self.count
+        fields["completeness"] = self._completeness
+        if self._error_count is not None:
+            fields["error_count"] = self._error_count
+            fields["error_rate"] = self._error_count / self.count if self.count else 0.0
+        fields["gauges"] = {name: samples.result() for name, samples in sorted(self._gauges.items())} or None
+        fields["exemplars"] = self._exemplars or None
+        fields["cost"] = self._costs or None
+        return fields
+
+
+class Sums:
+    """Many series' windows. ``max_series`` are kept apart, first come first served; the rest is summed in ``other``."""
+
+    def __init__(self, max_series: int, other: dict[str, str]) -> None:
+        self._max_series = max_series
+        self._other = other
+        self._by_key: dict[bytes, Sum] = {}
+
+    def add(self, key: bytes, window: Window) -> None:
+        """Add a window of the series with this record key."""
+        found = self._by_key.get(key)
+        if found is None:
+            found = self._new(key, window.series)
+        found.add(window)
+
+    def _new(self, key: bytes, series: dict[str, str]) -> Sum:
+        if len(self._by_key) < self._max_series:
+            return self._by_key.setdefault(key, Sum(series))
+        return self._by_key.setdefault(OTHER.encode(), Sum(self._other))
+
+    def results(self) -> Iterator[Sum]:
+        """The sums, in the order of their record keys."""
+        for _, found in sorted(self._by_key.items()):
+            yield found
+
+
+class _Values:
+    """A distribution that grows."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum, self._min, self._max = 0.0, LARGEST, -LARGEST
+        self._sketch = Accumulator()
+
+    def add(self, more: Distribution) -> None:
+        self._count += more.count
+        self._sum = _finite(self._sum + more.sum)
+        self._min, self._max = min(self._min, more.min), max(self._max, more.max)
+        self._sketch.add(more.sketch, more.count)
+
+    def result(self) -> Distribution:
+        p50, p90, p99 = self._sketch.quantiles(QUANTILES, self._min, self._max)
+        return Distribution(
+            count=self._count,
+            sum=self._sum,
+            min=self._min,
+            max=self._max,
+            mean=min(max(self._sum / self._count, self._min), self._max),
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            sketch=self._sketch.sketch(),
+        )
+
+
+class _Samples:
+    """A gauge that grows."""
+
+    def __init__(self) -> None:
+        self._count, self._sum = 0, 0.0
+        self._min, self._max = LARGEST, -LARGEST
+        self._last, self._last_start = 0.0, -LARGEST
+
+    def add(self, more: Gauge, count: int, start_unix_s: float) -> None:
+        self._count += count
+        self._sum = _finite(self._sum + more.mean * count)
+        self._min, self._max = min(self._min, more.min), max(self._max, more.max)
+        if start_unix_s > self._last_start:
+            self._last, self._last_start = more.last, start_unix_s
+
+    def result(self) -> Gauge:
+        mean = self._sum / self._count
+        return Gauge(min=self._min, max=self._max, mean=mean, last=self._last, count=self._count)
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity: a sum beyond the largest float is given as the largest float."""
+    return min(max(value, -LARGEST), LARGEST)

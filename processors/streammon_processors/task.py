@@ -1,0 +1,115 @@
+"""What a processor is: a pure task, where it reads and writes, and the name under which it remembers.
+
+The runtime runs it, `streammon replay` repeats it, and `streammon_processors.contract` tests it.
+`docs/component-contract.md` shows how to write one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from streammon.broker import Outgoing, Record
+from streammon.topics import DAY_S, TopicSpec, state_topics
+
+
+class Task(Protocol):
+    """A pure, deterministic computation over the records of one partition number.
+
+    No clock, no I/O, no randomness: the same records in the same order give the same bytes out, however they are cut
+    into calls. `tests/contracts/test_task.py` holds every task to that.
+    """
+
+    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        """Take in the next records of one input topic; what is to be published because of them."""
+        ...
+
+    def snapshot(self) -> bytes:
+        """What `restore` needs, as of the last published output."""
+        ...
+
+    def restore(self, snapshot: bytes) -> None: ...
+
+    def offsets(self) -> Mapping[str, int]:
+        """By topic, the first record that has to be given again after `restore`."""
+        ...
+
+    @property
+    def waiting(self) -> Sequence[str]:
+        """The topics in which the passing of time alone would bring output; idle ones get tick records."""
+        ...
+
+    def watermarks(self) -> Mapping[str, float]:
+        """By topic, how far event time has come, Unix seconds; nothing is published before its time has passed.
+
+        Shown to people, and how a replay knows that a snapshot is old enough. Empty for a task without event time.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Output:
+    """A topic that a processor writes."""
+
+    topic: str
+    time_of: Callable[[bytes], float | None]
+    """The time a record's value is about, Unix seconds: what `streammon replay` means by a range. None for records
+    that are another processor's. See `time_field`."""
+    retention_s: float | None = 30 * DAY_S
+    """How long its records are kept. This and ``compact`` are for topics that are not in `streammon.topics`."""
+    compact: bool = False
+    """Whether the newest record of each key is kept instead, for ever."""
+
+    def spec(self, partitions: int) -> TopicSpec:
+        retention_s = None if self.compact else self.retention_s
+        return TopicSpec(self.topic, partitions, retention_s, self.compact, log_append_time=True)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A task, where it reads and writes, and under which name it remembers."""
+
+    name: str
+    inputs: tuple[str, ...]
+    task: Callable[[int], Task]
+    """Makes the task of one partition number."""
+    outputs: tuple[Output, ...] = ()
+    """Every topic it writes, but for the dead letters."""
+
+    @property
+    def group(self) -> str:
+        return self.name
+
+    def topics(self, partitions: int) -> list[TopicSpec]:
+        """The topics it needs beside its inputs."""
+        own = [each.spec(partitions) for each in self.outputs]
+        return [*own, *state_topics([self.name], partitions)]
+
+    def time_of(self, topic: str, value: bytes | None) -> float | None:
+        """The time that a record is about; None if it is not a result of this processor."""
+        times = (each.time_of(value) for each in self.outputs if each.topic == topic and value is not None)
+        return next((time for time in times if time is not None), None)
+
+
+def time_field(name: str, *, having: str = "", lacking: str = "") -> Callable[[bytes], float | None]:
+    """Reads the time of a record from a field of its JSON.
+
+    Where several processors write one topic, the field that their records are ``having`` or ``lacking`` tells whose a
+    record is.
+    """
+    marks = [(mark, Any, None) for mark in (having, lacking) if mark]
+    decoder = msgspec.json.Decoder(msgspec.defstruct("Record", [(name, float | None, None), *marks]))
+
+    def time_of(value: bytes) -> float | None:
+        try:
+            record: Any = decoder.decode(value)
+        except msgspec.DecodeError:
+            return None
+        ours = getattr(record, having, ...) is not None and getattr(record, lacking, None) is None
+        time: float | None = getattr(record, name) if ours else None
+        return time
+
+    return time_of
