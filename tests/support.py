@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import IO
+
+import pytest
 
 POLL_S = 0.02
 
@@ -38,6 +41,13 @@ async def eventually(
 
 async def _value(result: object | Awaitable[object]) -> object:
     return await result if inspect.isawaitable(result) else result
+
+
+def overlooked(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The failures that nobody has looked at, as asyncio reports them once their futures are garbage."""
+    gc.collect()
+    messages = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+    return [message for message in messages if "never retrieved" in message]
 
 
 def cli(*arguments: object, stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:

@@ -11,12 +11,13 @@ import prometheus_client
 import pytest
 
 from streammon import telemetry, topics, wire
+from streammon.broker.kafka import member
 from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
 from streammon.results import Completeness, Distribution, Window
 from streammon_agents import gateway, ndjson
-from streammon_processors import dedupe, revisions, rules, windows
+from streammon_processors import dedupe, revisions, rules, runtime, windows
 from streammon_processors.task import Task
 from streammon_sinks import delivery
 
@@ -182,6 +183,10 @@ QUOTED = [
     ("docs/operations.md", f"| events of a record | {wire.MAX_EVENTS:,} |"),
     ("docs/operations.md", f"`topics.partitions` ({_SETTINGS.topics.partitions})"),
     ("docs/operations.md", f"`kafka.session_timeout_s` ({_SETTINGS.kafka.session_timeout_s:g} s)"),
+    ("docs/operations.md", f"has not polled for {member.MAX_POLL_S:g} s is dropped"),
+    ("docs/operations.md", f"while more than {runtime.WAITING_BYTES // 1024**2} MiB of them wait"),
+    ("docs/component-contract.md", f"at most {runtime.BATCH_RECORDS:,} records at once"),
+    ("docs/component-contract.md", f"about {runtime.BATCH_BYTES // 1024**2} MiB of them"),
     ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),
     ("docs/operations.md", f"`sqlite.max_rows` ({_SETTINGS.sqlite.max_rows:,})"),
     ("docs/operations.md", f"`embedded.max_bytes` ({_SETTINGS.embedded.max_bytes // 1024**3} GiB)"),

@@ -24,7 +24,7 @@ from typing import Any
 from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
 from streammon.config import Settings
-from streammon.errors import Fatal, RecordTooLarge, Retryable
+from streammon.errors import ConfigError, Fatal, RecordTooLarge, Retryable
 from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
 from streammon.tick import tick
 from streammon.topics import state_topic
@@ -43,6 +43,8 @@ WAITING_BYTES = 8 * 1024 * 1024
 which has to end within its timeout. (Kafka takes some 10,000 windows of a kilobyte a second.)"""
 COMMIT_S = 1.0
 """A task that only moves on, without output, commits its position this often."""
+ROLLUPS_TICK_S = 5.0
+"""Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
 MEASURE_S = 1.0
 BACKOFF = Backoff(longest_s=5.0)
 REJOIN_S = 1.0
@@ -62,7 +64,14 @@ def rollups_processor(settings: Settings) -> Processor:
     asked = load_rules(settings.rules.files).asked
     RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
     outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
-    return Processor("rollups", ("windows",), lambda partition: RollupTask(partition, settings.windows, asked), outputs)
+    tick_s = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
+    return Processor(
+        "rollups",
+        ("windows",),
+        lambda partition: RollupTask(partition, settings.windows, asked),
+        outputs,
+        idle_tick_s=tick_s,
+    )
 
 
 def rules_processor(settings: Settings) -> Processor:
@@ -77,6 +86,7 @@ async def run_processor(broker: Broker, processor: Processor, settings: Settings
 
     Raises:
         Fatal: going on could lose or repeat work; start the process anew.
+        ConfigError: the state in the log is another version's; says what to do.
     """
     await _until_stopped(_memberships(broker, processor, settings, stop), stop)
 
@@ -148,6 +158,10 @@ class _Share:
         self.waiting_bytes += sum(len(output.value or b"") for output in outputs)
         self.last_record_at[topic] = time.monotonic()
         self.newest_s = batch[-1].timestamp / 1000
+        self.write()
+
+    def write(self) -> None:
+        """Start writing what is there to be written, unless that is under way."""
         if self.writing is None and self._is_due:
             self.writing = asyncio.create_task(self._write())
 
@@ -172,10 +186,11 @@ class _Share:
             self.committed, self.committed_at = offsets, time.monotonic()
 
     def written(self) -> None:
-        """Take note of writing that has ended; raises what it raised."""
+        """Take note of writing that has ended, and go on with what came since; raises what it raised."""
         if self.writing is not None and self.writing.done():
             writing, self.writing = self.writing, None
             writing.result()
+            self.write()
 
     async def close(self) -> None:
         """Let what is being written be written; what fails now is for the next owner to repeat."""
@@ -192,7 +207,7 @@ class _Runtime:
     def __init__(self, broker: Broker, processor: Processor, settings: Settings) -> None:
         self._broker = broker
         self._processor = processor
-        self._idle_s = settings.windows.idle_tick_s
+        self._idle_s = processor.idle_tick_s or settings.windows.idle_tick_s
         self._shares: dict[int, _Share] = {}
         self._failures = 0
         self._measured_at = 0.0
@@ -227,7 +242,7 @@ class _Runtime:
         try:
             snapshot, offsets = await transactor.restore()
             if snapshot is not None:
-                task.restore(snapshot)
+                _restore(task, snapshot, name, number)
         except BaseException:
             await transactor.close()
             raise
@@ -331,13 +346,26 @@ class _Runtime:
 
 def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
     """The records in order, cut where a batch is full."""
-    sizes = list(accumulate((len(record.value or b"") for record in records), initial=0))
+    sizes = list(accumulate([len(record.value or b"") for record in records], initial=0))
     start = 0
     while start < len(records):
         full = bisect_left(sizes, sizes[start] + BATCH_BYTES, start + 1)  # the first end at which there is enough
         end = min(full, start + BATCH_RECORDS, len(records))
         yield records[start:end]
         start = end
+
+
+def _restore(task: Task, snapshot: bytes, processor: str, number: int) -> None:
+    try:
+        task.restore(snapshot)
+    except Exception as error:  # whatever a task may make of it
+        topic = state_topic(processor)
+        raise ConfigError(
+            f"{processor} cannot read its snapshot of partition {number} in the topic {topic}: {error!r}; "
+            "another version wrote it: run that one; or have everything computed again from the log: stop all members, "
+            f"delete the topic {topic} and the group {processor} (topics.prefix before both), and start; "
+            "docs/operations.md, Upgrading, says what readers of the results then see"
+        ) from error
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:

@@ -78,6 +78,8 @@ class Processor:
     """Makes the task of one partition number."""
     outputs: tuple[Output, ...] = ()
     """Every topic it writes, but for the dead letters."""
+    idle_tick_s: float | None = None
+    """How long an input partition is idle before time passes in it by a tick record; `windows.idle_tick_s` if None."""
 
     @property
     def group(self) -> str:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.sqlite"
 PROCESSORS = ("windows", "rollups")
 """What `process` runs when it is not told what."""
-ROLLUPS_TICK_S = 5.0
-"""How often time passes for rollups in an idle partition of `windows`: several times in their patience of 10 s."""
 
 
 @asynccontextmanager
@@ -81,12 +79,6 @@ def with_rules(settings: Settings, files: list[Path] | None) -> Settings:
     return settings.model_copy(update={"rules": settings.rules.model_copy(update={"files": tuple(files)})})
 
 
-def with_slow_ticks(settings: Settings) -> Settings:
-    """The settings for rollups: an hour's window is open for an hour, and has no use for four ticks a second."""
-    slow = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
-    return settings.model_copy(update={"windows": settings.windows.model_copy(update={"idle_tick_s": slow})})
-
-
 @command(app)
 async def process(
     settings: Settings,
@@ -106,9 +98,8 @@ async def process(
 
     settings = with_rules(settings, rules)
     processors = [processor(name, settings) for name in names or PROCESSORS]
-    how = {"rollups": with_slow_ticks(settings)}
     async with opened(settings, stop, processors) as broker:
-        running = (run_processor(broker, each, how.get(each.name, settings), stop=stop) for each in processors)
+        running = (run_processor(broker, each, settings, stop=stop) for each in processors)
         await together(stop, *running)
 
 

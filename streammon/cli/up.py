@@ -14,7 +14,7 @@ from prometheus_client import Gauge
 
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
-from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules, with_slow_ticks
+from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
@@ -94,7 +94,7 @@ async def _run(
                 stop,
                 run_host_agent(broker, settings, stop=stop),
                 run_processor(broker, windows_processor(settings), settings, stop=stop),
-                run_processor(broker, rollups, with_slow_ticks(settings), stop=stop),
+                run_processor(broker, rollups, settings, stop=stop),
                 run_processor(broker, rules, settings, stop=stop),
                 deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
                 deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),

@@ -21,7 +21,7 @@ from streammon.broker.kafka.cluster import STOP_S
 from streammon.config import KafkaSettings, Settings, TopicSettings
 from streammon.errors import ConfigError, Fenced, RecordTooLarge, Retryable
 from streammon.topics import TopicSpec
-from tests.support import eventually
+from tests.support import eventually, overlooked
 
 pytestmark = pytest.mark.kafka
 
@@ -445,6 +445,24 @@ async def test_transaction_of_a_fenced_owner_raises_fenced(broker: KafkaBroker) 
     assert await all_of(broker, OUT) == [1]
     await old.close()
     await new.close()
+
+
+MANY = [Outgoing(OUT, b"key", b"7" * 20_000, partition=number % 4) for number in range(200)]
+"""More than one request takes: some are refused while others are still handed over."""
+
+
+async def test_a_fenced_transaction_leaves_no_failure_for_asyncio_to_report(
+    broker: KafkaBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = await broker.transactor("group", STATE, 0, [IN])
+    await old.transact([], b"one", {TopicPartition(IN, 0): 1})
+    new = await broker.transactor("group", STATE, 0, [IN])
+    with pytest.raises(Fenced):
+        await old.transact(MANY, b"zombie", {TopicPartition(IN, 0): 666})
+    await old.close()
+    await new.close()
+    del old
+    assert overlooked(caplog) == []
 
 
 async def test_too_large_output_writes_nothing_and_the_transactor_goes_on(broker: KafkaBroker) -> None:

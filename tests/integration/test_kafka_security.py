@@ -33,7 +33,7 @@ from streammon.topics import TopicSpec, topic_specs
 from streammon_sinks.sqlite import ResultStore
 from tests.certificates import Authority
 from tests.secured_kafka import ADMIN, PLAIN_PASSWORD, SecuredKafka, password_of, secured_kafka, unsecured_token
-from tests.support import wait_until
+from tests.support import overlooked, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -371,7 +371,7 @@ DENIED: dict[str, tuple[Work, list[Acl], Acl, str]] = {
 
 @pytest.mark.parametrize("name", DENIED)
 async def test_a_missing_permission_is_named_and_granting_it_helps(
-    name: str, secured: SecuredKafka, unique: str
+    name: str, secured: SecuredKafka, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     work, others, missing, expected = DENIED[name]
     async with connected(settings_for(secured, unique, secured.kafka(ADMIN))) as broker:
@@ -384,6 +384,8 @@ async def test_a_missing_permission_is_named_and_granting_it_helps(
         with pytest.raises(ConfigError, match=expected.format(*[re.escape(f"{unique}.")] * 2)) as error:
             await work(broker)
     assert "'somebody'" in str(error.value)
+    del error  # it holds what was under way
+    assert overlooked(caplog) == []
     secured.permit("somebody", with_prefix(unique, [*granted, missing]))
     async with connected(settings_for(secured, unique, secured.kafka("somebody"))) as broker:
         await work(broker)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from streammon.broker import Headers, Outgoing
-from streammon.errors import ConfigError, Fatal
+from streammon.errors import ConfigError
 from streammon.results import Alert, Completeness, Distribution, Gauge, Window
 from streammon.sketch import Sketch
 from streammon.tick import TICK
@@ -436,11 +436,6 @@ def test_window_too_large_for_evidence_is_left_out_and_the_alert_says_so() -> No
     gauges = {f"gauge {number:04}": Gauge(min=0, max=0, mean=0, last=0) for number in range(3000)}
     (alert,) = run(task(changed(for_s=0.0)), window(0, 0.5, gauges=gauges))
     assert alert.evidence == {"note": "window_too_large"}
-
-
-def test_snapshot_of_another_version_stops_the_task() -> None:
-    with pytest.raises(Fatal, match="rules task"):
-        task().restore(b'{"episodes":7}')
 
 
 @pytest.mark.parametrize(

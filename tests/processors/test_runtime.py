@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -14,12 +15,13 @@ import pytest
 from streammon import wire
 from streammon.broker import Broker, Outgoing, Record, Restored, Transactor, connect
 from streammon.config import Settings
-from streammon.errors import Fatal, Fenced, RecordTooLarge, Retryable
+from streammon.errors import ConfigError, Fatal, Fenced, RecordTooLarge, Retryable
 from streammon.events import EventType
 from streammon.telemetry import CONSUMER_LAG
 from streammon.tick import TICK
 from streammon.topics import topic_specs
 from streammon.wire import Density
+from streammon_processors.registry import processor
 from streammon_processors.runtime import BACKOFF, run_processor, windows_processor
 from streammon_processors.task import Processor, Task
 from tests.support import eventually
@@ -33,7 +35,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 async def broker(settings: Settings) -> AsyncIterator[Broker]:
     broker = await connect(settings)
-    await broker.create_topics(topic_specs(partitions=2, processors=["windows", "rules", "echo"]))
+    await broker.create_topics(topic_specs(partitions=2, processors=["windows", "rollups", "rules", "echo"]))
     yield broker
     await broker.close()
 
@@ -89,6 +91,21 @@ async def test_a_partition_that_falls_idle_is_closed_by_a_tick_record_in_the_log
 
     await running(broker, windows_processor(settings), settings, counted, "both events in a window")
     assert json.loads(TICK) in await contents(broker, "inference")
+
+
+async def test_a_processor_says_itself_how_long_a_partition_is_idle(broker: Broker, settings: Settings) -> None:
+    now = time.time()
+    await broker.append(events([now]))
+    looked = 0
+
+    async def a_while() -> bool:
+        nonlocal looked
+        looked += 1
+        return looked > 40
+
+    patient = dataclasses.replace(windows_processor(settings), idle_tick_s=60.0)
+    await running(broker, patient, settings, a_while, "some looks")
+    assert json.loads(TICK) not in await contents(broker, "inference")
 
 
 async def test_an_idle_partition_without_open_windows_gets_no_ticks(broker: Broker, settings: Settings) -> None:
@@ -249,6 +266,20 @@ async def test_going_on_would_be_wrong_so_the_process_stops(
     assert await contents(broker, "windows") == []
 
 
+@pytest.mark.parametrize("name", ["windows", "rollups", "rules"])
+async def test_a_snapshot_of_another_version_is_named_with_what_to_do(
+    name: str, broker: Broker, settings: Settings
+) -> None:
+    earlier = await broker.transactor(name, f"state.{name}", 1, ["windows"])
+    await earlier.transact([], b'["of", "old"]', {})
+    await earlier.close()
+    run = run_processor(broker, processor(name, settings), settings, stop=asyncio.Event())
+    with pytest.raises(
+        ConfigError, match=rf"partition 1 in the topic state\.{name}: ValidationError.*the group {name}"
+    ):
+        await asyncio.wait_for(run, 10)
+
+
 class Opening:
     """A broker that fails to open the transactor of partition 1, then to restore it; counts those that are open."""
 
@@ -366,6 +397,32 @@ async def test_records_with_many_events_are_committed_a_few_at_a_time(
     assert len(sizes) > 4
     assert max(sizes) < 1000 + 150
     assert await contents(broker, "windows") == await contents(broker, "inference")
+
+
+async def test_what_a_task_puts_out_just_as_writing_ends_is_written_too(broker: Broker, settings: Settings) -> None:
+    """In one poll: the transaction of the first batch ends while the last is processed, and no record comes after."""
+    written: list[bytes | None] = []
+
+    class Quick:
+        async def restore(self) -> Restored:
+            return Restored(None, {})
+
+        async def transact(self, outputs: Sequence[Outgoing], snapshot: bytes, offsets: Mapping[Any, int]) -> None:
+            written.extend(output.value for output in outputs if output.topic == "windows")
+
+        async def close(self) -> None: ...
+
+    async def quick(*_: Any) -> Quick:
+        return Quick()
+
+    broker.transactor = quick  # type: ignore[method-assign, assignment]  # nothing else of the broker matters here
+    records = events([float(number) for number in range(9000)])
+    await broker.append([record._replace(partition=0) for record in records])
+
+    async def all_written() -> bool:
+        return len(written) == 9000
+
+    await running(broker, Processor("echo", ("inference",), echo), settings, all_written, "everything written")
 
 
 def test_pauses_grow_to_the_longest_and_an_outage_of_days_is_no_overflow() -> None:

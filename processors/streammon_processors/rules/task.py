@@ -12,7 +12,7 @@ from prometheus_client import Counter
 
 from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter
-from streammon.errors import Fatal, Reason, Rejected
+from streammon.errors import Reason, Rejected
 from streammon.events import SCHEMA
 from streammon.results import Alert, Kind
 from streammon.tick import TICK
@@ -122,11 +122,8 @@ class RulesTask:
         return msgspec.json.encode(_Snapshot(self._next_offset, newest_start, episodes))
 
     def restore(self, snapshot: bytes) -> None:
-        """Go on from a `snapshot`, also with other rules than it was taken with. Raises Fatal."""
-        try:
-            state = msgspec.json.decode(snapshot, type=_Snapshot)
-        except msgspec.DecodeError as error:
-            raise Fatal(f"the snapshot of the rules task is not one of this version: {error}") from error
+        """Go on from a `snapshot`, also with other rules than it was taken with."""
+        state = msgspec.json.decode(snapshot, type=_Snapshot)
         known = [episode for episode in state.episodes if self._still_decides(episode)]
         self._next_offset, self._newest_start = state.next_offset, state.newest_start_unix_s
         self._episodes = {_key(episode): episode for episode in known}

@@ -318,7 +318,7 @@ def _runs(messages: Sequence[Any]) -> Iterator[tuple[tuple[str | None, int], Seq
     places: list[Any] = list(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True))
     start = 0
     for place, same in groupby(places):
-        end = start + sum(1 for _ in same)
+        end = start + len(list(same))
         yield place, messages[start:end]
         start = end
 

@@ -94,7 +94,7 @@ class KafkaTransactor:
         """Awaits every record before the commit: aiokafka would commit without one that the broker refused."""
         await self._producer.begin_transaction()
         try:
-            waiting: list[Any] = [await send(self._cluster, self._producer, record) for record in records]
+            waiting: list[Any] = [await self._send(record) for record in records]
             if offsets:
                 theirs = {self._cluster.theirs(each): at for each, at in offsets.items()}
                 waiting.append(self._producer.send_offsets_to_transaction(theirs, self._group))
@@ -104,6 +104,11 @@ class KafkaTransactor:
             await self._abort()
             raise failure from None
         await self._producer.commit_transaction()
+
+    async def _send(self, record: Outgoing) -> asyncio.Future[Any]:
+        sent = await send(self._cluster, self._producer, record)
+        sent.add_done_callback(_look_at)
+        return sent
 
     def _failure(self, error: Exception) -> BaseException:
         """What has ended the transaction: the records after it are only told that there is none, "illegal"."""
@@ -135,6 +140,12 @@ class KafkaTransactor:
     async def _committed(self, consumer: Any) -> dict[TopicPartition, int]:
         committed = {each: await consumer.committed(self._cluster.theirs(each)) for each in self._inputs}
         return {each: offset for each, offset in committed.items() if offset is not None}
+
+
+def _look_at(ended: asyncio.Future[Any]) -> None:
+    """The first failure is the one to raise; asyncio would report those of the records after it as overlooked."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 async def _read(consumer: Any, partition: Any, start: int, end: int) -> list[Record]:
