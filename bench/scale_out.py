@@ -35,8 +35,8 @@ from streammon.wire import Density
 
 PARTITIONS = 8
 BACKLOG = 60_000  # events a partition
-STEADY_S = 14.0
-RATE = 40  # batches a second and partition
+WARM_UP_S, STEADY_S = 3.0, 14.0
+RATE = 80  # batches a second and partition
 BATCH = 50
 PROGRAM = "from streammon.cli import main; main()"
 
@@ -173,11 +173,11 @@ async def close_to_visible(kafka: servers.Server, directory: Path) -> None:
     with processes(1, settings, directory) as [process]:
         while not delays:
             note([record for records in (await reader.poll(0.02)).values() for record in records])
-        await asyncio.sleep(2)
-        delays.clear()
-        began, used = time.monotonic(), cpu_s(process)
-        while time.monotonic() < began + STEADY_S:
-            note([record for records in (await reader.poll(0.02)).values() for record in records])
+        for seconds in (WARM_UP_S, STEADY_S):
+            delays.clear()
+            began, used = time.monotonic(), cpu_s(process)
+            while time.monotonic() < began + seconds:
+                note([record for records in (await reader.poll(0.02)).values() for record in records])
         load = (cpu_s(process) - used) / STEADY_S
     stop.set()
     await feeding

@@ -139,7 +139,7 @@ class Chunk:
         foreign = {i: schema for i in unusual if (schema := _foreign_schema(records[i])) is not None}
         at = 0
         while at < len(records) and self._size < enough:
-            rows = codec.events(values[at : next((i for i in foreign if i >= at), None)])
+            rows = codec.events(values, at, next((i for i in foreign if i >= at), len(records)))
             if len(rows):
                 self._add(rows, records[at : at + len(rows)], 0)
                 at += len(rows)

@@ -186,11 +186,10 @@ class _Share:
             self.committed, self.committed_at = offsets, time.monotonic()
 
     def written(self) -> None:
-        """Take note of writing that has ended, and go on with what came since; raises what it raised."""
+        """Take note of writing that has ended; raises what it raised."""
         if self.writing is not None and self.writing.done():
             writing, self.writing = self.writing, None
             writing.result()
-            self.write()
 
     async def close(self) -> None:
         """Let what is being written be written; what fails now is for the next owner to repeat."""
@@ -286,6 +285,7 @@ class _Runtime:
             self._log.warning("transaction failed, restoring from the log", partition=share.number, error=str(error))
             await self._reopen(share)
         else:
+            share.write()  # what came just as writing ended, and a position that is due
             self._pause(share, share.waiting_bytes > WAITING_BYTES)
 
     def _pause(self, share: _Share, paused: bool) -> None:
@@ -302,11 +302,11 @@ class _Runtime:
         await share.close()
         try:
             await self._open(number)
+            for topic in self._processor.inputs:
+                if topic not in self._shares[number].committed:
+                    self.member.seek(TopicPartition(topic, number), 0)
         except Retryable as error:
             raise _NotRestored(f"partition {number} could not be restored: {error}") from error
-        for topic in self._processor.inputs:
-            if topic not in self._shares[number].committed:
-                self.member.seek(TopicPartition(topic, number), 0)
 
     async def _write_ticks(self, polled: Polled) -> None:
         """Let time pass in partitions whose task waits for it, and that have nothing left to read."""
@@ -321,7 +321,7 @@ class _Runtime:
         if not idle:
             return
         lag = await self.member.lag()
-        ticks = [tick(*partition) for partition in idle if not lag.get(partition)]
+        ticks = [tick(*partition) for partition in idle if lag.get(partition, 1) == 0]
         if ticks:
             await self._broker.append(ticks)
 

@@ -54,17 +54,6 @@ def _check_utf8(value: bytes) -> None:
         raise Rejected(Reason.INVALID_UNICODE, str(error)) from None
 
 
-def _plain(events: Sequence[Event], values: Sequence[bytes]) -> int:
-    """How many of the first events are of our schema, came without identity and in valid UTF-8."""
-    schemas, numbers = [event.schema for event in events], [event.seq for event in events]
-    if schemas.count(SCHEMA) == numbers.count(None) == len(events) and all(map(_is_utf8, values)):
-        return len(events)  # nearly always
-    for index, (schema, seq, value) in enumerate(zip(schemas, numbers, values, strict=True)):
-        if schema != SCHEMA or seq is not None or not _is_utf8(value):
-            return index
-    return len(events)
-
-
 def _is_utf8(value: bytes) -> bool:
     if value.isascii():
         return True
@@ -122,18 +111,19 @@ class Codec:
         """The fast path, see `well_formed`."""
         return well_formed(self._one, value)
 
-    def events(self, values: Sequence[bytes]) -> ObjectRows:
-        """The fast path of many records: the rows of those at the beginning that are one event each, and no batch.
+    def events(self, values: Sequence[bytes], start: int, end: int) -> ObjectRows:
+        """The fast path of many records: the rows of those from ``start`` on that are one event each, and no batch.
 
         It stops before the first that needs a closer look: another density, an identity, or something wrong.
         """
         rows = ObjectRows()
-        for start in range(0, len(values), BLOCK):
-            block = values[start : start + BLOCK]
+        while start < end:
+            block = values[start : min(start + BLOCK, end)]
             if events := self._plain_events(block):
                 rows.add(events)
             if len(events) < len(block):
                 break
+            start += len(block)
         return rows
 
     def _plain_events(self, values: Sequence[bytes]) -> list[Event]:
@@ -141,10 +131,14 @@ class Codec:
         decode, add = self._one.decode, events.append
         try:
             for value in values:
-                add(decode(value))
+                event = decode(value)
+                if event.schema != SCHEMA or event.seq is not None:
+                    break
+                add(event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            values = values[: len(events)]
-        return events[: _plain(events, values)]
+            pass  # the closer look says what is wrong
+        wrong = (index for index, value in enumerate(values[: len(events)]) if not _is_utf8(value))
+        return events[: next(wrong, len(events))]
 
     def batches(self, value: bytes) -> list[Batch]:
         """The closer look: any density, with the reason when it is none. Raises Rejected."""

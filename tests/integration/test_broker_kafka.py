@@ -19,7 +19,7 @@ from streammon.broker import Member, Outgoing, Polled, Reader, TopicPartition
 from streammon.broker.kafka import KafkaBroker
 from streammon.broker.kafka.cluster import STOP_S
 from streammon.config import KafkaSettings, Settings, TopicSettings
-from streammon.errors import ConfigError, Fenced, RecordTooLarge, Retryable
+from streammon.errors import ConfigError, Fatal, Fenced, RecordTooLarge, Retryable
 from streammon.topics import TopicSpec
 from tests.support import eventually, overlooked
 
@@ -349,6 +349,21 @@ async def test_slow_assign_does_not_cost_the_membership(broker: KafkaBroker) -> 
     await member.commit({TopicPartition(IN, 0): 1})
     assert calls == ["assign"]
     await member.close()
+
+
+async def test_a_static_member_whose_name_is_taken_says_so_and_ends(settings: Settings, broker: KafkaBroker) -> None:
+    """For good: librdkafka would return nothing from then on, and nobody would serve the group."""
+    named = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"instance_id": "one"})})
+    async with connected(named) as first, connected(named) as second:
+        a = await Watched("a", []).join(first)
+        await poll_until(lambda: a.owned, a)
+        b = await Watched("b", []).join(second)
+        polling = asyncio.create_task(poll_until(lambda: b.owned, b))
+        with pytest.raises(Fatal, match=r"kafka\.instance_id"):
+            await poll_until(lambda: False, a)
+        await polling
+        await a.member.close()
+        await b.member.close()
 
 
 async def test_cancelled_poll_loses_no_record(broker: KafkaBroker) -> None:

@@ -120,7 +120,11 @@ class KafkaMember:
     async def _fetched(self, wait_s: float, max_records: int) -> list[Message]:
         if self._fetch is None:
             self._fetch = self._loop.run_in_executor(self._threads, self._consume, wait_s, max_records)
-        messages = await asyncio.shield(self._fetch)
+        try:
+            messages = await asyncio.shield(self._fetch)
+        except Exception:  # not our cancellation, after which the next poll goes on waiting
+            self._fetch = None
+            raise
         self._fetch = None
         return messages
 
@@ -142,10 +146,11 @@ class KafkaMember:
 
     def _take(self, wait_s: float, max_records: int) -> list[Message]:
         """`consume` alone would wait for all of ``max_records``."""
-        first = self._consumer.poll(wait_s)
-        if first is None:
-            return []
-        return [first, *self._consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
+        with self._errors("reading"):
+            first = self._consumer.poll(wait_s)
+            if first is None:
+                return []
+            return [first, *self._consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
 
     def _records(self, messages: Sequence[Message]) -> Polled:
         polled: dict[TopicPartition, list[KafkaRecord]] = {}
@@ -166,7 +171,7 @@ class KafkaMember:
         if error.code() == KafkaError._PARTITION_EOF and partition is not None:
             self._positions[partition] = offset or 0  # this far also past the markers of transactions
         elif error.code() not in PASSING:
-            self._failure = self._explain("reading", error)
+            self._fail(self._explain("reading", error))
 
     # --- rebalances: called by librdkafka in the thread that fetches ------------------------------------------------
 
@@ -196,7 +201,8 @@ class KafkaMember:
         while (request := requests.get()) is not None:
             request()
         self._requests = None
-        self._failure = running.exception() or self._failure
+        if not running.cancelled():
+            self._fail(running.exception())
 
     async def _assign(self, arrived: list[TopicPartition]) -> None:
         self._due, self._paused = arrived, set()
@@ -285,8 +291,13 @@ class KafkaMember:
 
     def _note(self, error: KafkaError) -> None:
         """What librdkafka tells beside the messages; most of it passes."""
-        if error.fatal() or error.code() in REFUSED:
-            self._failure = self._explain("reading", error)
+        if error.code() in REFUSED or _is_fatal(error):
+            self._fail(self._explain("reading", error))
+
+    def _fail(self, error: BaseException | None) -> None:
+        """For the next poll to raise. Nothing takes the place of what ends the process."""
+        if error is not None and not isinstance(self._failure, Fatal):
+            self._failure = error
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -301,9 +312,16 @@ class KafkaMember:
         what = f"{doing} at Kafka {self._cluster.address}: {error.str()}"
         if error.code() in REFUSED:
             return ConfigError(f"{what}; {self._cluster.needs(self._needs)}")
-        if error.fatal():
+        if error.code() == KafkaError.FENCED_INSTANCE_ID or (self._cluster.settings.instance_id and _is_fatal(error)):
+            return Fatal(f"{what}; another process has the same kafka.instance_id: give each its own")
+        if _is_fatal(error):
             return Fatal(f"{what}; start the process anew")
         return Retryable(what)
+
+
+def _is_fatal(error: KafkaError) -> bool:
+    """The second time librdkafka tells of it, in a message, the error no longer says so itself."""
+    return error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 
 
 def _answer(future: Future[T], call: Callable[[], T]) -> None:
