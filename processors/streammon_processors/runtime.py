@@ -5,6 +5,9 @@ runtime opens a transactor (which fences an earlier owner), restores the task fr
 input to where the task needs it, and then, again and again: fetches, calls `Task.process`, and writes outputs,
 snapshot and input position in one transaction.
 
+Writing goes on beside the task, one transaction at a time for each partition: who is behind writes seldom and much. A
+partition whose writing is slow is paused; the others, and the membership, know nothing of it.
+
 When a transaction fails and its outcome is unknown, the task is thrown away and restored from what the log says.
 When even that fails, all tasks are, and the group is joined anew: a partition is never left out quietly.
 When a transactor is fenced, the process stops: going on would repeat somebody else's work.
