@@ -91,7 +91,8 @@ class Storm:
         for _ in range(self.times):
             member = stage.join()
             await asyncio.sleep(self.every_s)
-            await stage.leave(member)
+            status = await stage.leave(member)
+            assert status == 0, f"exit status {status} of a member that was asked to leave"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 Window = dict[str, Any]
 
 
-def stored(log: list[Sent], topic: str) -> list[Stored]:
+def stored(log: Sequence[Sent], topic: str) -> list[Stored]:
     """One topic's log as Kafka would hold it, and a tick after a while that closes every window."""
     mine = [(each.where.partition, each.value) for each in log if each.where.topic == topic]
     records = [Stored(partition, offset, value) for offset, (partition, value) in enumerate(mine)]

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from streammon import wire
@@ -166,7 +167,8 @@ def _sum(window: Mapping[str, Any]) -> float:
 # --- making the log -----------------------------------------------------------------------------------------------
 
 
-def log_of(seed: int, events: int, partitions: int) -> list[Sent]:
+@lru_cache(maxsize=1)  # most scenarios of a run share a seed
+def log_of(seed: int, events: int, partitions: int) -> Sequence[Sent]:
     """About ``events`` events, one in eight of them of the topic ``resources``, partitions taking turns."""
     sources = [
         _Source(random.Random(f"{seed} {topic} {number}"), TopicPartition(topic, number))

@@ -18,6 +18,8 @@ from streammon import servers
 from streammon.broker import Member, Outgoing, Polled, Reader, TopicPartition
 from streammon.broker.kafka import KafkaBroker
 from streammon.broker.kafka.cluster import STOP_S
+from streammon.broker.kafka.member import KafkaMember
+from streammon.broker.kafka.messages import Run
 from streammon.config import KafkaSettings, Settings, TopicSettings
 from streammon.errors import ConfigError, Fatal, Fenced, RecordTooLarge, Retryable
 from streammon.topics import TopicSpec
@@ -270,6 +272,31 @@ async def test_member_has_the_same_partition_numbers_of_all_its_topics(broker: K
         await each.member.close()
     await poll_until(lambda: set(last.owned) == every, last)
     await last.member.close()
+
+
+async def test_what_was_fetched_under_the_assignment_before_is_dropped_and_fetched_again(
+    broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka may return records and, in the same call, have changed the assignment."""
+    await broker.append(numbered(IN, range(100)))
+    watched = await Watched("a", []).join(broker)
+    member = watched.member
+    assert isinstance(member, KafkaMember)
+    take, dropped = member._take, 0
+
+    def interrupted(wait_s: float, max_records: int) -> list[Run]:
+        nonlocal dropped
+        found = take(wait_s, 40)
+        if not dropped and found:
+            dropped = sum(len(run.records) for run in found)
+            member._rebalanced = True
+        return found
+
+    monkeypatch.setattr(member, "_take", interrupted)
+    await poll_until(lambda: len(watched.values) >= 100, watched)
+    assert dropped > 0
+    assert watched.values == list(range(100))
+    await member.close()
 
 
 async def test_partition_moves_only_after_its_owner_has_let_go(broker: KafkaBroker) -> None:
@@ -550,7 +577,7 @@ async def test_everything_goes_on_after_the_broker_was_killed(killable: servers.
         assert len(await appending) == 10
         await poll_until(lambda: len(member.values) >= 20, member, deadline_s=40)
         assert sorted(set(member.values)) == list(range(20))
-        await eventually(lambda: commits(member.member, {TopicPartition(IN, 0): 20}), 20, "a commit")
+        await eventually(lambda: commits(member, {TopicPartition(IN, 0): 20}), 40, "a commit")
         await transactor.transact(numbered(OUT, [2]), b"two", {TopicPartition(IN, 0): 20})
         assert await all_of(broker, OUT) == [1, 2]
         assert await all_of(broker, IN) == list(range(20))
@@ -559,9 +586,11 @@ async def test_everything_goes_on_after_the_broker_was_killed(killable: servers.
         await member.member.close()
 
 
-async def commits(member: Member, offsets: dict[TopicPartition, int]) -> bool:
+async def commits(member: Watched, offsets: dict[TopicPartition, int]) -> bool:
+    """It polls, too: whom the broker has forgotten joins again in a poll, and cannot commit before."""
+    await member.poll()
     try:
-        await member.commit(offsets)
+        await member.member.commit(offsets)
     except Retryable:
         return False
     return True

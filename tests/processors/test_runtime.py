@@ -248,6 +248,66 @@ async def test_what_was_fetched_before_a_task_was_restored_is_not_given_to_it_tw
     assert not failing.failures
 
 
+class Slow:
+    """A broker that writes nothing of partition 0 until it is let."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.let = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def transactor(self, group: str, topic: str, partition: int, inputs: Sequence[str]) -> Transactor:
+        real = await self._broker.transactor(group, topic, partition, inputs)
+        transact = real.transact
+
+        async def slow(*written: Any) -> None:
+            await self.let.wait()
+            await transact(*written)
+
+        if partition == 0:
+            setattr(real, "transact", slow)  # noqa: B010 - the one call that is slow
+        return real
+
+
+async def test_a_partition_that_is_written_slowly_is_not_read_on_and_the_others_are(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streammon_processors.runtime.WAITING_BYTES", 1000)
+    monkeypatch.setattr("streammon_processors.runtime.POLL_RECORDS", 10)
+    records = [Outgoing("inference", None, b"%010d" % number, (), number % 2) for number in range(1000)]
+    await broker.append(records)
+    slow = Slow(broker)
+    tasks: dict[int, Echo] = {}
+
+    def remembered(partition: int) -> Task:
+        return tasks.setdefault(partition, Echo(partition))
+
+    async def written(partition: int) -> list[Any]:
+        reader = await broker.reader(["windows"])
+        try:
+            found, ends = [], await reader.ends()
+            while any(reader.positions().get(each, 0) < end for each, end in ends.items()):
+                polled = await reader.poll(0)
+                found += [r.value for each, some in polled.items() if each.partition == partition for r in some]
+            return found
+        finally:
+            await reader.close()
+
+    async def as_it_should_be() -> bool:
+        if not slow.let.is_set() and len(await written(1)) == 500:
+            read = tasks[0].offsets()["inference"]
+            assert 100 < read <= 120, "10 bytes a record: a thousand, and what one more poll brings"
+            assert await written(0) == []
+            slow.let.set()
+        return slow.let.is_set() and len(await written(0)) == 500
+
+    await running(slow, Processor("echo", ("inference",), remembered), settings, as_it_should_be, "all repeated")
+    for partition in (0, 1):
+        assert await written(partition) == [record.value for record in records if record.partition == partition]
+
+
 @pytest.mark.parametrize(
     ("error", "raised"),
     [(Fenced("somebody else owns it"), Fenced), (RecordTooLarge("2 MB"), Fatal)],
