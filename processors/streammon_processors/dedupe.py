@@ -1,9 +1,12 @@
 """Which batches were counted before, and which never came: by agent, boot and sequence number.
 
 ``seq`` counts the batches of one (agent, boot) in this partition, from 0, without gaps. A number seen before is a
-duplicate; a jump leaves a gap, whose batches are *missing* until they turn up. Memory is bounded three ways: streams
-silent for a day of broker time are forgotten, so is the longest silent one beyond `MAX_STREAMS`, and a stream
-remembers at most `MAX_GAPS` gaps (a batch from a forgotten gap is taken for a duplicate, and counted as one).
+duplicate; a jump leaves a gap, whose batches are *missing* until they turn up.
+
+Memory is bounded, because all of it is in every snapshot. Streams silent for a day of broker time are forgotten, and
+the longest silent one beyond `MAX_STREAMS`. A stream remembers at most `MAX_GAPS` gaps, all of them together
+`MAX_GAPS_TOGETHER`: beyond that the longest silent stream that has gaps forgets its oldest. A batch from a forgotten
+gap is taken for a duplicate, and counted as one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from msgspec import Struct
 from streammon.wire import Identity
 
 MAX_STREAMS = 4096
-MAX_GAPS = 32
+MAX_GAPS, MAX_GAPS_TOGETHER = 32, 512
+"""Of one stream, and of all: a gap takes up to 42 bytes, and the snapshot of two topics has to fit into a record."""
 FORGET_AFTER_MS = 24 * 3_600_000
 
 
@@ -59,25 +63,52 @@ class Dedupe:
     """The streams of one partition."""
 
     def __init__(self, streams: Iterable[Stream] = ()) -> None:
-        self._streams = {stream.name: stream for stream in streams}  # longest silent first
+        self._streams: dict[str, Stream] = {}  # longest silent first
+        self._with_gaps: dict[str, Stream] = {}  # those of them that have gaps, likewise
+        self._gaps = 0
+        for stream in streams:
+            self._remember(stream)
 
     def judge(self, identity: Identity, now_ms: int) -> Verdict:
         """Whether this batch was seen before; ``now_ms``: the broker's time of its record."""
         self._forget_silent(now_ms)
-        name = blake2b(f"{identity.agent}\0{identity.boot}".encode(), digest_size=12).hexdigest()
-        stream = self._streams.pop(name, None) or Stream(name, now_ms)
+        name = blake2b(f"{identity.agent}\0{identity.boot}".encode(), digest_size=8).hexdigest()
+        stream = self._forget(name) or Stream(name, now_ms)
         if len(self._streams) >= MAX_STREAMS:
-            del self._streams[next(iter(self._streams))]
+            self._forget(next(iter(self._streams)))
         stream.last_ms = now_ms
-        self._streams[name] = stream
-        return stream.judge(identity.seq)
+        verdict = stream.judge(identity.seq)
+        self._remember(stream)
+        return verdict
 
     def _forget_silent(self, now_ms: int) -> None:
         while self._streams:
             oldest = next(iter(self._streams.values()))
             if now_ms - oldest.last_ms <= FORGET_AFTER_MS:
                 return
-            del self._streams[oldest.name]
+            self._forget(oldest.name)
+
+    def _forget(self, name: str) -> Stream | None:
+        stream = self._streams.pop(name, None)
+        if stream is not None and stream.gaps:
+            del self._with_gaps[name]
+            self._gaps -= len(stream.gaps)
+        return stream
+
+    def _remember(self, stream: Stream) -> None:
+        self._streams[stream.name] = stream
+        if stream.gaps:
+            self._with_gaps[stream.name] = stream
+            self._gaps += len(stream.gaps)
+            self._forget_gaps()
+
+    def _forget_gaps(self) -> None:
+        while self._gaps > MAX_GAPS_TOGETHER:
+            stream = next(iter(self._with_gaps.values()))
+            stream.gaps = stream.gaps[1:]
+            self._gaps -= 1
+            if not stream.gaps:
+                del self._with_gaps[stream.name]
 
     def streams(self) -> list[Stream]:
         """All that has to be remembered, longest silent first."""
