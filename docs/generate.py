@@ -8,11 +8,15 @@ until the files are committed as this script makes them.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from streammon import config
 from streammon.config import Settings, TopicSettings
 from streammon.schema import asyncapi
 
@@ -60,8 +64,23 @@ def generated() -> dict[Path, str]:
 def configuration() -> str:
     """The page on configuration."""
     schema = Settings.model_json_schema()
+    for name, section in {Settings.__name__: schema, **schema["$defs"]}.items():
+        for field, sentence in sentences(getattr(config, name)).items():
+            section["properties"][field]["description"] = sentence
     lines = [INTRODUCTION, "## Top level\n", *_table("", schema["properties"]), *_sections("", schema, schema["$defs"])]
     return "\n".join(lines)
+
+
+def sentences(section: type) -> dict[str, str]:
+    """What stands below each field of a class."""
+    [definition] = ast.parse(inspect.getsource(section)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for pair in pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = text
+    return found
 
 
 def _sections(prefix: str, within: Json, definitions: Json) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Configuration: one frozen tree, read from flags, ``STREAMMON_*`` variables and ``streammon.yaml``, in that order.
 
-Every field has a default that works on one machine, says its unit in its name, and is explained in one sentence.
+Every field has a default that works on one machine, says its unit in its name, and is explained in one sentence, for
+``docs/generate.py``. (pydantic could collect the sentences; to read its own source would be a tenth of a start.)
 Unknown keys are refused. In the environment, levels are separated by ``__``: ``STREAMMON_WINDOWS__SIZE_S=10``;
 a variable without ``__`` that names no field is left alone, it may be another program's.
 """
@@ -26,6 +27,7 @@ from pydantic_settings import (
 )
 
 from streammon.errors import ConfigError
+from streammon.results import DISTRIBUTIONS
 from streammon.topics import DAY_S, MAX_RECORD_BYTES
 
 
@@ -34,13 +36,20 @@ def _default_data_dir() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "streammon"
 
 
+def _known_distributions(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in DISTRIBUTIONS:
+            raise ValueError(f"{name!r} is none; allowed: {', '.join(DISTRIBUTIONS)}")
+    return names
+
+
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 IMPOSSIBLE = "impossible"
@@ -194,6 +203,8 @@ class WindowSettings(Section):
     """Series kept apart in one window of one partition; the rest is summed in the series ``__other__``."""
     inference_by: tuple[str, ...] = ("service", "model", "model_version", "endpoint")
     """The fields of an inference event that make its series."""
+    inference_distributions: Annotated[tuple[str, ...], AfterValidator(_known_distributions)] = DISTRIBUTIONS
+    """The fields of an inference event of which windows have quantiles; each costs time, memory and disk by series."""
     idle_tick_s: float = Field(0.25, gt=0)
     """A partition with open windows and no new record for this long gets a tick record."""
     rollups_s: tuple[Annotated[float, Field(gt=0)], ...] = (60.0, 300.0, 3600.0)
@@ -267,7 +278,6 @@ class Settings(BaseSettings):
         extra="forbid",
         env_prefix="STREAMMON_",
         env_nested_delimiter="__",
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
         # STREAMMON_REQUIRE_SERVERS and friends belong to the tests, not to this tree.
         env_ignore_empty=True,

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 from streammon.errors import ConfigError
 
@@ -27,7 +27,11 @@ RECORDS = Counter("streammon_records_read", "Records read from input topics", ["
 DROPPED = Counter("streammon_dropped_events", "Events an agent gave up on, by where", ["where"])
 WATERMARK_LAG = Gauge("streammon_watermark_lag_seconds", "Now minus the watermark", ["topic", "partition"])
 CONSUMER_LAG = Gauge("streammon_consumer_lag_records", "Records not yet read", ["group", "topic", "partition"])
-LOOP_DELAY = Gauge("streammon_event_loop_delay_seconds", "How late the event loop ran its last timer")
+LOOP_DELAY = Histogram(
+    "streammon_event_loop_delay_seconds",
+    "How late the event loop ran a timer of a tenth of a second",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 
 
 def configure_logging(level: str = "info") -> None:

@@ -366,7 +366,8 @@ def check(window: Window, expected: Expected, topic: str, settings: WindowSettin
     else:
         assert (window.error_count, window.error_rate) == (None, None)
     for name in DISTRIBUTIONS:
-        _check_distribution(getattr(window, name), [event[name] for event in events if name in event])
+        kept = name in settings.inference_distributions
+        _check_distribution(getattr(window, name), [event[name] for event in events if kept and name in event])
     _check_gauges(window, events)
     _check_exemplars(window, events)
     assert window.cost == (_costs(events) or None)

@@ -12,19 +12,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, app, data, main, replay, roles, up  # noqa: F401 - importing registers the commands
-from streammon.cli.base import retrying
+from streammon.cli import admin, data, main, replay, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli.base import app, retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
 from streammon.events import EventType
@@ -59,8 +61,8 @@ def inside(*arguments: object, **environment: str) -> Result:
 
 
 @contextmanager
-def running(*arguments: object, **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([*PROGRAM, *map(str, arguments)], **pipes)
+def running(*arguments: object, program: Sequence[str] = PROGRAM, **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([*program, *map(str, arguments)], **pipes)
     try:
         yield process
     finally:
@@ -314,6 +316,54 @@ def test_a_signal_ends_a_long_command(command: str, number: int, status: int, em
         process.stderr = None
 
 
+STUBBORN = """
+import asyncio, time
+from streammon.cli.base import app, command
+from streammon.telemetry import health_server
+
+@command(app)
+async def stubborn(settings, stop, block_s: float):
+    async with health_server(settings.metrics_port, lambda: None):
+        await asyncio.sleep(0)
+        time.sleep(block_s)
+        await asyncio.Event().wait()
+
+app()
+"""
+"""A command that blocks its event loop, and then never ends by itself."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once_what_does_not_end(number: int) -> None:
+    arguments = ("stubborn", 0, "--metrics-port", 0)
+    with running(*arguments, program=[sys.executable, "-c", STUBBORN], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"health and metrics" in process.stderr.readline()
+        process.send_signal(number)
+        assert b"stopping" in process.stderr.readline()
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(5) == 128 + number
+
+
+def test_a_block_of_the_event_loop_shows_in_the_metrics_long_after_it(free_port: int) -> None:
+    name = "streammon_event_loop_delay_seconds"
+    arguments = ("stubborn", 1.5, "--metrics-port", free_port)
+    with running(*arguments, program=[sys.executable, "-c", STUBBORN]):
+        wait_until(lambda: answers(free_port), 20, "the start")
+        wait_until(lambda: scraped(free_port)[f"{name}_count"] > 10, 20, "a second after the block")
+        found = scraped(free_port)
+    assert found[f"{name}_count"] - found[f"{name}_bucket", "1.0"] >= 1
+    assert found[f"{name}_sum"] > 1.4
+
+
+def scraped(port: int) -> dict[str | tuple[str, str], float]:
+    """Values by name; those of a histogram's buckets by name and upper bound."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(each.name, each.labels["le"]) if "le" in each.labels else each.name: each.value for each in samples}
+
+
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -325,6 +375,40 @@ def has_opened(process: subprocess.Popen[bytes], directory: Path) -> bool:
         opened = Path(f"/proc/{process.pid}/fd")
         return any(str(directory) in str(descriptor.readlink()) for descriptor in opened.iterdir())
     return False
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+RULE = {"source": "inference", "field": "count", "above": 1, "severity": "info", "summary": "much"}
+MADE_ANYWAY = {"base": None, "even": 2, "minute": "1m", "hour": "1h"}
+MADE_FOR_RULES = {
+    "odd": "90s",
+    "hopping": {"size": "10m", "every": "1m"},
+    "session": {"session_gap": "30s"},
+}
+
+
+def started(rules: Path, directory: Path) -> list[dict[str, Any]]:
+    """What `rules run` says until it serves its metrics."""
+    arguments = ("rules", "run", "--rules", rules, "--data-dir", directory, "--metrics-port", 0)
+    with running(*arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said: list[dict[str, Any]] = []
+        while not said or said[-1]["event"] != "health and metrics":
+            said.append(json.loads(process.stderr.readline()))
+        return said[:-1]
+
+
+def test_rules_whose_windows_only_they_ask_for_are_named_at_the_start_with_what_to_do(
+    tmp_path: Path, empty: Path
+) -> None:
+    rules = {name: RULE | {"name": name, "window": window} for name, window in (MADE_ANYWAY | MADE_FOR_RULES).items()}
+    (file := tmp_path / "rules.yaml").write_text(json.dumps({"rules": list(rules.values())}))
+    [warning] = started(file, empty)
+    assert (warning["level"], warning["rules"]) == ("warning", list(MADE_FOR_RULES))
+    assert "streammon process --rules FILE" in warning["fix"]
+    file.write_text(json.dumps({"rules": [rules[name] for name in MADE_ANYWAY]}))
+    assert started(file, empty) == []
 
 
 # --- topics, doctor, query, schema, ports ---------------------------------------------------------------------------
@@ -477,6 +561,15 @@ async def test_a_broker_that_is_away_is_complained_about_once() -> None:
 
 def test_the_version_is_told() -> None:
     assert inside("--version").stdout == f"streammon {__version__}\n"
+
+
+def test_starting_leaves_behind_no_threads_for_linear_algebra_and_no_variable_that_forbade_them() -> None:
+    look = "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
+    source = f"import os\nfrom streammon.cli import main\ntry: main()\nfinally: {look}"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", source, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "1 None"
 
 
 def test_every_type_has_a_json_schema() -> None:

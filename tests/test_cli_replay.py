@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from streammon.cli import admin, app, data, replay, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli import admin, data, replay, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli.base import app
 from tests.support import cli, wait_until
 
 START = 1_700_000_000.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ def test_one_field_of_a_section_is_overridden_without_the_others(environment: py
 def test_lists_in_the_environment_are_json(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("STREAMMON_WINDOWS__INFERENCE_BY", '["service"]')
     assert load().windows.inference_by == ("service",)
+
+
+def test_a_distribution_that_does_not_exist_is_refused_with_those_that_do(write: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match=r"inference_distributions.*'latency' is none; allowed: duration_s, ttft_s"):
+        load(write("windows: {inference_distributions: [latency]}\n"))
 
 
 def test_an_empty_variable_counts_as_not_given(environment: pytest.MonkeyPatch) -> None:
@@ -253,19 +259,25 @@ def test_no_message_about_a_variable_shows_a_secret(environment: pytest.MonkeyPa
 # --- the tree reads like documentation ------------------------------------------------------------------------------
 
 
-def every_field(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
+GENERATE = Path(__file__).parents[1] / "docs" / "generate.py"
+sentences: Callable[[type], dict[str, str]] = runpy.run_path(str(GENERATE))["sentences"]
+
+
+def every_field(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, Any]]:
     for name, field in model.model_fields.items():
         if isinstance(field.default, Section):
             yield from every_field(type(field.default), f"{path}{name}.")
         else:
-            yield f"{path}{name}", field
+            yield f"{path}{name}", sentences(model).get(name, ""), field
 
 
-@pytest.mark.parametrize(("name", "field"), [pytest.param(*pair, id=pair[0]) for pair in every_field(Settings)])
-def test_every_field_is_explained_in_a_sentence(name: str, field: Any) -> None:
-    assert field.description, name
-    assert field.description[0].isupper()
-    assert field.description.endswith(".")
+@pytest.mark.parametrize(
+    ("name", "sentence", "field"), [pytest.param(*each, id=each[0]) for each in every_field(Settings)]
+)
+def test_every_field_is_explained_in_a_sentence(name: str, sentence: str, field: Any) -> None:
+    assert sentence, name
+    assert sentence[0].isupper()
+    assert sentence.endswith(".")
     assert not field.is_required()
 
 

@@ -16,6 +16,7 @@ from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
 from streammon.results import Completeness, Distribution, Window
+from streammon.wire import plain
 from streammon_agents import gateway, ndjson
 from streammon_processors import dedupe, revisions, rules, runtime, windows
 from streammon_processors.task import Task
@@ -176,6 +177,7 @@ QUOTED = [
     ("docs/windows.md", f"for {revisions.MAX_REVISIONS:,} pairs of window and series"),
     ("docs/windows.md", f"more than {windows.MAX_SERIES_BYTES:,} bytes"),
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
+    ("docs/windows.md", f"{dedupe.MAX_GAPS} gaps of each, but {dedupe.MAX_GAPS_TOGETHER} of all"),
     ("docs/windows.md", " then ".join(f"`{name}`," for name in windows.SHED).rstrip(",")),
     ("docs/wire.md", f"{wire.MAX_EVENTS:,} events, and {wire.MAX_ENTRIES:,} entries"),
     ("docs/wire.md", f"At most {ndjson.MAX_ERRORS} `errors`"),
@@ -185,6 +187,7 @@ QUOTED = [
     ("docs/operations.md", f"`kafka.session_timeout_s` ({_SETTINGS.kafka.session_timeout_s:g} s)"),
     ("docs/operations.md", f"has not polled for {member.MAX_POLL_S:g} s is dropped"),
     ("docs/operations.md", f"while more than {runtime.WAITING_BYTES // 1024**2} MiB of them wait"),
+    ("docs/adr/0016-seldom-and-in-columns.md", f"**Blocks of {plain.BLOCK}.**"),
     ("docs/component-contract.md", f"at most {runtime.BATCH_RECORDS:,} records at once"),
     ("docs/component-contract.md", f"about {runtime.BATCH_BYTES // 1024**2} MiB of them"),
     ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),

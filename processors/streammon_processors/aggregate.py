@@ -260,6 +260,15 @@ def _slowest_first(exemplar: Exemplar) -> float:
     return -exemplar.duration_s
 
 
+def _largest(values: Floats, slots: Ints, count: int) -> Ints:
+    """The places of the ``count`` largest values of each slot, ascending; of equals, the first ones."""
+    order = np.lexsort((-values, slots))
+    others = np.zeros(len(order), dtype=np.bool_)  # those that have ``count`` of their slot before them
+    others[count:] = slots[order][count:] == slots[order][:-count]
+    largest: Ints = np.sort(order[~others])
+    return largest
+
+
 class _Exemplars:
     """The slowest requests that can be found again by a trace or event id."""
 
@@ -273,6 +282,7 @@ class _Exemplars:
         self._bar.grow(int(slots.max()) + 1)
         durations = chunk.floats("duration_s")[rows]
         candidates = np.flatnonzero(chunk.traced[rows] & (durations > self._bar.values[slots]))
+        candidates = candidates[_largest(durations[candidates], slots[candidates], EXEMPLARS)]
         found = (each[candidates].tolist() for each in (slots, durations, rows))
         for slot, duration_s, row in zip(*found, strict=True):
             kept = self._slowest.setdefault(slot, [])

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from streammon import wire
 from streammon.broker import Record
+from streammon.broker.records import Records
 from streammon.errors import Reason, Rejected
 from streammon.events import EventType
+from streammon.tick import TICK
 from streammon.wire import Batch, Floats, Identity, ObjectRows, Rows
 
 Ints = NDArray[np.int64]
@@ -82,7 +84,7 @@ class _Piece(NamedTuple):
 
     start: int
     rows: Rows | None  # None: one row that stands for something without events
-    records: Sequence[Record]  # one for all rows, or one for each
+    records: Records  # one for all rows, or one for each
 
     @property
     def size(self) -> int:
@@ -95,10 +97,13 @@ class _Piece(NamedTuple):
 _USUAL_HEADERS = ((), (wire.SCHEMA_HEADER,))
 
 
-def _foreign_schema(record: Record) -> bytes | None:
-    """The schema version in the record's headers, if it is not ours."""
+def _foreign_schemas(records: Records) -> dict[int, bytes]:
+    """The schema versions in the records' headers that are not ours."""
     name, ours = wire.SCHEMA_HEADER
-    return next((value for header, value in record.headers if header == name and value != ours), None)
+    if records.headers.count(()) == len(records):
+        return {}
+    unusual = ((i, headers) for i, headers in enumerate(records.headers) if headers not in _USUAL_HEADERS)
+    return {i: value for i, headers in unusual for header, value in headers if header == name and value != ours}
 
 
 def _batches(codec: wire.Codec, value: bytes, foreign: bytes | None) -> list[Batch]:
@@ -112,10 +117,11 @@ class Chunk:
     """Rows of one partition; arrays have shape (n,), one element a row.
 
     The first ``records`` of those given were taken: all, unless they make at least ``enough`` rows before (a short
-    record may hold very many).
+    record may hold very many) or a tick comes, which is no event. ``wanted`` names what will be asked of all rows;
+    anything else takes longer.
     """
 
-    def __init__(self, event_type: EventType, records: Sequence[Record], enough: int) -> None:
+    def __init__(self, event_type: EventType, records: Records, enough: int, wanted: wire.Wanted) -> None:
         self._type = event_type
         self._fields = wire.codec_of(event_type).fields
         self._has: dict[str, bool] = {}
@@ -126,29 +132,29 @@ class Chunk:
         self._firsts: list[int] = []  # by piece: number of its first row within the record
         self._size = 0
         self._fates: dict[int, Fate] = {}
-        self.records = self._read(wire.codec_of(event_type), records, enough)
+        self.records = self._read(wire.codec_of(event_type), records, enough, wanted)
         self._note_faults()
 
     def __len__(self) -> int:
         return self._size
 
-    def _read(self, codec: wire.Codec, records: Sequence[Record], enough: int) -> int:
+    def _read(self, codec: wire.Codec, records: Records, enough: int, wanted: wire.Wanted) -> int:
         """Take in records; how many."""
-        values = [record.value or b"" for record in records]
-        unusual = [i for i, record in enumerate(records) if record.headers not in _USUAL_HEADERS]
-        foreign = {i: schema for i in unusual if (schema := _foreign_schema(records[i])) is not None}
+        values, foreign = records.values, _foreign_schemas(records)
         at = 0
-        while at < len(records) and self._size < enough:
-            rows = codec.events(values, at, next((i for i in foreign if i >= at), len(records)))
+        while at < len(values) and self._size < enough:
+            rows = codec.plain(values, at, next((i for i in foreign if i >= at), len(values)), wanted)
             if len(rows):
                 self._add(rows, records[at : at + len(rows)], 0)
                 at += len(rows)
+            elif values[at] == TICK:
+                break
             else:
-                self._read_closely(codec, records[at], values[at], foreign.get(at))
+                self._read_closely(codec, records[at : at + 1], values[at] or b"", foreign.get(at))
                 at += 1
         return at
 
-    def _read_closely(self, codec: wire.Codec, record: Record, value: bytes, foreign: bytes | None) -> None:
+    def _read_closely(self, codec: wire.Codec, record: Records, value: bytes, foreign: bytes | None) -> None:
         """A record that is not just an event."""
         try:
             self._add_batches(record, _batches(codec, value, foreign))
@@ -156,21 +162,21 @@ class Chunk:
             self._stand_in(record, Fate.UNREADABLE, 0)
             self.refusals[self._size - 1] = Refusal(error.reason, error.detail, wire.claimed_events(value))
 
-    def _add_batches(self, record: Record, batches: list[Batch]) -> None:
+    def _add_batches(self, record: Records, batches: list[Batch]) -> None:
         row = 0
         for batch in batches or [Batch(ObjectRows())]:
             self.headers.append(Header(self._size, len(batch.rows), batch.identity, batch.dropped, batch.sparse))
             if len(batch.rows):
-                self._add(batch.rows, [record], row)
+                self._add(batch.rows, record, row)
             else:
                 self._stand_in(record, Fate.EMPTY, row)
             row += max(1, len(batch.rows))
 
-    def _stand_in(self, record: Record, fate: Fate, first: int) -> None:
+    def _stand_in(self, record: Records, fate: Fate, first: int) -> None:
         self._fates[self._size] = fate
-        self._add(None, [record], first)
+        self._add(None, record, first)
 
-    def _add(self, rows: Rows | None, records: Sequence[Record], first: int) -> None:
+    def _add(self, rows: Rows | None, records: Records, first: int) -> None:
         piece = _Piece(self._size, rows, records)
         self._pieces.append(piece)
         self._firsts.append(first)
@@ -200,12 +206,11 @@ class Chunk:
     @cached_property
     def broker_time(self) -> Floats:
         """The broker's time of each row's record, Unix seconds."""
-        return self._spread([[r.timestamp for r in piece.records] for piece in self._pieces]) / 1000
+        return self._spread([piece.records.timestamps for piece in self._pieces]) / 1000
 
     @cached_property
     def offset(self) -> Ints:
-        spread = self._spread([[r.offset for r in piece.records] for piece in self._pieces])
-        return spread.astype(np.int64)
+        return self._spread([piece.records.offsets for piece in self._pieces])
 
     @cached_property
     def row_in_record(self) -> Ints:
@@ -240,10 +245,10 @@ class Chunk:
         inside = np.searchsorted(self.row_in_record[before:upto], position.row, side="left")
         return before + int(inside)
 
-    def _spread(self, columns: list[list[Any]]) -> Floats:
+    def _spread(self, columns: list[Ints]) -> Ints:
         return np.concatenate(
             [
-                np.full(piece.size, column[0]) if len(column) == 1 else np.array(column)
+                np.full(piece.size, column[0]) if len(column) == 1 else column
                 for piece, column in zip(self._pieces, columns, strict=True)
             ]
         )

@@ -37,11 +37,12 @@ from numpy.typing import NDArray
 
 from streammon import wire
 from streammon.broker import Outgoing, Record
+from streammon.broker.records import Records
 from streammon.config import WindowSettings
 from streammon.deadletter import dead_letter
 from streammon.errors import Reason
 from streammon.events import EventType
-from streammon.results import DISTRIBUTIONS, OTHER, Completeness, Window
+from streammon.results import OTHER, Completeness, Window
 from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER, Density, Identity
@@ -86,6 +87,11 @@ class Source:
     def name(self) -> str:
         return self.event_type.value
 
+    @property
+    def wanted(self) -> wire.Wanted:
+        """What is asked of every event, beside numbers."""
+        return wire.Wanted((*self.by, "status", "metrics", "cost_currency"), ("trace_id", "event_id"))
+
     def series(self, values: Series) -> Series:
         """The series of these values of ``by``; one and the same for all that are published alike."""
         series = tuple(self._own(value) if isinstance(value, tuple) else value for value in values)
@@ -108,7 +114,7 @@ class Source:
 def sources(settings: WindowSettings) -> dict[str, Source]:
     """The topics that become windows."""
     return {
-        "inference": Source(EventType.INFERENCE, settings.inference_by, DISTRIBUTIONS),
+        "inference": Source(EventType.INFERENCE, settings.inference_by, settings.inference_distributions),
         "resources": Source(EventType.RESOURCE, ("host", "entity", "id", "labels")),
     }
 
@@ -123,7 +129,7 @@ class WindowTask:
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """Take in the next records of a topic; the records to publish."""
-        return self._topics[topic].process(records)
+        return self._topics[topic].process(Records.of(records))
 
     def snapshot(self) -> bytes:
         """All that has to be remembered, as of the last published place of each topic."""
@@ -237,18 +243,18 @@ class _TopicWindows:
 
     # --- the story of a record ----------------------------------------------------------------------------------
 
-    def process(self, records: Sequence[Record]) -> list[Outgoing]:
+    def process(self, records: Records) -> list[Outgoing]:
         outputs: list[Outgoing] = []
-        ticks = [at for at, record in enumerate(records) if record.value == TICK]
         start = 0
-        for tick in [*ticks, len(records)]:
-            while start < tick:
-                chunk = Chunk(self._source.event_type, records[start : min(tick, start + CHUNK_RECORDS)], CHUNK_ROWS)
+        while start < len(records):
+            if records.values[start] == TICK:
+                outputs += self._tick(records[start])
+                start += 1
+            else:
+                some = records[start : start + CHUNK_RECORDS]
+                chunk = Chunk(self._source.event_type, some, CHUNK_ROWS, self._source.wanted)
                 outputs += self._chunk(chunk)
                 start += chunk.records
-            if tick < len(records):
-                outputs += self._tick(records[tick])
-            start = tick + 1
         return outputs
 
     def _tick(self, record: Record) -> list[Outgoing]:

@@ -81,6 +81,8 @@ _COMMON: dict[str, Any] = {
     "log_level": Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)],
 }
 
+WATCH_S = 0.1
+
 T = TypeVar("T")
 Command = Callable[..., Any]
 
@@ -138,7 +140,7 @@ def _run(function: Command, **arguments: Any) -> int | None:
         status = asyncio.run(function(**arguments))
         return status
 
-    _collect_garbage_rarely()
+    gc.freeze()  # what has been imported stays: it need not be looked at again
 
     async def until_stopped() -> int:
         stop, interrupted = asyncio.Event(), False
@@ -171,12 +173,6 @@ def _run(function: Command, **arguments: Any) -> int | None:
         raise first_error(group) from None
 
 
-def _collect_garbage_rarely() -> None:
-    """Events come and go by thousands and are never cyclic: looking for cycles among them took a third of the time."""
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 50)
-
-
 def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
     """The error that made the others: task groups wrap what a person wants to read."""
     inner = group.exceptions[0]
@@ -184,12 +180,12 @@ def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
 
 
 async def _watch_loop() -> None:
-    """Say in a metric when something blocks the event loop."""
+    """Say in a metric when something blocks the event loop; a block shows as at most `WATCH_S` shorter than it was."""
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + 0.5
-        await asyncio.sleep(0.5)
-        LOOP_DELAY.set(max(0.0, loop.time() - due))
+        due = loop.time() + WATCH_S
+        await asyncio.sleep(WATCH_S)
+        LOOP_DELAY.observe(max(0.0, loop.time() - due))
 
 
 async def together(stop: asyncio.Event, *coroutines: Coroutine[Any, Any, None]) -> None:

@@ -116,8 +116,25 @@ async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = 
     if not settings.rules.files:
         raise ConfigError("no rules to run: name a file with --rules or in rules.files")
     processor = rules_processor(settings)  # a bad rule file is found before anything is started
+    if names := _in_need_of_rollups(settings):
+        log.warning(
+            "these rules look at windows that are made only where `streammon process` is given the same rules",
+            rules=names,
+            fix="streammon process --rules FILE, or rules.files in its configuration",
+        )
     async with opened(settings, stop) as broker:
         await run_processor(broker, processor, settings, stop=stop)
+
+
+def _in_need_of_rollups(settings: Settings) -> list[str]:
+    """The rules whose windows nobody makes who does not know these rules."""
+    from streammon_processors.rules import load_rules
+    from streammon_processors.shapes import plan, tumbling
+
+    windows = settings.windows
+    made = {tumbling(windows.size_s), *(level.shape for level in plan(windows.size_s, windows.rollups_s))}
+    rules = load_rules(settings.rules.files, windows.inference_distributions)
+    return [name for name, rule in rules.by_name.items() if rule.shape not in {None, *made}]
 
 
 @command(rules_app, "check")
@@ -127,7 +144,7 @@ def rules_check(
     """Read rule files and say what is wrong with them, or how many rules they hold."""
     from streammon_processors.rules import load_rules
 
-    count = len(load_rules(files).by_name)
+    count = len(load_rules(files, settings.windows.inference_distributions).by_name)
     print(f"{count} rule{'' if count == 1 else 's'}, all good")
 
 

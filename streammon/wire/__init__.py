@@ -43,6 +43,7 @@ from streammon.wire.batch import (
 from streammon.wire.columns import FieldSpec
 from streammon.wire.decoding import Codec, batch_of, claimed_events, codec_of, decode, well_formed
 from streammon.wire.encoding import encode
+from streammon.wire.plain import Wanted
 from streammon.wire.routing import Routed, route
 from streammon.wire.rows import ColumnRows, ObjectRows
 from streammon.wire.values import combinations
@@ -66,6 +67,7 @@ __all__ = [
     "ObjectRows",
     "Routed",
     "Rows",
+    "Wanted",
     "batch_of",
     "claimed_events",
     "codec_of",

@@ -16,6 +16,7 @@ from streammon.errors import Reason, Rejected
 from streammon.events import SCHEMA, STRUCTS, Event, EventType
 from streammon.wire.batch import MAX_ENTRIES, MAX_EVENTS, Batch, Identity
 from streammon.wire.columns import fields_of, list_of
+from streammon.wire.plain import PlainReader, PlainRows, Wanted
 from streammon.wire.rows import ColumnRows, ObjectRows
 
 
@@ -54,20 +55,6 @@ def _check_utf8(value: bytes) -> None:
         raise Rejected(Reason.INVALID_UNICODE, str(error)) from None
 
 
-def _is_utf8(value: bytes) -> bool:
-    if value.isascii():
-        return True
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-BLOCK = 256
-"""Events that are decoded and turned into columns together: they are still in the processor's cache then."""
-
-
 class Head(Struct, gc=False):
     """What tells records apart before their type is known."""
 
@@ -103,6 +90,7 @@ class Codec:
         self.type = event_type
         self.struct = STRUCTS[event_type]
         self.fields = fields_of(self.struct)
+        self._plain = PlainReader(self.struct)
         self._one = msgspec.json.Decoder(self.struct)
         self._many = msgspec.json.Decoder(list_of(self.struct))
         self._columns = msgspec.json.Decoder(_RawColumns)
@@ -111,34 +99,9 @@ class Codec:
         """The fast path, see `well_formed`."""
         return well_formed(self._one, value)
 
-    def events(self, values: Sequence[bytes], start: int, end: int) -> ObjectRows:
-        """The fast path of many records: the rows of those from ``start`` on that are one event each, and no batch.
-
-        It stops before the first that needs a closer look: another density, an identity, or something wrong.
-        """
-        rows = ObjectRows()
-        while start < end:
-            block = values[start : min(start + BLOCK, end)]
-            if events := self._plain_events(block):
-                rows.add(events)
-            if len(events) < len(block):
-                break
-            start += len(block)
-        return rows
-
-    def _plain_events(self, values: Sequence[bytes]) -> list[Event]:
-        events: list[Event] = []
-        decode, add = self._one.decode, events.append
-        try:
-            for value in values:
-                event = decode(value)
-                if event.schema != SCHEMA or event.seq is not None:
-                    break
-                add(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass  # the closer look says what is wrong
-        wrong = (index for index, value in enumerate(values[: len(events)]) if not _is_utf8(value))
-        return events[: next(wrong, len(events))]
+    def plain(self, values: Sequence[bytes | None], start: int, end: int, wanted: Wanted) -> PlainRows:
+        """The fast path of many records, see `PlainReader.read`."""
+        return self._plain.read(values, start, end, wanted)
 
     def batches(self, value: bytes) -> list[Batch]:
         """The closer look: any density, with the reason when it is none. Raises Rejected."""

@@ -107,12 +107,15 @@ class ColumnRows:
     def __len__(self) -> int:
         return self._count
 
+    def _column(self, name: str) -> Floats | Coded | None:
+        return self.columns.get(name)
+
     def floats(self, name: str) -> Floats | None:
-        column = self.columns.get(name)
+        column = self._column(name)
         return column if isinstance(column, np.ndarray) else None
 
     def coded(self, name: str) -> Coded:
-        column = self.columns.get(name)
+        column = self._column(name)
         if column is None:
             return Coded([None], np.zeros(self._count, dtype=np.int64))
         if isinstance(column, Coded):
@@ -123,13 +126,13 @@ class ColumnRows:
         return coded(_present(column))
 
     def present(self, name: str) -> NDArray[np.bool_]:
-        if name not in self.columns:
+        if self._column(name) is None:
             return np.zeros(self._count, dtype=np.bool_)
         dictionary, codes = self.coded(name)
         return np.array([value is not None for value in dictionary], dtype=np.bool_)[codes]
 
     def objects(self, name: str) -> Sequence[Any] | None:
-        column = self.columns.get(name)
+        column = self._column(name)
         if column is None:
             return None
         if isinstance(column, Coded):

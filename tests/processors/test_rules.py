@@ -496,6 +496,16 @@ def test_number_in_exponent_form_is_a_number(tmp_path: Path) -> None:
     assert loaded(tmp_path, GOOD).rules[0].above == 0.3
 
 
+def test_rule_on_a_distribution_that_windows_leave_out_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(GOOD, encoding="utf-8")
+    assert load_rules([file], ["duration_s"]).rules
+    with pytest.raises(
+        ConfigError, match=r"'slow' asks for 'duration_s.p99'.*inference_distributions lacks duration_s"
+    ):
+        load_rules([file], ["ttft_s"])
+
+
 def test_version_changes_with_what_decides_and_with_nothing_else() -> None:
     assert changed(above=0.31).version != SLOW.version
     assert changed(severity="info").version != SLOW.version

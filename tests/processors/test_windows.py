@@ -147,6 +147,8 @@ def test_capped_series_and_forced_publications_give_what_the_oracle_says(seed: i
         {"size_s": 7.0, "lateness_s": 0.3},
         {"max_future_s": 0.0},
         {"inference_by": ("endpoint",)},
+        {"inference_distributions": ("duration_s",)},
+        {"inference_distributions": ()},
     ],
     ids=str,
 )

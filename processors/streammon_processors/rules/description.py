@@ -92,6 +92,11 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
         """Where the field is in a window's JSON object."""
         return _path(self.source, self.field)
 
+    @property
+    def distribution(self) -> str | None:
+        """The distribution it looks at, if it looks at one."""
+        return self.path[0] if self.path[0] in _DISTRIBUTIONS[self.source] else None
+
     @cached_property
     def shape(self) -> Shape | None:
         """The windows it looks at; None: the base windows."""

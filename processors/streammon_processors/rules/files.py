@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +12,7 @@ import yaml
 from msgspec import Struct
 
 from streammon.errors import ConfigError
-from streammon.results import Severity
+from streammon.results import DISTRIBUTIONS, Severity
 from streammon_processors.rules.description import Rule, Rules, Source, WindowOf
 
 
@@ -20,8 +20,8 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...]
 
 
-def load_rules(files: Iterable[Path]) -> Rules:
-    """The rules of all files.
+def load_rules(files: Iterable[Path], distributions: Collection[str] = DISTRIBUTIONS) -> Rules:
+    """The rules of all files. ``distributions``: those that windows have (``windows.inference_distributions``).
 
     Raises:
         ConfigError: naming the file, line and column, the rule, the field, its value, and what is allowed.
@@ -32,6 +32,11 @@ def load_rules(files: Iterable[Path]) -> Rules:
             if rule.name in found:
                 raise ConfigError(
                     f"{file}: rule {rule.name!r} is already in {found[rule.name][1]}; names must be distinct"
+                )
+            if rule.distribution and rule.distribution not in distributions:
+                raise ConfigError(
+                    f"{file}: rule {rule.name!r} asks for {rule.field!r}, which no window has: "
+                    f"windows.inference_distributions lacks {rule.distribution}"
                 )
             found[rule.name] = (rule, file)
     return Rules(tuple(rule for rule, _ in found.values()))

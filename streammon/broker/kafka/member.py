@@ -17,27 +17,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
-from itertools import groupby, repeat
-from operator import itemgetter
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
-from streammon.broker import AssignmentCallback, Headers, Polled, TopicPartition
+from streammon.broker import AssignmentCallback, Polled, TopicPartition
 from streammon.broker.kafka.cluster import FETCH_BYTES, FETCH_WAIT_MS, REQUEST_S, RETRY_MS, STOP_S, Cluster, ms
+from streammon.broker.kafka.messages import Run, runs
 from streammon.broker.kafka.security import librdkafka_options
+from streammon.broker.records import Records
 from streammon.errors import ConfigError, Fatal, Retryable, StreammonError
 
 MAX_POLL_S = 60.0
 """Who does not poll for this long is dropped from the group: it may have its heartbeats, but it does no work."""
 QUEUE_KBYTES, QUEUE_RECORDS = 4096, 20_000
 """Fetched ahead of `poll`, by partition: bounds memory, and is some 20 ms of work."""
+AT_ONCE = 1000
+"""Messages made records together, while they are in the processor's cache."""
 LAG_S = 1.0
 
 REFUSED = (
@@ -53,17 +55,6 @@ PASSING = (KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL
 log = logging.getLogger("streammon.librdkafka")
 
 T = TypeVar("T")
-
-
-class KafkaRecord(NamedTuple):
-    """`streammon.broker.Record`."""
-
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
 
 
 class KafkaMember:
@@ -84,7 +75,7 @@ class KafkaMember:
         self._on_revoke = on_revoke
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"kafka-{group}")
-        self._fetch: asyncio.Future[list[Message]] | None = None
+        self._fetch: asyncio.Future[list[Run]] | None = None
         self._starts: dict[TopicPartition, int] = {}  # where the partitions of this assignment begin
         self._due: list[TopicPartition] | None = None  # assigned, but on_assign has failed
         self._positions: dict[TopicPartition, int] = {}
@@ -108,7 +99,7 @@ class KafkaMember:
             if self._due is not None:
                 await self._assign_again(self._due)
             left_s = max(0.0, deadline - time.monotonic())
-            polled = self._records(await self._fetched(left_s, max_records))
+            polled = self._polled(await self._fetched(left_s, max_records))
             if polled or not left_s:  # a failure waits for the next poll: what was read before it is not lost
                 return polled
 
@@ -117,55 +108,55 @@ class KafkaMember:
         if failure is not None:
             raise failure
 
-    async def _fetched(self, wait_s: float, max_records: int) -> list[Message]:
+    async def _fetched(self, wait_s: float, max_records: int) -> list[Run]:
         if self._fetch is None:
             self._fetch = self._loop.run_in_executor(self._threads, self._consume, wait_s, max_records)
         try:
-            messages = await asyncio.shield(self._fetch)
+            fetched = await asyncio.shield(self._fetch)
         except Exception:  # not our cancellation, after which the next poll goes on waiting
             self._fetch = None
             raise
         self._fetch = None
-        return messages
+        return fetched
 
-    def _consume(self, wait_s: float, max_records: int) -> list[Message]:
+    def _consume(self, wait_s: float, max_records: int) -> list[Run]:
         """In our thread: wait for a message, then take all that are there."""
         deadline = time.monotonic() + wait_s
         while True:
             left_s = max(0.0, deadline - time.monotonic())
-            messages = self._take(min(left_s, FETCH_WAIT_MS / 1000), max_records)
+            fetched = self._take(min(left_s, FETCH_WAIT_MS / 1000), max_records)
             if self._rebalanced:
-                self._rebalanced, messages = False, []
+                self._rebalanced, fetched = False, []
                 self._start()
-            if messages or not left_s or self._is_over:
-                return messages
+            if fetched or not left_s or self._is_over:
+                return fetched
 
     @property
     def _is_over(self) -> bool:
         return self._closed or self._failure is not None
 
-    def _take(self, wait_s: float, max_records: int) -> list[Message]:
-        """`consume` alone would wait for all of ``max_records``."""
+    def _take(self, wait_s: float, max_records: int) -> list[Run]:
+        """All that is there, `AT_ONCE` at a time; `consume` alone would wait for all of ``max_records``."""
+        found: list[Run] = []
         with self._errors("reading"):
             first = self._consumer.poll(wait_s)
-            if first is None:
-                return []
-            return [first, *self._consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
+            messages = [] if first is None else [first]
+            while messages:
+                found += runs(messages)
+                max_records -= len(messages)
+                messages = self._consumer.consume(min(AT_ONCE, max_records), 0)
+        return found
 
-    def _records(self, messages: Sequence[Message]) -> Polled:
-        polled: dict[TopicPartition, list[KafkaRecord]] = {}
-        for (topic, number), run in _runs(messages):
-            # Errors of the whole group, such as a lacking permission, have no topic.
+    def _polled(self, fetched: Iterable[Run]) -> Polled:
+        polled = defaultdict[TopicPartition, list[Records]](list)
+        for topic, number, records, errors in fetched:
             partition = TopicPartition(topic.removeprefix(self._cluster.prefix), number) if topic else None
-            if any(map(Message.error, run)):
-                for message in filter(Message.error, run):
-                    self._read_error(partition, message.error(), message.offset())
-                run = [message for message in run if not message.error()]  # noqa: PLW2901 - what is left of it
-            if partition and run:
-                records = polled.setdefault(partition, [])
-                records += _converted(number, run)
+            if partition and records:
+                polled[partition].append(records)
                 self._positions[partition] = max(self._positions.get(partition, 0), records[-1].offset + 1)
-        return polled
+            for error, offset in errors:
+                self._read_error(partition, error, offset)
+        return {partition: Records.joined(parts) for partition, parts in polled.items()}
 
     def _read_error(self, partition: TopicPartition | None, error: KafkaError, offset: int | None) -> None:
         if error.code() == KafkaError._PARTITION_EOF and partition is not None:
@@ -329,30 +320,6 @@ def _answer(future: Future[T], call: Callable[[], T]) -> None:
         future.set_result(call())
     except BaseException as error:
         future.set_exception(error)
-
-
-def _runs(messages: Sequence[Any]) -> Iterator[tuple[tuple[str | None, int], Sequence[Any]]]:
-    """The messages in order, cut where the partition changes."""
-    places: list[Any] = list(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True))
-    start = 0
-    for place, same in groupby(places):
-        end = start + len(list(same))
-        yield place, messages[start:end]
-        start = end
-
-
-def _converted(number: int, messages: Sequence[Any]) -> Iterator[KafkaRecord]:
-    """The messages of one partition as records: in C throughout, because every record of the log comes by here."""
-    fields = zip(
-        repeat(number),
-        map(Message.offset, messages),
-        map(itemgetter(1), map(Message.timestamp, messages)),
-        map(Message.key, messages),
-        map(Message.value, messages),
-        [tuple(headers) if headers else () for headers in map(Message.headers, messages)],
-        strict=False,
-    )
-    return map(partial(tuple.__new__, KafkaRecord), fields)
 
 
 def _options(cluster: Cluster, group: str, note: Callable[[KafkaError], None]) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""How often the runtime writes: seldom while there is much to read, at once when there is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streammon import wire
+from streammon.broker import Outgoing, connect
+from streammon.broker.embedded import EmbeddedBroker
+from streammon.config import Settings
+from streammon.events import EventType
+from streammon.topics import topic_specs
+from streammon_processors import runtime
+from streammon_processors.runtime import run_processor, windows_processor
+from tests.support import eventually
+
+START = 1_700_000_000.0
+WINDOWS, EACH = 400, 40
+
+
+def events() -> Iterator[Outgoing]:
+    """Enough for several polls, closing a window every few records."""
+    rows = [
+        {
+            "time_unix_s": START + number / EACH,
+            "service": "shop",
+            "model": "ranker",
+            "duration_s": 0.1,
+            "status": "ok",
+            "request_id": "r" * 400,
+        }
+        for number in range(WINDOWS * EACH)
+    ]
+    for value in wire.encode(EventType.INFERENCE, rows, wire.Density.OBJECT):
+        yield Outgoing("inference", b"shop/ranker", value)
+
+
+async def published(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Of a processor that has all of the log to read: its windows, and the transactions that wrote them."""
+    broker = await connect(settings)
+    assert isinstance(broker, EmbeddedBroker)
+    await broker.create_topics(topic_specs(partitions=1, processors=["windows"]))
+    await broker.append(list(events()))
+    written: list[int] = []
+    open_transactor = broker.transactor
+
+    async def counted(*args: Any) -> Any:
+        transactor = await open_transactor(*args)
+        transact = transactor.transact
+
+        async def transact_counted(outputs: Any, *rest: Any) -> None:
+            await transact(outputs, *rest)
+            written.append(sum(output.topic == "windows" for output in outputs))
+
+        monkeypatch.setattr(transactor, "transact", transact_counted)
+        return transactor
+
+    monkeypatch.setattr(broker, "transactor", counted)
+    stop = asyncio.Event()
+    running = asyncio.create_task(run_processor(broker, windows_processor(settings), settings, stop=stop))
+
+    async def all_but_the_open_ones() -> bool:
+        return running.done() or sum(written) >= WINDOWS - 1
+
+    await eventually(all_but_the_open_ones, 20, what="the windows of the log")
+    stop.set()
+    await running
+    await broker.close()
+    return sum(written), sum(map(bool, written))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, topics={"partitions": 1}, windows={"size_s": 1.0, "lateness_s": 0.0})
+
+
+@pytest.fixture(autouse=True)
+def _small_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "POLL_RECORDS", 1000)
+    monkeypatch.setattr(runtime, "BATCH_BYTES", 100_000)
+
+
+async def test_who_is_behind_writes_when_the_reading_is_done(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
+    windows, transactions = await published(settings, monkeypatch)
+    assert windows >= WINDOWS - 1
+    assert transactions <= 3
+
+
+async def test_who_is_behind_writes_before_memory_is_short(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
+    monkeypatch.setattr(runtime, "WAITING_BYTES", 20_000)
+    windows, transactions = await published(settings, monkeypatch)
+    assert windows >= WINDOWS - 1
+    assert transactions > 3
