@@ -9,7 +9,7 @@ import runpy
 import sys
 from itertools import takewhile
 
-ALL = ("pipeline", "latency", "sketch", "series", "sdk_overhead", "host_agent")
+ALL = ("pipeline", "latency", "sketch", "series", "scale_out", "sdk_overhead", "host_agent")
 
 asked = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
 sys.argv[1:] = sys.argv[1 + len(asked) :]  # the options, for the benchmark that takes some

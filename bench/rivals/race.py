@@ -174,8 +174,14 @@ class _Watch:
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 self._command, cwd=self._log.parent, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                start_new_session=True, env={**os.environ, "PYTHONPATH": str(environment.ROOT)},
+                start_new_session=True, env=_environment(),
             )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    """Installed programs keep their bytecode, whatever the one who starts the race has said about his own."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPATH": str(environment.ROOT)}
 
 
 def _usage(group: int) -> Usage:
