@@ -18,11 +18,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from bisect import bisect_left
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
+
+import numpy as np
 
 from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
@@ -272,14 +272,13 @@ class _Runtime:
     async def step(self) -> None:
         """Fetch once and work through what came; wait and go on when the broker is away."""
         try:
-            polled = await self.member.poll(POLL_S, POLL_RECORDS)
-            sizes = {partition: _sizes(records) for partition, records in polled.items()}
-            behind = sum(each[-1] for each in sizes.values()) > BATCH_BYTES
+            found = await self.member.poll(POLL_S, POLL_RECORDS)
+            polled = {partition: Records.of(records) for partition, records in found.items()}
+            behind = sum(int(records.sizes.sum()) for records in polled.values()) > BATCH_BYTES
             for share in self._shares.values():
                 share.behind = behind
             for partition, records in polled.items():
-                batches = _batches(records, sizes[partition])
-                await self._take_in(self._shares[partition.partition], partition.topic, batches)
+                await self._take_in(self._shares[partition.partition], partition.topic, records)
             for share in list(self._shares.values()):
                 await self._look_after(share)
             await self._write_ticks(polled)
@@ -291,8 +290,8 @@ class _Runtime:
             self._log.warning("broker unavailable, trying again", error=str(error), pause_s=round(pause, 2))
             await asyncio.sleep(pause)
 
-    async def _take_in(self, share: _Share, topic: str, batches: Iterable[Sequence[Record]]) -> None:
-        for batch in batches:
+    async def _take_in(self, share: _Share, topic: str, records: Records) -> None:
+        for batch in _batches(records):
             share.process(topic, batch)
             RECORDS.labels(topic).inc(len(batch))
             await asyncio.sleep(0)  # what is being written goes on
@@ -366,17 +365,13 @@ class _Runtime:
             WATERMARK_LAG.remove(topic, number)
 
 
-def _sizes(records: Sequence[Record]) -> list[int]:
-    """The bytes before each record, and of all."""
-    return list(accumulate([len(value or b"") for value in Records.of(records).values], initial=0))
-
-
-def _batches(records: Sequence[Record], sizes: Sequence[int]) -> Iterator[Sequence[Record]]:
+def _batches(records: Records) -> Iterator[Records]:
     """The records in order, cut where a batch is full."""
+    sizes = np.concatenate(([0], np.cumsum(records.sizes)))  # before each record, and of all
     start = 0
     while start < len(records):
-        full = bisect_left(sizes, sizes[start] + BATCH_BYTES, start + 1)  # the first end at which there is enough
-        end = min(full, start + BATCH_RECORDS, len(records))
+        full = int(np.searchsorted(sizes, sizes[start] + BATCH_BYTES))  # the first end at which there is enough
+        end = min(max(full, start + 1), start + BATCH_RECORDS, len(records))
         yield records[start:end]
         start = end
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -28,7 +27,7 @@ class OneRecord(NamedTuple):
 class Records(Sequence[Record]):
     """A sequence of `streammon.broker.Record`, kept as columns of equal length. An element is made when asked for.
 
-    ``offsets`` and ``timestamps`` (milliseconds) have shape (n,).
+    ``offsets``, ``timestamps`` (milliseconds) and ``sizes`` (bytes of the values) have shape (n,).
     """
 
     def __init__(
@@ -36,6 +35,7 @@ class Records(Sequence[Record]):
         partition: int,
         offsets: Ints,
         timestamps: Ints,
+        sizes: Ints,
         keys: list[bytes | None],
         values: list[bytes | None],
         headers: list[Headers],
@@ -43,6 +43,7 @@ class Records(Sequence[Record]):
         self.partition = partition
         self.offsets = offsets
         self.timestamps = timestamps
+        self.sizes = sizes
         self.keys = keys
         self.values = values
         self.headers = headers
@@ -56,23 +57,10 @@ class Records(Sequence[Record]):
             records[0].partition if records else 0,
             np.array([record.offset for record in records], dtype=np.int64),
             np.array([record.timestamp for record in records], dtype=np.int64),
+            np.array([len(record.value or b"") for record in records], dtype=np.int64),
             [record.key for record in records],
             [record.value for record in records],
             [record.headers for record in records],
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[Records]) -> Records:
-        """Records of one partition that follow each other."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(
-            parts[0].partition,
-            np.concatenate([part.offsets for part in parts]),
-            np.concatenate([part.timestamps for part in parts]),
-            list(chain.from_iterable(part.keys for part in parts)),
-            list(chain.from_iterable(part.values for part in parts)),
-            list(chain.from_iterable(part.headers for part in parts)),
         )
 
     def __len__(self) -> int:
@@ -83,7 +71,10 @@ class Records(Sequence[Record]):
     @overload
     def __getitem__(self, index: slice) -> Records: ...
     def __getitem__(self, index: int | slice) -> OneRecord | Records:
+        if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
+            return self  # most slices are of all, and a copy touches every value
         rest: Any = (self.keys[index], self.values[index], self.headers[index])
         if isinstance(index, slice):
-            return Records(self.partition, self.offsets[index], self.timestamps[index], *rest)
+            arrays = (self.offsets[index], self.timestamps[index], self.sizes[index])
+            return Records(self.partition, *arrays, *rest)
         return OneRecord(self.partition, int(self.offsets[index]), int(self.timestamps[index]), *rest)

@@ -69,7 +69,7 @@ class PlainReader:
             at += size
             if size < len(block):
                 break
-        return PlainRows(gathered, values[start:at], self._decode)
+        return PlainRows(gathered, values if (start, at) == (0, len(values)) else values[start:at], self._decode)
 
     def _columns(self, values: Values) -> tuple[Columns, int]:
         """The columns of the events before the first record that is no plain event, and how many these are."""
@@ -237,6 +237,7 @@ class PlainRows(ColumnRows):
         self._presence = gathered.presence()
         self._values = values
         self._decode = decode
+        self._last: tuple[int, Event] | None = None
 
     def _column(self, name: str) -> Floats | Coded | None:
         spec = self._fields.get(name)
@@ -250,8 +251,14 @@ class PlainRows(ColumnRows):
         return known if known is not None else super().present(name)
 
     def value(self, name: str, index: int) -> Any:
-        return getattr(self._decode(self._values[index]), name)
+        return getattr(self._event(index), name)
 
     def event(self, index: int) -> dict[str, Any]:
-        event = self._decode(self._values[index])
+        event = self._event(index)
         return {name: value for name in self._fields if (value := getattr(event, name)) is not None}
+
+    def _event(self, index: int) -> Event:
+        """Who asks for one value of an event mostly asks for another."""
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._decode(self._values[index])
+        return self._last[1]

@@ -19,7 +19,7 @@ from streammon.broker import Member, Outgoing, Polled, Reader, TopicPartition
 from streammon.broker.kafka import KafkaBroker
 from streammon.broker.kafka.cluster import STOP_S
 from streammon.broker.kafka.member import KafkaMember
-from streammon.broker.kafka.messages import Run
+from streammon.broker.kafka.messages import Fetched
 from streammon.config import KafkaSettings, Settings, TopicSettings
 from streammon.errors import ConfigError, Fatal, Fenced, RecordTooLarge, Retryable
 from streammon.topics import TopicSpec
@@ -284,11 +284,11 @@ async def test_what_was_fetched_under_the_assignment_before_is_dropped_and_fetch
     assert isinstance(member, KafkaMember)
     take, dropped = member._take, 0
 
-    def interrupted(wait_s: float, max_records: int) -> list[Run]:
+    def interrupted(wait_s: float, max_records: int) -> Fetched:
         nonlocal dropped
         found = take(wait_s, 40)
-        if not dropped and found:
-            dropped = sum(len(run.records) for run in found)
+        if not dropped and found.records():
+            dropped = sum(map(len, found.records().values()))
             member._rebalanced = True
         return found
 

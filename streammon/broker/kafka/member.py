@@ -17,8 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
@@ -29,9 +28,8 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from streammon.broker import AssignmentCallback, Polled, TopicPartition
 from streammon.broker.kafka.cluster import FETCH_BYTES, FETCH_WAIT_MS, REQUEST_S, RETRY_MS, STOP_S, Cluster, ms
-from streammon.broker.kafka.messages import Run, runs
+from streammon.broker.kafka.messages import Error, Fetched, Place
 from streammon.broker.kafka.security import librdkafka_options
-from streammon.broker.records import Records
 from streammon.errors import ConfigError, Fatal, Retryable, StreammonError
 
 MAX_POLL_S = 60.0
@@ -75,7 +73,7 @@ class KafkaMember:
         self._on_revoke = on_revoke
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"kafka-{group}")
-        self._fetch: asyncio.Future[list[Run]] | None = None
+        self._fetch: asyncio.Future[Fetched] | None = None
         self._starts: dict[TopicPartition, int] = {}  # where the partitions of this assignment begin
         self._due: list[TopicPartition] | None = None  # assigned, but on_assign has failed
         self._positions: dict[TopicPartition, int] = {}
@@ -108,7 +106,7 @@ class KafkaMember:
         if failure is not None:
             raise failure
 
-    async def _fetched(self, wait_s: float, max_records: int) -> list[Run]:
+    async def _fetched(self, wait_s: float, max_records: int) -> Fetched:
         if self._fetch is None:
             self._fetch = self._loop.run_in_executor(self._threads, self._consume, wait_s, max_records)
         try:
@@ -119,14 +117,14 @@ class KafkaMember:
         self._fetch = None
         return fetched
 
-    def _consume(self, wait_s: float, max_records: int) -> list[Run]:
+    def _consume(self, wait_s: float, max_records: int) -> Fetched:
         """In our thread: wait for a message, then take all that are there."""
         deadline = time.monotonic() + wait_s
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             fetched = self._take(min(left_s, FETCH_WAIT_MS / 1000), max_records)
             if self._rebalanced:
-                self._rebalanced, fetched = False, []
+                self._rebalanced, fetched = False, Fetched()
                 self._start()
             if fetched or not left_s or self._is_over:
                 return fetched
@@ -135,34 +133,38 @@ class KafkaMember:
     def _is_over(self) -> bool:
         return self._closed or self._failure is not None
 
-    def _take(self, wait_s: float, max_records: int) -> list[Run]:
+    def _take(self, wait_s: float, max_records: int) -> Fetched:
         """All that is there, `AT_ONCE` at a time; `consume` alone would wait for all of ``max_records``."""
-        found: list[Run] = []
+        fetched = Fetched()
         with self._errors("reading"):
             first = self._consumer.poll(wait_s)
             messages = [] if first is None else [first]
             while messages:
-                found += runs(messages)
+                fetched.add(messages)
                 max_records -= len(messages)
                 messages = self._consumer.consume(min(AT_ONCE, max_records), 0)
-        return found
+        return fetched
 
-    def _polled(self, fetched: Iterable[Run]) -> Polled:
-        polled = defaultdict[TopicPartition, list[Records]](list)
-        for topic, number, records, errors in fetched:
-            partition = TopicPartition(topic.removeprefix(self._cluster.prefix), number) if topic else None
-            if partition and records:
-                polled[partition].append(records)
-                self._positions[partition] = max(self._positions.get(partition, 0), records[-1].offset + 1)
-            for error, offset in errors:
-                self._read_error(partition, error, offset)
-        return {partition: Records.joined(parts) for partition, parts in polled.items()}
+    def _polled(self, fetched: Fetched) -> Polled:
+        polled = {self._ours(place): records for place, records in fetched.records().items()}
+        for partition, records in polled.items():
+            self._come_to(partition, records[-1].offset + 1)
+        for error in fetched.errors:
+            self._read_error(error)
+        return polled
 
-    def _read_error(self, partition: TopicPartition | None, error: KafkaError, offset: int | None) -> None:
-        if error.code() == KafkaError._PARTITION_EOF and partition is not None:
-            self._positions[partition] = offset or 0  # this far also past the markers of transactions
-        elif error.code() not in PASSING:
-            self._fail(self._explain("reading", error))
+    def _read_error(self, error: Error) -> None:
+        if error.error.code() == KafkaError._PARTITION_EOF:
+            self._come_to(self._ours(error.place), error.offset or 0)  # this far also past the markers of transactions
+        elif error.error.code() not in PASSING:
+            self._fail(self._explain("reading", error.error))
+
+    def _come_to(self, partition: TopicPartition, offset: int) -> None:
+        self._positions[partition] = max(self._positions.get(partition, 0), offset)
+
+    def _ours(self, place: Place) -> TopicPartition:
+        topic, number = place
+        return TopicPartition((topic or "").removeprefix(self._cluster.prefix), number)
 
     # --- rebalances: called by librdkafka in the thread that fetches ------------------------------------------------
 

@@ -2,55 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from confluent_kafka import KafkaError, Message
 
-from streammon.broker.records import Records
+from streammon.broker import Headers
+from streammon.broker.records import Ints, Records
 
 _offset: Any = Message.offset  # typed as if it might be absent
 
-
-class Run(NamedTuple):
-    """Messages of one partition that came one after the other. ``topic`` is None for errors of the whole group, such as
-    a lacking permission."""
-
-    topic: str | None
-    partition: int
-    records: Records
-    errors: Sequence[tuple[KafkaError, int | None]]
-    """With the offset at which each came."""
+Place = tuple[str | None, int]
+"""Topic, as the broker knows it, and partition. The topic is None for errors of the whole group, such as a lacking
+permission."""
 
 
-def runs(messages: Sequence[Message]) -> Iterator[Run]:
-    """The messages in order, cut where the partition changes."""
+class Error(NamedTuple):
+    """What librdkafka tells in the place of a record."""
+
+    place: Place
+    error: KafkaError
+    offset: int | None
+    """At which it came."""
+
+
+class Fetched:
+    """Messages in the order in which they come, as columns by partition."""
+
+    def __init__(self) -> None:
+        self.errors: list[Error] = []
+        self._columns: defaultdict[Place, _Columns] = defaultdict(_Columns)
+
+    def __bool__(self) -> bool:
+        return bool(self._columns or self.errors)
+
+    def add(self, messages: Sequence[Message]) -> None:
+        if any(map(Message.error, messages)):
+            self.errors += [Error(_place(each), error, each.offset()) for each in messages if (error := each.error())]
+            messages = [each for each in messages if not each.error()]
+        for place, same in _by_place(messages):
+            self._columns[place].add(same)
+
+    def records(self) -> Mapping[Place, Records]:
+        return {place: columns.records(place[1]) for place, columns in self._columns.items()}
+
+
+def _by_place(messages: Sequence[Message]) -> Iterator[tuple[Place, Sequence[Message]]]:
+    """The messages in order, cut where the place changes."""
     places: list[Any] = list(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True))
-    start = 0
-    for (topic, number), same in groupby(places):
-        end = start + len(list(same))
-        yield _run(topic, number, messages[start:end])
-        start = end
+    if places and places.count(places[0]) == len(places):  # so it is mostly
+        yield places[0], messages
+        return
+    for place, pairs in groupby(zip(places, messages, strict=True), key=itemgetter(0)):
+        yield place, [message for _, message in pairs]
 
 
-def _run(topic: str | None, number: int, messages: Sequence[Message]) -> Run:
-    errors = []
-    if any(map(Message.error, messages)):
-        errors = [(error, message.offset()) for message in messages if (error := message.error())]
-        messages = [message for message in messages if not message.error()]
-    return Run(topic, number, _records(number, messages), errors)
+def _place(message: Any) -> Place:
+    return message.topic(), message.partition()
 
 
-def _records(number: int, messages: Sequence[Any]) -> Records:
-    headers: list[Any] = list(map(Message.headers, messages))
-    return Records(
-        number,
-        np.fromiter(map(_offset, messages), np.int64, len(messages)),
-        np.fromiter(map(itemgetter(1), map(Message.timestamp, messages)), np.int64, len(messages)),
-        list(map(Message.key, messages)),
-        list(map(Message.value, messages)),
-        [tuple(each or ()) for each in headers] if any(headers) else [()] * len(headers),
-    )
+class _Columns:
+    """Those of `Records`, while they grow."""
+
+    def __init__(self) -> None:
+        self._offsets: list[Ints] = []
+        self._timestamps: list[Ints] = []
+        self._sizes: list[Ints] = []
+        self._keys: list[bytes | None] = []
+        self._values: list[bytes | None] = []
+        self._headers: list[Headers] = []
+
+    def add(self, messages: Sequence[Any]) -> None:
+        count = len(messages)
+        self._offsets.append(np.fromiter(map(_offset, messages), np.int64, count))
+        self._timestamps.append(np.fromiter(map(itemgetter(1), map(Message.timestamp, messages)), np.int64, count))
+        self._sizes.append(np.fromiter(map(len, messages), np.int64, count))
+        self._keys.extend(map(Message.key, messages))
+        self._values.extend(map(Message.value, messages))
+        headers: list[Any] = list(map(Message.headers, messages))
+        self._headers.extend([tuple(each or ()) for each in headers] if any(headers) else repeat((), count))
+
+    def records(self, number: int) -> Records:
+        offsets, timestamps, sizes = map(np.concatenate, (self._offsets, self._timestamps, self._sizes))
+        return Records(number, offsets, timestamps, sizes, self._keys, self._values, self._headers)
