@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args
 
+import msgspec
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -27,6 +29,7 @@ from pydantic_settings import (
 )
 
 from streammon.errors import ConfigError
+from streammon.events import Inference
 from streammon.results import DISTRIBUTIONS
 from streammon.topics import DAY_S, MAX_RECORD_BYTES
 
@@ -39,10 +42,25 @@ def _default_data_dir() -> Path:
 def _known_distributions(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in DISTRIBUTIONS:
-            raise ValueError(f"{name!r} is none; allowed: {', '.join(DISTRIBUTIONS)}")
+            raise ValueError(f"{name!r} is no distribution; allowed: {', '.join(DISTRIBUTIONS)}")
     return names
 
 
+TEXT_FIELDS = tuple(
+    field.name
+    for field in msgspec.structs.fields(Inference)
+    if {str, *(get_args(field.type) or [field.type])} <= {str, NoneType}
+)
+
+
+def _text_fields(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in TEXT_FIELDS:
+            raise ValueError(f"{name!r} is no text field of an inference event; allowed: {', '.join(TEXT_FIELDS)}")
+    return names
+
+
+TextFields = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_text_fields)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -201,7 +219,12 @@ class WindowSettings(Section):
     """An event further behind the watermark goes to the dead letter topic as too_late."""
     max_series: int = Field(10_000, ge=1)
     """Series kept apart in one window of one partition; the rest is summed in the series ``__other__``."""
-    inference_by: tuple[str, ...] = ("service", "model", "model_version", "endpoint")
+    inference_by: TextFields = (
+        "service",
+        "model",
+        "model_version",
+        "endpoint",
+    )
     """The fields of an inference event that make its series."""
     inference_distributions: Annotated[tuple[str, ...], AfterValidator(_known_distributions)] = DISTRIBUTIONS
     """The fields of an inference event of which windows have quantiles; each costs time, memory and disk by series."""

@@ -78,8 +78,16 @@ def test_lists_in_the_environment_are_json(environment: pytest.MonkeyPatch) -> N
 
 
 def test_a_distribution_that_does_not_exist_is_refused_with_those_that_do(write: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match=r"inference_distributions.*'latency' is none; allowed: duration_s, ttft_s"):
+    with pytest.raises(
+        ConfigError, match=r"inference_distributions.*'latency' is no distribution; allowed: duration_s, ttft_s"
+    ):
         load(write("windows: {inference_distributions: [latency]}\n"))
+
+
+@pytest.mark.parametrize("names", ["[]", "[colour]", "[service, prediction]"])
+def test_a_series_is_made_of_text_fields_of_an_event(names: str, write: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="inference_by"):
+        load(write(f"windows: {{inference_by: {names}}}\n"))
 
 
 def test_an_empty_variable_counts_as_not_given(environment: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from streammon_agents import gateway, ndjson
 from streammon_processors import dedupe, revisions, rules, runtime, windows
 from streammon_processors.task import Task
 from streammon_sinks import delivery
+from tests.faults.harness import Scenario
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -178,6 +179,8 @@ QUOTED = [
     ("docs/windows.md", f"more than {windows.MAX_SERIES_BYTES:,} bytes"),
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
     ("docs/windows.md", f"{dedupe.MAX_GAPS} gaps of each, but {dedupe.MAX_GAPS_TOGETHER} of all"),
+    ("docs/windows.md", f"while windows are open, {windows.MAX_DUPLICATES:,} are remembered"),
+    ("docs/operations.md", f"a seeded log of {Scenario('', (), 0).events:,} events for each kind"),
     ("docs/windows.md", " then ".join(f"`{name}`," for name in windows.SHED).rstrip(",")),
     ("docs/wire.md", f"{wire.MAX_EVENTS:,} events, and {wire.MAX_ENTRIES:,} entries"),
     ("docs/wire.md", f"At most {ndjson.MAX_ERRORS} `errors`"),

@@ -103,7 +103,8 @@ def _foreign_schemas(records: Records) -> dict[int, bytes]:
     if records.headers.count(()) == len(records):
         return {}
     unusual = ((i, headers) for i, headers in enumerate(records.headers) if headers not in _USUAL_HEADERS)
-    return {i: value for i, headers in unusual for header, value in headers if header == name and value != ours}
+    last = ((i, reversed(headers)) for i, headers in unusual)
+    return {i: value for i, headers in last for header, value in headers if header == name and value != ours}
 
 
 def _batches(codec: wire.Codec, value: bytes, foreign: bytes | None) -> list[Batch]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from streammon.wire import Identity
 
@@ -38,7 +38,7 @@ class Stream(Struct, array_like=True):
     ``name`` is a digest: senders may choose names of any length, and this is kept in every snapshot.
     """
 
-    name: str
+    name: Annotated[str, Meta(min_length=16, max_length=16)]
     last_ms: int
     highest: int = -1
     gaps: list[tuple[int, int]] = []

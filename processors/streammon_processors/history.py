@@ -23,6 +23,10 @@ class History:
         self._processor, self._partition = processor, partition
         self._now_s = 0.0
 
+    def is_due(self, now_s: float) -> bool:
+        """Whether a snapshot of broker time ``now_s`` is to be kept."""
+        return slot_entered(self._now_s, now_s) is not None
+
     def keep(self, snapshot: bytes, now_s: float) -> list[Outgoing]:
         """The record that keeps this snapshot, if one is due at broker time ``now_s``."""
         slot, self._now_s = slot_entered(self._now_s, now_s), max(self._now_s, now_s)

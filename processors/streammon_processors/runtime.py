@@ -162,7 +162,8 @@ class _Share:
     newest_s: float = 0.0  # the broker's time of the last record
     writing: asyncio.Task[None] | None = None
     paused: bool = False
-    behind: bool = False  # the last poll brought more than a batch
+    behind: bool = False  # the member's last poll brought more than a batch
+    leaving: bool = False
     began_at: float = 0.0  # the last transaction
 
     def process(self, topic: str, batch: Sequence[Record]) -> None:
@@ -174,17 +175,19 @@ class _Share:
         self.write()
 
     def write(self) -> None:
-        """Start writing what is there to be written, unless that is under way."""
-        if self.writing is None and self._is_due:
+        """Start writing what is there to be written, unless that is under way or has failed."""
+        if (self.writing is None or _went_well(self.writing)) and self._is_due:
             self.writing = asyncio.create_task(self._write())
 
     @property
     def _is_due(self) -> bool:
+        """Outputs are due at once, but for who is behind; a position without outputs is now and then."""
         now = time.monotonic()
-        if self.outputs and (not self.behind or self.waiting_bytes > WAITING_BYTES // 2):
-            return True
-        moved_on = now - self.committed_at >= COMMIT_S and self.task.offsets() != self.committed
-        return moved_on or (bool(self.outputs) and now - self.began_at >= BEHIND_S)
+        if not self.outputs:
+            moved_on = self.task.offsets() != self.committed
+            return moved_on and (self.leaving or now - self.committed_at >= COMMIT_S)
+        may_wait = self.behind and not self.leaving and self.waiting_bytes <= WAITING_BYTES // 2
+        return not may_wait or now - self.began_at >= BEHIND_S or self.history.is_due(self.newest_s)
 
     async def _write(self) -> None:
         """Transactions, one after the other, until all is written: each takes what came during the one before.
@@ -208,6 +211,12 @@ class _Share:
             writing, self.writing = self.writing, None
             writing.result()
 
+    async def finish(self) -> None:
+        """Write what waits, so that the next owner need not make it again, and close."""
+        self.leaving = True
+        self.write()
+        await self.close()
+
     async def close(self) -> None:
         """Let what is being written be written; what fails now is for the next owner to repeat."""
         if self.writing is not None:
@@ -215,6 +224,10 @@ class _Share:
             self.writing.cancel()
             await asyncio.gather(self.writing, return_exceptions=True)
         await self.transactor.close()
+
+
+def _went_well(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 class _Runtime:
@@ -245,7 +258,7 @@ class _Runtime:
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         numbers = [number for number in _numbers(partitions) if number in self._shares]
-        await asyncio.gather(*(self._shares.pop(number).close() for number in numbers))
+        await asyncio.gather(*(self._shares.pop(number).finish() for number in numbers))
         for number in numbers:
             self._forget_measures(number)
 
@@ -275,6 +288,7 @@ class _Runtime:
             found = await self.member.poll(POLL_S, POLL_RECORDS)
             polled = {partition: Records.of(records) for partition, records in found.items()}
             behind = sum(int(records.sizes.sum()) for records in polled.values()) > BATCH_BYTES
+            behind = behind or sum(map(len, polled.values())) >= POLL_RECORDS
             for share in self._shares.values():
                 share.behind = behind
             for partition, records in polled.items():

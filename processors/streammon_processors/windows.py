@@ -65,6 +65,8 @@ Mask = NDArray[np.bool_]
 CHUNK_RECORDS = 4000
 CHUNK_ROWS = 200_000
 """Records pooled at once, and the rows from which on no more are: bounds the memory of one `process` call."""
+MAX_DUPLICATES = 100_000
+"""Batches sent again while windows are open that a restart leaves out again; it would count older ones."""
 PENDING_LIMIT = 20_000
 """Weight of late and refused events and of batches (see `_weights`) after which they are published without a close."""
 KNOWN_SERIES = 20_000
@@ -348,6 +350,7 @@ class _TopicWindows:
             if verdict.duplicate:
                 rows.duplicate[header.row : header.row + header.rows] = True
                 self._duplicates.append(rows.chunk.position(header.row))
+        del self._duplicates[:-MAX_DUPLICATES]
         return verdicts
 
     def _refusals(self, rows: _Rows, start: int, too_late: Mask) -> dict[int, Refusal]:

@@ -32,7 +32,7 @@ class TopicPartition(NamedTuple):
 
 
 class Record(Protocol):
-    """A record as read. aiokafka's ``ConsumerRecord`` is one already, so the hot path copies nothing.
+    """A record as read: an element of `streammon.broker.records.Records`, or aiokafka's ``ConsumerRecord``.
 
     ``timestamp`` is the broker's time of the record, in milliseconds since 1970.
     """

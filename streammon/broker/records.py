@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -65,6 +66,10 @@ class Records(Sequence[Record]):
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __iter__(self) -> Iterator[Record]:
+        columns = (self.offsets.tolist(), self.timestamps.tolist(), self.keys, self.values, self.headers)
+        return map(OneRecord, repeat(self.partition), *columns)
 
     @overload
     def __getitem__(self, index: int) -> OneRecord: ...

@@ -14,9 +14,9 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from streammon.errors import Reason, Rejected
 from streammon.events import SCHEMA, STRUCTS, Event, EventType
-from streammon.wire.batch import MAX_ENTRIES, MAX_EVENTS, Batch, Identity
+from streammon.wire.batch import MAX_ENTRIES, MAX_EVENTS, Batch, Identity, Rows
 from streammon.wire.columns import fields_of, list_of
-from streammon.wire.plain import PlainReader, PlainRows, Wanted
+from streammon.wire.plain import PlainReader, Wanted
 from streammon.wire.rows import ColumnRows, ObjectRows
 
 
@@ -99,7 +99,7 @@ class Codec:
         """The fast path, see `well_formed`."""
         return well_formed(self._one, value)
 
-    def plain(self, values: Sequence[bytes | None], start: int, end: int, wanted: Wanted) -> PlainRows:
+    def plain(self, values: Sequence[bytes | None], start: int, end: int, wanted: Wanted) -> Rows:
         """The fast path of many records, see `PlainReader.read`."""
         return self._plain.read(values, start, end, wanted)
 

@@ -10,10 +10,11 @@ Three things make it fast:
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -22,29 +23,34 @@ from msgspec.structs import FieldInfo, astuple
 from numpy.typing import NDArray
 
 from streammon.events import SCHEMA, Event
-from streammon.wire.batch import Coded, Codes, Floats
+from streammon.wire.batch import Coded, Codes, Floats, Rows
 from streammon.wire.columns import FieldSpec, fields_of
-from streammon.wire.rows import ColumnRows
+from streammon.wire.rows import ColumnRows, ObjectRows
 from streammon.wire.values import coded_alike
 
 BLOCK = 256
-LONGEST_REST = 255
-"""Blocks for which the fitted struct is not tried, after it has failed again and again."""
+FEW = 16
+"""Records that are read faster one by one than by numpy."""
+MAX_ODD, LONGEST_REST = 8, 255
+"""Records of a block with a field that is not of our schema; and the blocks for which the fitted struct is not tried
+after there have been more, again and again."""
 UNREADABLE = (DecodeError, UnicodeDecodeError, RecursionError, TypeError)
 """What decoding raises for a record that is no event of its type; the last for one without a value."""
 
 Mask = NDArray[np.bool_]
 Values = Sequence[Any]
 """Of records: bytes, or None where there is none."""
-Columns = Mapping[str, Sequence[Any]]
-"""By name of a field, its value in every event."""
+Names = tuple[str, ...]
+Row = tuple[Any, ...]
+"""The values of one event, by the names of its fields."""
 
 
 class Wanted(NamedTuple):
-    """The fields, beside numbers, of which every row will be asked for its value, or only for whether it has one."""
+    """The fields, beside numbers, of which every row will be asked for its value; or every row for whether it has one,
+    and a few for which."""
 
     values: Sequence[str] = ()
-    presence: Sequence[str] = ()
+    single: Sequence[str] = ()
 
 
 class PlainReader:
@@ -55,7 +61,7 @@ class PlainReader:
         self._decode = msgspec.json.Decoder(struct).decode
         self._fitted = _Fitted(struct)
 
-    def read(self, values: Values, start: int, end: int, wanted: Wanted) -> PlainRows:
+    def read(self, values: Values, start: int, end: int, wanted: Wanted) -> Rows:
         """The rows of the records from ``start`` on, until the first that needs a closer look: it is of another
         density, carries an identity, or something is wrong with it. Sooner where the fields change.
         """
@@ -63,34 +69,15 @@ class PlainReader:
         at = start
         while at < end:
             block = values[at : min(at + BLOCK, end)]
-            columns, size = self._columns(block)
-            if not size or not gathered.add(columns):
+            names, rows = self._fitted.rows(block)
+            if at == start and len(rows) < min(FEW, len(block)):  # numpy would take longer
+                return ObjectRows(list(map(self._decode, block[: len(rows)])))
+            if not rows or not gathered.add(names, rows):
                 break
-            at += size
-            if size < len(block):
+            at += len(rows)
+            if len(rows) < len(block):
                 break
         return PlainRows(gathered, values if (start, at) == (0, len(values)) else values[start:at], self._decode)
-
-    def _columns(self, values: Values) -> tuple[Columns, int]:
-        """The columns of the events before the first record that is no plain event, and how many these are."""
-        columns = self._fitted.columns(values)
-        if columns is not None:
-            return columns, len(values)
-        events = self._events(values)
-        self._fitted.learn(events)
-        return (_transposed(events[0].__struct_fields__, events) if events else {}), len(events)
-
-    def _events(self, values: Values) -> list[Event]:
-        events: list[Event] = []
-        try:
-            for value in values:
-                event = self._decode(value)
-                if event.schema != SCHEMA or event.seq is not None or not _is_utf8(value):
-                    break
-                events.append(event)
-        except UNREADABLE:
-            pass  # the closer look says what is wrong
-        return events
 
 
 class _Fitted:
@@ -98,13 +85,15 @@ class _Fitted:
 
     def __init__(self, struct: type[Event]) -> None:
         self._struct = struct
+        self._decode_any = msgspec.json.Decoder(struct).decode
         self._infos = {info.name: info for info in msgspec.structs.fields(struct) if info.name not in ("schema", "seq")}
+        self._can_fit = not any(_holds_struct(info.type) for info in self._infos.values())  # those skip what is foreign
         self._rest, self._next_rest = 0, 1
         self._fit({info.name for info in self._infos.values() if info.required})
 
     def _fit(self, seen: set[str]) -> None:
         """Fields in the order of the schema: that is how most senders write them, and how they are found fastest."""
-        self._names = ["schema", *(name for name in self._infos if name in seen)]
+        self._names = ("schema", *(name for name in self._infos if name in seen))
         schema = ("schema", Literal[SCHEMA], SCHEMA)
         config = self._struct.__struct_config__
         fitted = msgspec.defstruct(
@@ -118,35 +107,70 @@ class _Fitted:
         )
         self._decode = msgspec.json.Decoder(fitted).decode
 
-    def columns(self, values: Values) -> Columns | None:
-        """The columns of plain events; None if one of them is none, or has a field not seen before."""
-        if self._rest:
-            return None
+    def rows(self, values: Values) -> tuple[Names, list[Row]]:
+        """The plain events before the first record that is none, or that has a field not seen before."""
+        if self._rest or not self._can_fit:
+            self._rest = max(0, self._rest - 1)
+            return self._struct.__struct_fields__, self._unfitted(values)
+        rows: list[Row] = []
+        odd = 0
+        while True:
+            problem = self._decode_into(rows, values)
+            if problem is None or (event := self._event(values[len(rows)])) is None:
+                self._next_rest = 1
+                break
+            if (name := _foreign_field(problem)) in self._infos and name not in self._names:
+                if rows:
+                    break  # these have other fields
+                self._fit({name, *self._names[1:]})
+            elif odd < MAX_ODD:
+                odd += 1
+                rows.append(tuple(getattr(event, name) for name in self._names))
+            else:
+                self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest + 1, LONGEST_REST)
+                break
+        return self._names, rows
+
+    def _decode_into(self, rows: list[Row], values: Values) -> Exception | None:
+        """Append the values from the next on; why not all of them."""
+        events: list[Struct] = []
+        problem: Exception | None = None
         try:
-            events = list(map(self._decode, values))
+            events.extend(map(self._decode, values[len(rows) :]))  # it keeps what came before an error
+        except UNREADABLE as error:
+            problem = error
+        rows.extend(map(astuple, events))
+        return problem
+
+    def _unfitted(self, values: Values) -> list[Row]:
+        rows: list[Row] = []
+        for value in values:
+            if (event := self._event(value)) is None:
+                break
+            rows.append(astuple(event))
+        return rows
+
+    def _event(self, value: Any) -> Event | None:
+        """The event of a plain record; what is wrong with one that is none, the closer look will say."""
+        try:
+            event: Event = self._decode_any(value)
         except UNREADABLE:
             return None
-        self._next_rest = 1
-        return _transposed(self._names, events)
+        return event if event.schema == SCHEMA and event.seq is None and _is_utf8(value) else None
 
-    def learn(self, events: Sequence[Event]) -> None:
-        """From events that were read some other way; failing, but not for want of a field of ours, means a rest."""
-        if self._rest:
-            self._rest -= 1
-            return
-        seen = {name for name in self._infos if any(getattr(event, name) is not None for event in events)}
-        if seen.issubset(self._names):
-            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest + 1, LONGEST_REST)
-        else:
-            self._fit(seen.union(self._names))
+
+def _foreign_field(problem: Exception) -> str:
+    """The field that msgspec complains about, if it does; explicit nulls of absent fields are such, too."""
+    found = re.search("unknown field `(.*?)`", str(problem))
+    return found[1] if found else ""
+
+
+def _holds_struct(kind: Any) -> bool:
+    return (isinstance(kind, type) and issubclass(kind, Struct)) or any(map(_holds_struct, get_args(kind)))
 
 
 def _definition(info: FieldInfo) -> tuple[str, Any] | tuple[str, Any, Any]:
     return (info.name, info.type) if info.required else (info.name, info.type, info.default)
-
-
-def _transposed(names: Sequence[str], events: Sequence[Struct]) -> Columns:
-    return dict(zip(names, zip(*map(astuple, events), strict=True), strict=True))
 
 
 def _is_utf8(value: bytes) -> bool:
@@ -165,21 +189,22 @@ class _Gathered:
 
     def __init__(self, fields: Mapping[str, FieldSpec], wanted: Wanted) -> None:
         self.fields = fields
-        self.names: Set[str] = set()
+        self.names: Names = ()
         self._wanted = wanted
         self._codes: defaultdict[str, dict[Any, int]] = defaultdict(dict)  # by field, of each value
         self._numbers: defaultdict[str, list[Floats]] = defaultdict(list)
         self._coded: defaultdict[str, list[Codes]] = defaultdict(list)
         self._objects: defaultdict[str, list[Any]] = defaultdict(list)
-        self._present: defaultdict[str, list[Mask]] = defaultdict(list)
+        self.single: defaultdict[str, list[Any]] = defaultdict(list)
 
-    def add(self, columns: Columns) -> bool:
+    def add(self, names: Names, rows: Sequence[Row]) -> bool:
         """Keep what has to be kept; nothing, and False, if these are not the fields of the blocks before."""
-        self.names = self.names or columns.keys()
-        if self.names != columns.keys():
+        self.names = self.names or names
+        if self.names != names:
             return False
-        for name in self.names & self.fields.keys():
-            column, spec = columns[name], self.fields[name]
+        for name, column in zip(names, zip(*rows, strict=True), strict=True):
+            if (spec := self.fields.get(name)) is None:
+                continue
             if spec.numeric:
                 self._numbers[name].append(_floats(column))
             elif name in self._wanted.values:
@@ -187,8 +212,8 @@ class _Gathered:
                     self._objects[name] += column
                 else:
                     self._coded[name].append(_coded(column, self._codes[name]))
-            if name in self._wanted.presence:
-                self._present[name].append(_present(column))
+            if name in self._wanted.single:
+                self.single[name] += column
         return True
 
     def columns(self) -> dict[str, Floats | Coded]:
@@ -199,9 +224,6 @@ class _Gathered:
             **{name: Coded(list(self._codes[name]), np.concatenate(parts)) for name, parts in self._coded.items()},
             **{name: Coded(values, np.arange(len(values))) for name, values in self._objects.items()},
         }
-
-    def presence(self) -> dict[str, Mask]:
-        return {name: np.concatenate(parts) for name, parts in self._present.items()}
 
 
 def _floats(column: Sequence[float | None]) -> Floats:
@@ -234,10 +256,9 @@ class PlainRows(ColumnRows):
         super().__init__(gathered.fields, len(values))
         self.columns = gathered.columns()
         self._names = gathered.names
-        self._presence = gathered.presence()
+        self._single = gathered.single
         self._values = values
         self._decode = decode
-        self._last: tuple[int, Event] | None = None
 
     def _column(self, name: str) -> Floats | Coded | None:
         spec = self._fields.get(name)
@@ -247,18 +268,13 @@ class PlainRows(ColumnRows):
         return self.columns.get(name)
 
     def present(self, name: str) -> Mask:
-        known = self._presence.get(name)
-        return known if known is not None else super().present(name)
+        return _present(self._single[name]) if name in self._single else super().present(name)
 
     def value(self, name: str, index: int) -> Any:
-        return getattr(self._event(index), name)
+        if name in self._single:
+            return self._single[name][index]
+        return getattr(self._decode(self._values[index]), name) if name in self._names else None
 
     def event(self, index: int) -> dict[str, Any]:
-        event = self._event(index)
+        event = self._decode(self._values[index])
         return {name: value for name in self._fields if (value := getattr(event, name)) is not None}
-
-    def _event(self, index: int) -> Event:
-        """Who asks for one value of an event mostly asks for another."""
-        if self._last is None or self._last[0] != index:
-            self._last = index, self._decode(self._values[index])
-        return self._last[1]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.faults.kafka_proxy import Api, Caught, Trap, Way
 from tests.faults.stage import SESSION_S, Stage
+from tests.support import eventually
 
 CAUGHT_S = 20.0
 """How long a message of the awaited kind may take to come by."""
@@ -91,6 +92,7 @@ class Storm:
         for _ in range(self.times):
             member = stage.join()
             await asyncio.sleep(self.every_s)
+            await eventually(member.has_partitions, CAUGHT_S, "partitions of one that joins")
             status = await stage.leave(member)
             assert status == 0, f"exit status {status} of a member that was asked to leave"
 

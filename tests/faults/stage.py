@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -97,6 +98,11 @@ class Member:
             self._supervisor.cancel()
             self._process.kill()
             self._process.wait()
+
+    def has_partitions(self) -> bool:
+        """Whether it was assigned any, ever."""
+        said = (json.loads(line) for line in self._errors.read_text().splitlines() if line.startswith("{"))
+        return any(each.get("event") == "partitions assigned" and each["partitions"] for each in said)
 
     def _minds_sigterm(self) -> bool:
         """Whether it has come so far: a process that has only just begun ends by any signal."""

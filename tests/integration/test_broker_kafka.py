@@ -27,6 +27,7 @@ from tests.support import eventually, overlooked
 
 pytestmark = pytest.mark.kafka
 
+SESSION_S = KafkaSettings().session_timeout_s
 IN, OTHER, OUT, STATE = "in", "other", "out", "state.p"
 SPECS = [
     TopicSpec(IN, 4, 3600.0, log_append_time=True),
@@ -274,12 +275,21 @@ async def test_member_has_the_same_partition_numbers_of_all_its_topics(broker: K
     await last.member.close()
 
 
-async def test_what_was_fetched_under_the_assignment_before_is_dropped_and_fetched_again(
+class Rewinding(Watched):
+    """Begins every assignment but the first at 60."""
+
+    async def _on_assign(self, partitions: Sequence[TopicPartition]) -> None:
+        if self.owned:
+            self.member.seek(TopicPartition(IN, 0), 60)
+        await super()._on_assign(partitions)
+
+
+async def test_what_was_fetched_before_an_assignment_is_dropped(
     broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """librdkafka may return records and, in the same call, have changed the assignment."""
+    """librdkafka may return records from before a rebalance, and have run its callback, in one call."""
     await broker.append(numbered(IN, range(100)))
-    watched = await Watched("a", []).join(broker)
+    watched = await Rewinding("a", []).join(broker)
     member = watched.member
     assert isinstance(member, KafkaMember)
     take, dropped = member._take, 0
@@ -287,15 +297,15 @@ async def test_what_was_fetched_under_the_assignment_before_is_dropped_and_fetch
     def interrupted(wait_s: float, max_records: int) -> Fetched:
         nonlocal dropped
         found = take(wait_s, 40)
-        if not dropped and found.records():
+        if found.records() and not dropped:
             dropped = sum(map(len, found.records().values()))
-            member._rebalanced = True
+            member._assigned(member._consumer, [member._theirs(each) for each in watched.owned])
         return found
 
     monkeypatch.setattr(member, "_take", interrupted)
-    await poll_until(lambda: len(watched.values) >= 100, watched)
+    await poll_until(lambda: len(watched.values) >= 40, watched)
     assert dropped > 0
-    assert watched.values == list(range(100))
+    assert watched.values == list(range(60, 100))
     await member.close()
 
 
@@ -366,7 +376,7 @@ async def test_slow_assign_does_not_cost_the_membership(broker: KafkaBroker) -> 
 
     async def slow(_: Sequence[TopicPartition]) -> None:
         calls.append("assign")
-        await asyncio.sleep(8)
+        await asyncio.sleep(SESSION_S + 2)
 
     async def revoked(_: Sequence[TopicPartition]) -> None:
         calls.append("revoke")
@@ -376,6 +386,34 @@ async def test_slow_assign_does_not_cost_the_membership(broker: KafkaBroker) -> 
     await member.commit({TopicPartition(IN, 0): 1})
     assert calls == ["assign"]
     await member.close()
+
+
+async def test_a_blocked_event_loop_does_not_cost_the_membership(broker: KafkaBroker) -> None:
+    """For longer than the session timeout: heartbeats go on beside Python."""
+    events: list[tuple[str, str, list[TopicPartition]]] = []
+    a = await Watched("a", events).join(broker)
+    await poll_until(lambda: a.owned, a)
+    time.sleep(SESSION_S + 2)  # noqa: ASYNC251 - that is the point
+    await broker.append(numbered(IN, [1]))
+    await poll_until(lambda: a.values == [1], a)
+    await a.member.commit({TopicPartition(IN, 0): 1})
+    assert [what for _, what, _ in events] == ["assigned"]
+    await a.member.close()
+
+
+async def test_a_member_that_closes_has_left_the_group(broker: KafkaBroker) -> None:
+    """Others need not wait for its session to end."""
+    a = await Watched("a", []).join(broker)
+    await poll_until(lambda: a.owned, a)
+    assert await members(broker) == 1
+    await a.member.close()
+    assert await members(broker) == 0
+
+
+async def members(broker: KafkaBroker) -> int:
+    [reply] = await broker._admin.describe_consumer_groups([broker._cluster.name("group")])
+    [(_, _, _, _, _, found, *_)] = reply.groups  # error, group, state, protocol type, protocol, members
+    return len(found)
 
 
 async def test_a_static_member_whose_name_is_taken_says_so_and_ends(settings: Settings, broker: KafkaBroker) -> None:

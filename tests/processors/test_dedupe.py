@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streammon.config import WindowSettings
 from streammon.tick import TICK
-from streammon.topics import MAX_RECORD_BYTES
+from streammon.topics import LARGE_RECORD_BYTES
 from streammon.wire import Identity
 from streammon_processors import dedupe as module
 from streammon_processors import windows
@@ -29,7 +29,7 @@ from streammon_processors.dedupe import (
     Verdict,
 )
 from streammon_processors.revisions import MAX_REVISIONS, Revisions, RevisionsMemory
-from streammon_processors.windows import WindowTask, sources
+from streammon_processors.windows import MAX_DUPLICATES, WindowTask, sources
 from tests.logs import T0, inference, packed, resource
 
 
@@ -199,7 +199,6 @@ def test_gaps_of_all_streams_are_bounded_and_forgotten_alike_after_a_restore(
 # --- the largest snapshot -------------------------------------------------------------------------------------------
 
 HIGHEST = 2**63 - 1
-DUPLICATES = 5000
 OFFSET = 2**62
 
 
@@ -227,7 +226,7 @@ def irregular(count: int) -> list[Position]:
 
 def largest(size_s: float) -> windows._Published:
     now = floor(T0 / size_s)
-    duplicates = irregular(DUPLICATES)
+    duplicates = irregular(MAX_DUPLICATES)
     return windows._Published(
         place=Position(duplicates[-1].offset + 1, 0),
         size_s=size_s,
@@ -258,5 +257,5 @@ def test_largest_snapshot_of_the_windows_task_fits_into_a_record() -> None:
         assert len(published.streams) == MAX_STREAMS
         assert sum(len(stream.gaps) for stream in published.streams) == MAX_GAPS_TOGETHER
         assert sum(map(len, published.revisions.by_window.values())) == MAX_REVISIONS
-        assert len(unpack_positions(published.duplicates)) == DUPLICATES
-    assert len(snapshot) < MAX_RECORD_BYTES
+        assert len(unpack_positions(published.duplicates)) == MAX_DUPLICATES
+    assert len(snapshot) < LARGE_RECORD_BYTES

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from streammon.config import Settings
 from streammon.events import EventType
 from streammon.topics import topic_specs
 from streammon_processors import runtime
+from streammon_processors.contract import Stored
+from streammon_processors.history import History
 from streammon_processors.runtime import run_processor, windows_processor
+from streammon_processors.windows import WindowTask
 from tests.support import eventually
 
 START = 1_700_000_000.0
@@ -81,6 +86,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _small_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "COMMIT_S", 3600.0)
     monkeypatch.setattr(runtime, "POLL_RECORDS", 1000)
     monkeypatch.setattr(runtime, "BATCH_BYTES", 100_000)
 
@@ -100,3 +106,59 @@ async def test_who_is_behind_writes_before_memory_is_short(settings: Settings, m
     windows, transactions = await published(settings, monkeypatch)
     assert windows >= WINDOWS - 1
     assert transactions > 3
+
+
+class Noting:
+    """A transactor that only notes: how many records of each topic were written together."""
+
+    def __init__(self) -> None:
+        self.written: list[Counter[str]] = []
+
+    async def transact(self, outputs: Sequence[Outgoing], *_: Any) -> None:
+        await asyncio.sleep(0)
+        self.written.append(Counter(output.topic for output in outputs))
+
+    async def close(self) -> None: ...
+
+
+def share_behind(settings: Settings) -> tuple[runtime._Share, Noting]:
+    transactor: Any = Noting()
+    task = WindowTask(0, settings.windows)
+    share = runtime._Share(0, task, transactor, History("windows", 0), {}, time.monotonic(), behind=True)
+    return share, transactor
+
+
+def batches(every_s: float, count: int) -> Iterator[list[Stored]]:
+    """One event each; of broker time, too."""
+    for number in range(count):
+        at = START + number * every_s
+        event = {"time_unix_s": at, "service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok"}
+        [value] = wire.encode(EventType.INFERENCE, [event], wire.Density.OBJECT)
+        yield [Stored(value, number, round(at * 1000))]
+
+
+async def test_who_is_behind_and_has_to_leave_writes_what_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
+    share, transactor = share_behind(settings)
+    for batch in batches(1.0, 20):
+        share.process("inference", batch)
+        await asyncio.sleep(0.001)
+    assert sum(each["windows"] for each in transactor.written) < 5
+    await share.finish()
+    assert sum(each["windows"] for each in transactor.written) == 19
+    assert share.committed == share.task.offsets()
+
+
+async def test_who_is_behind_keeps_as_many_snapshots_as_one_that_never_was(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
+    share, transactor = share_behind(settings)
+    for batch in batches(1800.0, 96):
+        share.process("inference", batch)
+        if share.writing is not None:
+            await share.writing
+        share.written()
+    assert sum(each["snapshots"] for each in transactor.written) >= 95

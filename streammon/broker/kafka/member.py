@@ -136,13 +136,15 @@ class KafkaMember:
     def _take(self, wait_s: float, max_records: int) -> Fetched:
         """All that is there, `AT_ONCE` at a time; `consume` alone would wait for all of ``max_records``."""
         fetched = Fetched()
-        with self._errors("reading"):
+        try:
             first = self._consumer.poll(wait_s)
             messages = [] if first is None else [first]
             while messages:
                 fetched.add(messages)
                 max_records -= len(messages)
                 messages = self._consumer.consume(min(AT_ONCE, max_records), 0)
+        except KafkaException as error:  # for the next poll to raise: what was read before it is not lost
+            self._fail(self._explain("reading", error.args[0]))
         return fetched
 
     def _polled(self, fetched: Fetched) -> Polled:
