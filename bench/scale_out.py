@@ -1,4 +1,4 @@
-"""More processes, fewer processes, and how fresh the results are, on a real Kafka with eight partitions.
+"""More processes, fewer processes, how fresh the results are, and what a process holds, on a real Kafka.
 
 * Scale-out: wall seconds and CPU seconds from a backlog to all its windows, with 1, 2 and 4 processes. CPU seconds say
   what sharing costs; wall seconds can only shrink as far as there are cores, and Kafka uses one of them.
@@ -6,6 +6,8 @@
   stopped by SIGTERM, or is killed by -9 (then the session, 6 s, has to pass first).
 * Close to visible: from the append of the event that closes a window until that window can be read (`read_committed`),
   at a steady rate of packed batches.
+* Memory: the peak of one whole process that has 10,000 series with five distributions in two open windows, and
+  publishes one of them; all in one partition, or in eight.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench import series
 from streammon import servers, wire
 from streammon.broker import Broker, Outgoing, Record, connect
 from streammon.config import Settings
@@ -38,6 +41,7 @@ BACKLOG = 60_000  # events a partition
 WARM_UP_S, STEADY_S = 3.0, 14.0
 RATE = 80  # batches a second and partition
 BATCH = 50
+SERIES, PER_SERIES = 10_000, 20
 PROGRAM = "from streammon.cli import main; main()"
 
 
@@ -75,11 +79,16 @@ def cpu_s(process: subprocess.Popen[bytes]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def fresh(kafka: servers.Server, **windows: float) -> tuple[Broker, Settings]:
-    topics = {"prefix": f"{uuid.uuid4().hex[:8]}.", "partitions": PARTITIONS}
+def peak_bytes(process: subprocess.Popen[bytes]) -> int:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+async def fresh(kafka: servers.Server, partitions: int = PARTITIONS, **windows: float) -> tuple[Broker, Settings]:
+    topics = {"prefix": f"{uuid.uuid4().hex[:8]}.", "partitions": partitions}
     settings = Settings(bootstrap=kafka.address, topics=topics, windows={"size_s": 10.0, **windows})
     broker = await connect(settings)
-    await broker.create_topics(topic_specs(partitions=PARTITIONS))
+    await broker.create_topics(topic_specs(partitions=partitions))
     return broker, settings
 
 
@@ -189,12 +198,33 @@ async def close_to_visible(kafka: servers.Server, directory: Path) -> None:
     print(f"p50 {p50:.3f} s, p99 {p99:.3f} s, worst {worst:.3f} s of {len(delays):,} windows")
 
 
+async def memory(kafka: servers.Server, partitions: int, directory: Path) -> None:
+    broker, settings = await fresh(kafka, partitions, size_s=series.SETTINGS.size_s, lateness_s=10.0)
+    own = SERIES // partitions
+    for window in range(3):  # the third closes the first
+        made = list(series.events(own, own * PER_SERIES, window, len(series.SHAPES)))
+        values = series.values(made, Density.PACKED)
+        for partition in range(partitions):
+            await broker.append([Outgoing("inference", b"key", value, partition=partition) for value in values])
+    reader = await broker.reader(["windows"])
+    found = 0
+    with processes(1, settings, directory) as [process]:
+        while found < SERIES:
+            found += sum(map(len, (await reader.poll(0.1)).values()))
+        peak = peak_bytes(process) / 1e6
+    print(f"{SERIES:,} series in {partitions} partition(s), two windows open: peak {peak:.0f} MB", flush=True)
+    await reader.close()
+    await broker.close()
+
+
 async def main() -> None:
     with tempfile.TemporaryDirectory() as directory, servers.start("kafka", Path(directory) / "kafka") as kafka:
         for count in (1, 2, 4):
             await scale_out(kafka, count, Path(directory))
         await hand_over(kafka, Path(directory))
         await close_to_visible(kafka, Path(directory))
+        for partitions in (1, PARTITIONS):
+            await memory(kafka, partitions, Path(directory))
 
 
 if __name__ == "__main__":

@@ -564,12 +564,13 @@ def test_the_version_is_told() -> None:
 
 
 def test_starting_leaves_behind_no_threads_for_linear_algebra_and_no_variable_that_forbade_them() -> None:
-    look = "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
-    source = f"import os\nfrom streammon.cli import main\ntry: main()\nfinally: {look}"
-    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    names = ("OPENBLAS_NUM_THREADS", "PYDANTIC_DISABLE_PLUGINS")
+    look = f"print(len(os.listdir('/proc/self/task')), *map(os.environ.get, {names}), 'rich' in sys.modules)"
+    source = f"import os, sys\nfrom streammon.cli import main\ntry: main()\nfinally: {look}"
+    environment = {name: value for name, value in os.environ.items() if name not in names}
     command = [sys.executable, "-c", source, "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
-    assert done.stdout.splitlines()[-1] == "1 None"
+    assert done.stdout.splitlines()[-1] == "1 None None False"
 
 
 def test_every_type_has_a_json_schema() -> None:

@@ -42,7 +42,7 @@ POLL_S, POLL_RECORDS = 0.1, 10_000
 """The longest wait for records, also how often idle partitions are looked at; and the most taken at once."""
 BATCH_RECORDS, BATCH_BYTES = 4000, 1024 * 1024
 """About the most given to a task at once: bounds the time for which the event loop is blocked."""
-BEHIND_S = 1.0
+BEHIND_S = 2.0
 """How often who is behind writes. A transaction costs 3 ms of CPU time, however little is in it: as much as the windows
 of 1,500 events."""
 WAITING_BYTES = 8 * 1024 * 1024
@@ -164,7 +164,7 @@ class _Share:
     paused: bool = False
     behind: bool = False  # the member's last poll brought more than a batch
     leaving: bool = False
-    began_at: float = 0.0  # the last transaction
+    began_at: float = field(default_factory=time.monotonic)  # the last transaction
 
     def process(self, topic: str, batch: Sequence[Record]) -> None:
         outputs = self.task.process(topic, batch)

@@ -136,7 +136,9 @@ class _Fitted:
         events: list[Struct] = []
         problem: Exception | None = None
         try:
-            events.extend(map(self._decode, values[len(rows) :]))  # it keeps what came before an error
+            events.extend(
+                map(self._decode, values[len(rows) :] if rows else values)
+            )  # it keeps what came before an error
         except UNREADABLE as error:
             problem = error
         rows.extend(map(astuple, events))

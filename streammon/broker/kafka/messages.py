@@ -44,7 +44,7 @@ class Fetched:
         if any(map(Message.error, messages)):
             self.errors += [Error(_place(each), error, each.offset()) for each in messages if (error := each.error())]
             messages = [each for each in messages if not each.error()]
-        for place, same in _by_place(messages):
+        for place, same in _by_place(messages) if messages else ():
             self._columns[place].add(same)
 
     def records(self) -> Mapping[Place, Records]:
@@ -53,12 +53,12 @@ class Fetched:
 
 def _by_place(messages: Sequence[Message]) -> Iterator[tuple[Place, Sequence[Message]]]:
     """The messages in order, cut where the place changes."""
-    places: list[Any] = list(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True))
-    if places and places.count(places[0]) == len(places):  # so it is mostly
-        yield places[0], messages
+    topics, partitions = list(map(Message.topic, messages)), list(map(Message.partition, messages))
+    if topics.count(topics[0]) == partitions.count(partitions[0]) == len(messages):  # so it is mostly
+        yield _place(messages[0]), messages
         return
-    for place, pairs in groupby(zip(places, messages, strict=True), key=itemgetter(0)):
-        yield place, [message for _, message in pairs]
+    for place, same in groupby(messages, key=_place):
+        yield place, list(same)
 
 
 def _place(message: Any) -> Place:
