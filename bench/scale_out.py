@@ -6,7 +6,7 @@
   stopped by SIGTERM, or is killed by -9 (then the session, 6 s, has to pass first).
 * Close to visible: from the append of the event that closes a window until that window can be read (`read_committed`),
   at a steady rate of packed batches.
-* Memory: the peak of one whole process that has 10,000 series with five distributions in two open windows, and
+* Memory: the peak of one whole process that has 10,000 series with one distribution, or five, in two open windows, and
   publishes one of them; all in one partition, or in eight.
 """
 
@@ -198,11 +198,11 @@ async def close_to_visible(kafka: servers.Server, directory: Path) -> None:
     print(f"p50 {p50:.3f} s, p99 {p99:.3f} s, worst {worst:.3f} s of {len(delays):,} windows")
 
 
-async def memory(kafka: servers.Server, partitions: int, directory: Path) -> None:
+async def memory(kafka: servers.Server, partitions: int, fields: int, directory: Path) -> None:
     broker, settings = await fresh(kafka, partitions, size_s=series.SETTINGS.size_s, lateness_s=10.0)
     own = SERIES // partitions
     for window in range(3):  # the third closes the first
-        made = list(series.events(own, own * PER_SERIES, window, len(series.SHAPES)))
+        made = list(series.events(own, own * PER_SERIES, window, fields))
         values = series.values(made, Density.PACKED)
         for partition in range(partitions):
             await broker.append([Outgoing("inference", b"key", value, partition=partition) for value in values])
@@ -212,7 +212,7 @@ async def memory(kafka: servers.Server, partitions: int, directory: Path) -> Non
         while found < SERIES:
             found += sum(map(len, (await reader.poll(0.1)).values()))
         peak = peak_bytes(process) / 1e6
-    print(f"{SERIES:,} series in {partitions} partition(s), two windows open: peak {peak:.0f} MB", flush=True)
+    print(f"{SERIES:,} series in {partitions} partition(s), {fields} distribution(s): peak {peak:.0f} MB", flush=True)
     await reader.close()
     await broker.close()
 
@@ -223,8 +223,9 @@ async def main() -> None:
             await scale_out(kafka, count, Path(directory))
         await hand_over(kafka, Path(directory))
         await close_to_visible(kafka, Path(directory))
-        for partitions in (1, PARTITIONS):
-            await memory(kafka, partitions, Path(directory))
+        for fields in (1, len(series.SHAPES)):
+            for partitions in (1, PARTITIONS):
+                await memory(kafka, partitions, fields, Path(directory))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ rows as they come and compares them with the exact answer.
     --events N                       length of the log (1,000,000)
     --warm N                         a second log of so many events (5,000,000): the cost of what it has more of is the
                                      warm figure; interpreted rivals are as fast as ever and left out of it
-    --rounds N                       everyone in turn, N times; of each, the race of median CPU time is in the table
+    --rounds N                       everyone in turn, N times: medians, and of the ratios the median of each round's
     --kill                           instead: SIGKILL each once in the middle, start it again, count rows
 
 It takes about 15 minutes, with --warm 45; --kill about 15. The machine should do nothing else.
@@ -22,6 +22,8 @@ import argparse
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from statistics import median
 
 from bench.rivals import environment
 from bench.rivals.contestants import ALL, Contestant
@@ -32,8 +34,9 @@ REFERENCE, OURS = "hand-aiokafka", "streammon"
 
 NAMES = {each.name: each for each in ALL}
 
-Outcomes = Mapping[str, Outcome]
-Speeds = Mapping[str, float]
+Outcomes = Mapping[str, Sequence[Outcome]]
+"""By name, of each round."""
+Speeds = Mapping[str, Sequence[float]]
 """Events for each second of CPU."""
 
 
@@ -74,7 +77,7 @@ def _contestants(names: str) -> Sequence[Contestant]:
 
 
 def _races(contestants: Sequence[Contestant], events: int, *, rounds: int = 1, kill: bool = False) -> Outcomes:
-    """The median of each by CPU time. Whoever cannot run is named with the reason, and is not in the table."""
+    """Everyone in turn. Whoever cannot run is named with the reason, and is not in the table."""
     outcomes: dict[str, list[Outcome]] = {}
     with course(events) as log:
         for contestant in rounds * [*contestants]:
@@ -85,19 +88,18 @@ def _races(contestants: Sequence[Contestant], events: int, *, rounds: int = 1, k
                 print(f"  {outcome}", file=sys.stderr, flush=True)
             except (environment.Unavailable, Failed) as error:
                 print(f"left out: {contestant.name}: {error}")
-    return {name: _median(races) for name, races in outcomes.items()}
-
-
-def _median(outcomes: Sequence[Outcome]) -> Outcome:
-    return sorted(outcomes, key=lambda outcome: outcome.usage.cpu_s)[len(outcomes) // 2]
+    return outcomes
 
 
 def _speeds(outcomes: Outcomes, events: int) -> Speeds:
-    return {name: events / outcome.usage.cpu_s for name, outcome in outcomes.items()}
+    return {name: [events / race.usage.cpu_s for race in races] for name, races in outcomes.items()}
 
 
 def _warm_speeds(cold: Outcomes, warm: Outcomes, more: int) -> Speeds:
-    return {name: more / (outcome.usage.cpu_s - cold[name].usage.cpu_s) for name, outcome in warm.items()}
+    return {
+        name: [more / (long.usage.cpu_s - short.usage.cpu_s) for long, short in zip(races, cold[name], strict=False)]
+        for name, races in warm.items()
+    }
 
 
 def _print_speed(cold: Speeds, warm: Speeds, outcomes: Outcomes) -> None:
@@ -105,26 +107,29 @@ def _print_speed(cold: Speeds, warm: Speeds, outcomes: Outcomes) -> None:
         f"{'contestant':<24}{'guarantee':<15}{'events/CPU s':>13}{'/ hand':>8}{'streammon /':>12}"
         f"{'warm':>10}{'streammon /':>12}{'missing':>9}{'wrong':>7}{'duplicate':>10}{'RSS MB':>8}{'wall s':>8}"
     )
-    for name, outcome in outcomes.items():
+    for name, races in outcomes.items():
+        missing, wrong, twice = (sum(map(attrgetter(what), races)) for what in ("missing", "wrong", "duplicate"))
         print(
-            f"{name:<24}{NAMES[name].guarantee:<15}{cold[name]:>13,.0f}{_ratio(cold, name, REFERENCE):>8}"
+            f"{name:<24}{NAMES[name].guarantee:<15}{_figure(cold, name):>13}{_ratio(cold, name, REFERENCE):>8}"
             f"{_ratio(cold, OURS, name):>12}{_figure(warm, name):>10}{_ratio(warm, OURS, name):>12}"
-            f"{outcome.missing:>9}{outcome.wrong:>7}{outcome.duplicate:>10}"
-            f"{outcome.usage.peak_rss_bytes / 1e6:>8.0f}{outcome.wall_s:>8.1f}"
+            f"{missing:>9}{wrong:>7}{twice:>10}"
+            f"{max(race.usage.peak_rss_bytes for race in races) / 1e6:>8.0f}{median(r.wall_s for r in races):>8.1f}"
         )
 
 
 def _figure(speeds: Speeds, name: str) -> str:
-    return f"{speeds[name]:,.0f}" if name in speeds else "–"
+    return f"{median(speeds[name]):,.0f}" if name in speeds else "–"
 
 
 def _ratio(speeds: Speeds, one: str, other: str) -> str:
-    return f"{speeds[one] / speeds[other]:.2f}" if one in speeds and other in speeds else "–"
+    if one not in speeds or other not in speeds:
+        return "–"
+    return f"{median(a / b for a, b in zip(speeds[one], speeds[other], strict=False)):.2f}"
 
 
 def _print_kills(outcomes: Outcomes) -> None:
     print(f"{'contestant, killed once':<28}{'guarantee':<16}{'missing':>9}{'wrong':>9}{'duplicate':>11}")
-    for name, outcome in outcomes.items():
+    for name, [outcome] in outcomes.items():
         print(f"{name:<28}{NAMES[name].guarantee:<16}{outcome.missing:>9}{outcome.wrong:>9}{outcome.duplicate:>11}")
 
 

@@ -115,6 +115,7 @@ ALL = (
     ),
     Contestant("bytewax", "none", _python("bytewax_windows"), interpreted=True),
     Contestant("quix", "at least once", _python("quix_windows", "{state}", "at-least-once"), interpreted=True),
+    Contestant("quix-eos", "exactly once", _python("quix_windows", "{state}", "exactly-once"), interpreted=True),
     Contestant("faust", "at least once", _python("faust_windows", "{state}"), 0.01, interpreted=True),
     Contestant("kafka-streams", "at least once", _kafka_streams("at_least_once"), DDSKETCH),
     Contestant("kafka-streams-eos", "exactly once", _kafka_streams("exactly_once_v2"), DDSKETCH),

@@ -45,7 +45,7 @@ BATCH_RECORDS, BATCH_BYTES = 4000, 1024 * 1024
 BEHIND_S = 2.0
 """How often who is behind writes. A transaction costs 3 ms of CPU time, however little is in it: as much as the windows
 of 1,500 events."""
-WAITING_BYTES = 8 * 1024 * 1024
+WAITING_BYTES = 4 * 1024 * 1024
 """A partition with more output than this still to be written is not read on: bounds memory, and the transaction,
 which has to end within its timeout. (Kafka takes some 10,000 windows of a kilobyte a second.)"""
 COMMIT_S = 1.0

@@ -336,6 +336,24 @@ async def test_partition_moves_only_after_its_owner_has_let_go(broker: KafkaBrok
     await b.member.close()
 
 
+async def test_a_poll_of_large_records_brings_few_of_them(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streammon.broker.kafka.member.POLL_BYTES", 1000)
+    await broker.append([Outgoing(IN, None, b"%03d" % number + b" " * 400, partition=0) for number in range(20)])
+    a = await Watched("a", []).join(broker)
+    found: list[bytes] = []
+
+    async def read() -> bool:
+        polled = await a.member.poll(0.1)
+        values = [record.value or b"" for records in polled.values() for record in records]
+        assert sum(map(len, values)) <= 1000
+        found.extend(values)
+        return len(found) >= 20
+
+    await eventually(read, 20, "all records")
+    assert [int(value) for value in found] == list(range(20))
+    await a.member.close()
+
+
 async def test_callbacks_run_only_inside_poll(broker: KafkaBroker) -> None:
     events: list[tuple[str, str, list[TopicPartition]]] = []
     a = await Watched("a", events).join(broker)

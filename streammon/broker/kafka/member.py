@@ -34,10 +34,12 @@ from streammon.errors import ConfigError, Fatal, Retryable, StreammonError
 
 MAX_POLL_S = 60.0
 """Who does not poll for this long is dropped from the group: it may have its heartbeats, but it does no work."""
-QUEUE_KBYTES, QUEUE_RECORDS = 4096, 20_000
-"""Fetched ahead of `poll`, by partition: bounds memory, and is some 20 ms of work."""
+QUEUE_KBYTES, QUEUE_RECORDS = 2048, 20_000
+"""Fetched ahead of `poll`, by partition: bounds memory, and is some 10 ms of work."""
 AT_ONCE = 1000
 """Messages made records together, while they are in the processor's cache."""
+POLL_BYTES = 4 * 1024 * 1024
+"""About the most of one poll: bounds memory where records are large."""
 LAG_S = 1.0
 
 REFUSED = (
@@ -134,15 +136,15 @@ class KafkaMember:
         return self._closed or self._failure is not None
 
     def _take(self, wait_s: float, max_records: int) -> Fetched:
-        """All that is there, `AT_ONCE` at a time; `consume` alone would wait for all of ``max_records``."""
+        """All that is there, `AT_ONCE` at a time; `consume` alone would wait for all of them."""
         fetched = Fetched()
         try:
             first = self._consumer.poll(wait_s)
             messages = [] if first is None else [first]
             while messages:
                 fetched.add(messages)
-                max_records -= len(messages)
-                messages = self._consumer.consume(min(AT_ONCE, max_records), 0)
+                most = min(AT_ONCE, fetched.room(POLL_BYTES), max_records - fetched.count)
+                messages = self._consumer.consume(max(0, most), 0)
         except KafkaException as error:  # for the next poll to raise: what was read before it is not lost
             self._fail(self._explain("reading", error.args[0]))
         return fetched

@@ -35,6 +35,7 @@ class Fetched:
 
     def __init__(self) -> None:
         self.errors: list[Error] = []
+        self.count = self.bytes = 0
         self._columns: defaultdict[Place, _Columns] = defaultdict(_Columns)
 
     def __bool__(self) -> bool:
@@ -45,7 +46,12 @@ class Fetched:
             self.errors += [Error(_place(each), error, each.offset()) for each in messages if (error := each.error())]
             messages = [each for each in messages if not each.error()]
         for place, same in _by_place(messages) if messages else ():
-            self._columns[place].add(same)
+            self.count += len(same)
+            self.bytes += self._columns[place].add(same)
+
+    def room(self, most_bytes: int) -> int:
+        """About how many more records like these fit into so many bytes."""
+        return (most_bytes - self.bytes) * self.count // max(1, self.bytes) if self.count else 1
 
     def records(self) -> Mapping[Place, Records]:
         return {place: columns.records(place[1]) for place, columns in self._columns.items()}
@@ -76,15 +82,18 @@ class _Columns:
         self._values: list[bytes | None] = []
         self._headers: list[Headers] = []
 
-    def add(self, messages: Sequence[Any]) -> None:
+    def add(self, messages: Sequence[Any]) -> int:
+        """The bytes of their values."""
         count = len(messages)
         self._offsets.append(np.fromiter(map(_offset, messages), np.int64, count))
         self._timestamps.append(np.fromiter(map(itemgetter(1), map(Message.timestamp, messages)), np.int64, count))
-        self._sizes.append(np.fromiter(map(len, messages), np.int64, count))
+        sizes = np.fromiter(map(len, messages), np.int64, count)
+        self._sizes.append(sizes)
         self._keys.extend(map(Message.key, messages))
         self._values.extend(map(Message.value, messages))
         headers: list[Any] = list(map(Message.headers, messages))
         self._headers.extend([tuple(each or ()) for each in headers] if any(headers) else repeat((), count))
+        return int(sizes.sum())
 
     def records(self, number: int) -> Records:
         offsets, timestamps, sizes = map(np.concatenate, (self._offsets, self._timestamps, self._sizes))
