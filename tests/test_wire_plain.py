@@ -173,6 +173,11 @@ def test_a_few_foreign_fields_and_records_of_other_densities_do_not_cost_the_fas
     assert is_fitted(codec, [one()])
 
 
+def test_a_new_field_behind_a_foreign_one_is_read() -> None:
+    strange = json.dumps({"colour": "red"} | event(endpoint="/x", trace_id="t")).encode()
+    assert sum(check(INFERENCE, [one(), one(), one(), strange, one(), strange, strange])) == 7
+
+
 def test_an_absent_field_that_is_spelled_out_as_null_is_learned() -> None:
     codec = Codec(INFERENCE)
     log = [one(error_type=None, trace_id=None) for _ in range(7)]

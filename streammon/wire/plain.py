@@ -119,10 +119,10 @@ class _Fitted:
             if problem is None or (event := self._event(values[len(rows)])) is None:
                 self._next_rest = 1
                 break
-            if (name := _foreign_field(problem)) in self._infos and name not in self._names:
+            if new := self._new_fields(event, problem):
                 if rows:
                     break  # these have other fields
-                self._fit({name, *self._names[1:]})
+                self._fit(new.union(self._names))
             elif odd < MAX_ODD:
                 odd += 1
                 rows.append(tuple(getattr(event, name) for name in self._names))
@@ -130,6 +130,11 @@ class _Fitted:
                 self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest + 1, LONGEST_REST)
                 break
         return self._names, rows
+
+    def _new_fields(self, event: Event, problem: Exception) -> set[str]:
+        refused = _foreign_field(problem)  # an explicit null, if it is one of ours
+        others = self._infos.keys() - set(self._names)
+        return {name for name in others if name == refused or getattr(event, name) is not None}
 
     def _decode_into(self, rows: list[Row], values: Values) -> Exception | None:
         """Append the values from the next on; why not all of them."""
