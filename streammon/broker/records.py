@@ -14,7 +14,7 @@ from streammon.broker import Headers, Record
 Ints = NDArray[np.int64]
 
 
-class OneRecord(NamedTuple):
+class StoredRecord(NamedTuple):
     """`streammon.broker.Record`."""
 
     partition: int
@@ -69,17 +69,17 @@ class Records(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         columns = (self.offsets.tolist(), self.timestamps.tolist(), self.keys, self.values, self.headers)
-        return map(OneRecord, repeat(self.partition), *columns)
+        return map(StoredRecord, repeat(self.partition), *columns)
 
     @overload
-    def __getitem__(self, index: int) -> OneRecord: ...
+    def __getitem__(self, index: int) -> StoredRecord: ...
     @overload
     def __getitem__(self, index: slice) -> Records: ...
-    def __getitem__(self, index: int | slice) -> OneRecord | Records:
+    def __getitem__(self, index: int | slice) -> StoredRecord | Records:
         if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
             return self  # most slices are of all, and a copy touches every value
         rest: Any = (self.keys[index], self.values[index], self.headers[index])
         if isinstance(index, slice):
             arrays = (self.offsets[index], self.timestamps[index], self.sizes[index])
             return Records(self.partition, *arrays, *rest)
-        return OneRecord(self.partition, int(self.offsets[index]), int(self.timestamps[index]), *rest)
+        return StoredRecord(self.partition, int(self.offsets[index]), int(self.timestamps[index]), *rest)

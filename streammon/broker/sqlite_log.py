@@ -25,6 +25,7 @@ import msgspec
 from aiokafka.partitioner import murmur2
 
 from streammon.broker import Headers, TopicPartition
+from streammon.broker.records import StoredRecord
 from streammon.errors import ConfigError, Fenced, Retryable
 from streammon.topics import TopicSpec
 
@@ -100,17 +101,6 @@ class Incoming(NamedTuple):
     @property
     def size(self) -> int:
         return len(self.key or b"") + len(self.headers or b"") + len(self.value or b"")
-
-
-class StoredRecord(NamedTuple):
-    """A `streammon.broker.Record`."""
-
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
 
 
 class Chunk(NamedTuple):

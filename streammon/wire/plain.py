@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from streammon.events import SCHEMA, Event
 from streammon.wire.batch import Coded, Codes, Floats, Rows
 from streammon.wire.columns import FieldSpec, fields_of
-from streammon.wire.rows import ColumnRows, ObjectRows
+from streammon.wire.rows import ColumnRows, ObjectRows, which_are
 from streammon.wire.values import coded_alike
 
 BLOCK = 256
@@ -59,7 +59,7 @@ class PlainReader:
     def __init__(self, struct: type[Event]) -> None:
         self._fields = fields_of(struct)
         self._decode = msgspec.json.Decoder(struct).decode
-        self._fitted = _Fitted(struct)
+        self._fitted = _Fitted(struct, self._decode)
 
     def read(self, values: Values, start: int, end: int, wanted: Wanted) -> Rows:
         """The rows of the records from ``start`` on, until the first that needs a closer look: it is of another
@@ -83,9 +83,9 @@ class PlainReader:
 class _Fitted:
     """Decodes with a struct of the fields seen so far, which refuses any other: so nothing is skipped unread."""
 
-    def __init__(self, struct: type[Event]) -> None:
+    def __init__(self, struct: type[Event], decode_any: Callable[[Any], Event]) -> None:
         self._struct = struct
-        self._decode_any = msgspec.json.Decoder(struct).decode
+        self._decode_any = decode_any
         self._infos = {info.name: info for info in msgspec.structs.fields(struct) if info.name not in ("schema", "seq")}
         self._can_fit = not any(_holds_struct(info.type) for info in self._infos.values())  # those skip what is foreign
         self._rest, self._next_rest = 0, 1
@@ -141,9 +141,8 @@ class _Fitted:
         events: list[Struct] = []
         problem: Exception | None = None
         try:
-            events.extend(
-                map(self._decode, values[len(rows) :] if rows else values)
-            )  # it keeps what came before an error
+            # what came before an error is kept
+            events.extend(map(self._decode, values[len(rows) :] if rows else values))
         except UNREADABLE as error:
             problem = error
         rows.extend(map(astuple, events))
@@ -160,7 +159,7 @@ class _Fitted:
     def _event(self, value: Any) -> Event | None:
         """The event of a plain record; what is wrong with one that is none, the closer look will say."""
         try:
-            event: Event = self._decode_any(value)
+            event = self._decode_any(value)
         except UNREADABLE:
             return None
         return event if event.schema == SCHEMA and event.seq is None and _is_utf8(value) else None
@@ -250,12 +249,6 @@ def _coded(column: Sequence[Any], codes: dict[Any, int]) -> Codes:
         return _coded(column, codes)
 
 
-def _present(column: Sequence[Any]) -> Mask:
-    if None not in column:
-        return np.ones(len(column), dtype=np.bool_)
-    return np.array([value is not None for value in column], dtype=np.bool_)
-
-
 class PlainRows(ColumnRows):
     """The rows of records that are one plain event each; see `PlainReader`."""
 
@@ -275,7 +268,7 @@ class PlainRows(ColumnRows):
         return self.columns.get(name)
 
     def present(self, name: str) -> Mask:
-        return _present(self._single[name]) if name in self._single else super().present(name)
+        return which_are(self._single[name]) if name in self._single else super().present(name)
 
     def value(self, name: str, index: int) -> Any:
         if name in self._single:

@@ -27,20 +27,13 @@ class ObjectRows:
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self._fields: Mapping[str, FieldSpec] = {}
-        self._columns: dict[str, list[Any]] = {}
+        self._columns: dict[str, Sequence[Any]] = {}
         self._floats: dict[str, Floats | None] = {}
-        self._count = 0
+        self._count = len(events)
         if events:
-            self.add(events)
-
-    def add(self, events: Sequence[Event]) -> None:
-        """Append rows; before anything is read."""
-        if not self._columns:
             self._fields = fields_of(type(events[0]))
-            self._columns = {name: [] for name in events[0].__struct_fields__}
-        self._count += len(events)
-        for column, values in zip(self._columns.values(), zip(*map(astuple, events), strict=True), strict=True):
-            column.extend(values)
+            names = events[0].__struct_fields__
+            self._columns = dict(zip(names, map(list, zip(*map(astuple, events), strict=True)), strict=True))
 
     def __len__(self) -> int:
         return self._count
@@ -56,10 +49,7 @@ class ObjectRows:
         return coded(list(map(frozen, values))) if field.mixed or field.numeric else coded_alike(values)
 
     def present(self, name: str) -> NDArray[np.bool_]:
-        values = self._columns[name]
-        if None not in values:
-            return np.ones(len(values), dtype=np.bool_)
-        return np.array([value is not None for value in values], dtype=np.bool_)
+        return which_are(self._columns[name])
 
     def objects(self, name: str) -> Sequence[Any] | None:
         values = self._columns.get(name, [])
@@ -185,6 +175,13 @@ class ColumnRows:
             elif spec.mixed:
                 _mixed_faults(name, column, found)
         return [found[index] for index in sorted(found)]
+
+
+def which_are(values: Sequence[Any]) -> NDArray[np.bool_]:
+    """Which values are not None."""
+    if None not in values:
+        return np.ones(len(values), dtype=np.bool_)
+    return np.array([value is not None for value in values], dtype=np.bool_)
 
 
 def _present(column: Floats) -> list[float | None]:

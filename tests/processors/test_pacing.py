@@ -121,7 +121,10 @@ class Noting:
     async def close(self) -> None: ...
 
 
-def share_behind(settings: Settings) -> tuple[runtime._Share, Noting]:
+@pytest.fixture
+def share_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[runtime._Share, Noting]:
+    """It would write by itself after an hour."""
+    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
     transactor: Any = Noting()
     task = WindowTask(0, settings.windows)
     share = runtime._Share(0, task, transactor, History("windows", 0), {}, time.monotonic(), behind=True)
@@ -138,10 +141,9 @@ def batches(every_s: float, count: int) -> Iterator[list[Stored]]:
 
 
 async def test_who_is_behind_and_has_to_leave_writes_what_waits(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    share_behind: tuple[runtime._Share, Noting],
 ) -> None:
-    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
-    share, transactor = share_behind(settings)
+    share, transactor = share_behind
     for batch in batches(1.0, 20):
         share.process("inference", batch)
         await asyncio.sleep(0.001)
@@ -152,10 +154,9 @@ async def test_who_is_behind_and_has_to_leave_writes_what_waits(
 
 
 async def test_who_is_behind_keeps_as_many_snapshots_as_one_that_never_was(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    share_behind: tuple[runtime._Share, Noting],
 ) -> None:
-    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
-    share, transactor = share_behind(settings)
+    share, transactor = share_behind
     for batch in batches(1800.0, 96):
         share.process("inference", batch)
         if share.writing is not None:

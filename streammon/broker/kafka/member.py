@@ -28,7 +28,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from streammon.broker import AssignmentCallback, Polled, TopicPartition
 from streammon.broker.kafka.cluster import FETCH_BYTES, FETCH_WAIT_MS, REQUEST_S, RETRY_MS, STOP_S, Cluster, ms
-from streammon.broker.kafka.messages import Error, Fetched, Place
+from streammon.broker.kafka.messages import Error, Fetched
 from streammon.broker.kafka.security import librdkafka_options
 from streammon.errors import ConfigError, Fatal, Retryable, StreammonError
 
@@ -150,7 +150,7 @@ class KafkaMember:
         return fetched
 
     def _polled(self, fetched: Fetched) -> Polled:
-        polled = {self._ours(place): records for place, records in fetched.records().items()}
+        polled = {self._cluster.ours(place): records for place, records in fetched.records().items()}
         for partition, records in polled.items():
             self._come_to(partition, records[-1].offset + 1)
         for error in fetched.errors:
@@ -159,16 +159,14 @@ class KafkaMember:
 
     def _read_error(self, error: Error) -> None:
         if error.error.code() == KafkaError._PARTITION_EOF:
-            self._come_to(self._ours(error.place), error.offset or 0)  # this far also past the markers of transactions
+            self._come_to(
+                self._cluster.ours(error.place), error.offset or 0
+            )  # this far also past the markers of transactions
         elif error.error.code() not in PASSING:
             self._fail(self._explain("reading", error.error))
 
     def _come_to(self, partition: TopicPartition, offset: int) -> None:
         self._positions[partition] = max(self._positions.get(partition, 0), offset)
-
-    def _ours(self, place: Place) -> TopicPartition:
-        topic, number = place
-        return TopicPartition((topic or "").removeprefix(self._cluster.prefix), number)
 
     # --- rebalances: called by librdkafka in the thread that fetches ------------------------------------------------
 

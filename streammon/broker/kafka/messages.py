@@ -11,20 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from confluent_kafka import KafkaError, Message
 
-from streammon.broker import Headers
+from streammon.broker import Headers, TopicPartition
 from streammon.broker.records import Ints, Records
 
 _offset: Any = Message.offset  # typed as if it might be absent
-
-Place = tuple[str | None, int]
-"""Topic, as the broker knows it, and partition. The topic is None for errors of the whole group, such as a lacking
-permission."""
 
 
 class Error(NamedTuple):
     """What librdkafka tells in the place of a record."""
 
-    place: Place
+    place: TopicPartition
+    """Topic as the broker knows it; empty for errors of the whole group, such as a lacking permission."""
     error: KafkaError
     offset: int | None
     """At which it came."""
@@ -36,7 +33,7 @@ class Fetched:
     def __init__(self) -> None:
         self.errors: list[Error] = []
         self.count = self.bytes = 0
-        self._columns: defaultdict[Place, _Columns] = defaultdict(_Columns)
+        self._columns: defaultdict[TopicPartition, _Columns] = defaultdict(_Columns)
 
     def __bool__(self) -> bool:
         return bool(self._columns or self.errors)
@@ -53,22 +50,26 @@ class Fetched:
         """About how many more records like these fit into so many bytes."""
         return (most_bytes - self.bytes) * self.count // max(1, self.bytes) if self.count else 1
 
-    def records(self) -> Mapping[Place, Records]:
+    def records(self) -> Mapping[TopicPartition, Records]:
         return {place: columns.records(place[1]) for place, columns in self._columns.items()}
 
 
-def _by_place(messages: Sequence[Message]) -> Iterator[tuple[Place, Sequence[Message]]]:
+def _by_place(messages: Sequence[Message]) -> Iterator[tuple[TopicPartition, Sequence[Message]]]:
     """The messages in order, cut where the place changes."""
     topics, partitions = list(map(Message.topic, messages)), list(map(Message.partition, messages))
     if topics.count(topics[0]) == partitions.count(partitions[0]) == len(messages):  # so it is mostly
         yield _place(messages[0]), messages
         return
-    for place, same in groupby(messages, key=_place):
-        yield place, list(same)
+    for key, same in groupby(messages, key=_key):
+        yield TopicPartition(*key), list(same)
 
 
-def _place(message: Any) -> Place:
-    return message.topic(), message.partition()
+def _key(message: Any) -> tuple[str, int]:
+    return message.topic() or "", message.partition()
+
+
+def _place(message: Any) -> TopicPartition:
+    return TopicPartition(*_key(message))
 
 
 class _Columns:
