@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,6 +52,8 @@ REFUSED = (
 )
 PASSING = (KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 """What librdkafka mends by itself."""
+
+SAY_AGAIN_S = 60.0
 
 log = logging.getLogger("streammon.librdkafka")
 
@@ -317,6 +320,23 @@ class KafkaMember:
 def _is_fatal(error: KafkaError) -> bool:
     """The second time librdkafka tells of it, in a message, the error no longer says so itself."""
     return error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
+
+
+class _NowAndThen(logging.Filter):
+    """librdkafka logs each attempt to connect: two lines a second for as long as a broker is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the like, but for numbers and parentheses, was not said within `SAY_AGAIN_S`."""
+        like, now = re.sub(r"\d+|\(.*", "", record.getMessage()), time.monotonic()
+        self._said_at = {each: at for each, at in self._said_at.items() if now - at < SAY_AGAIN_S}
+        return self._said_at.setdefault(like, now) == now
+
+
+log.addFilter(_NowAndThen())
 
 
 def _answer(future: Future[T], call: Callable[[], T]) -> None:
