@@ -66,6 +66,7 @@ def configure_logging(level: str = "info") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("streammon").setLevel(level.upper())
+    logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # the delivery tells it, once
 
 
 Ready = Callable[[], str | None]

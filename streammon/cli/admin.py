@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import shutil
 import sys
 import tempfile
@@ -137,7 +136,6 @@ async def doctor(settings: Settings, output: OutputOption = Output.TABLE) -> int
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # what it would log is in our finding
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", State.OK, version)
     for module, extra in EXTRAS.items():
