@@ -16,6 +16,7 @@ When a transactor is fenced, the process stops: going on would repeat somebody e
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ ROLLUPS_TICK_S = 5.0
 MEASURE_S = 1.0
 BACKOFF = Backoff(longest_s=5.0)
 REJOIN_S = 1.0
+GARBAGE_S = 1.0
 GRACE_S = 2.0
 """After ``stop``, how long a call to the broker may still take."""
 
@@ -109,6 +111,7 @@ async def _memberships(broker: Broker, processor: Processor, settings: Settings,
             await _membership(broker, processor, settings, stop)
         except (_NotRestored, Retryable) as error:
             log.warning("joining the group anew", processor=processor.name, error=str(error))
+            _collect_garbage_soon()
             await asyncio.sleep(REJOIN_S * random.uniform(0.5, 1.0))
 
 
@@ -124,6 +127,15 @@ async def _membership(broker: Broker, processor: Processor, settings: Settings, 
     finally:
         await runtime.revoked(runtime.assignment)
         await member.close()
+
+
+def _collect_garbage_soon() -> None:
+    """Once nobody looks at what has failed any more.
+
+    An exception and the frames it came through are a reference cycle, on which a task with all its windows hangs, and
+    garbage is collected seldom in our programs.
+    """
+    asyncio.get_running_loop().call_later(GARBAGE_S, gc.collect)
 
 
 class _NotRestored(Exception):  # noqa: N818 - names what happened
@@ -331,6 +343,7 @@ class _Runtime:
 
     async def _reopen(self, share: _Share) -> None:
         """Forget the task; what the log says happened is what happened."""
+        _collect_garbage_soon()
         self._pause(share, False)
         number = share.number
         del self._shares[number]

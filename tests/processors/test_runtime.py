@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -216,9 +218,8 @@ async def test_a_broker_that_stays_away_is_waited_for(
     """The transaction fails, the partition cannot be restored, the group not be joined; then all is well again."""
     monkeypatch.setattr("streammon_processors.runtime.REJOIN_S", 0.01)
     await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
-    away = Retryable("nobody there")
-    failing = Failing(broker, [(False, away)])
-    failing.openings = [None, None, away, away]
+    failing = Failing(broker, [(False, Retryable("nobody there"))])
+    failing.openings = [None, None, Retryable("nobody there"), Retryable("nobody there")]
 
     async def all_there() -> bool:
         return len(await contents(broker, "windows")) >= 20
@@ -228,6 +229,34 @@ async def test_a_broker_that_stays_away_is_waited_for(
     assert await contents(broker, "windows") == await contents(broker, "inference")
     assert not failing.failures
     assert not failing.openings
+
+
+@pytest.mark.parametrize("refusals", [0, 1], ids=["restored", "joined anew"])
+async def test_a_task_that_was_thrown_away_is_gone_with_all_its_windows(
+    refusals: int, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In our programs garbage is collected seldom; here, never by itself."""
+    monkeypatch.setattr("streammon_processors.runtime.REJOIN_S", 0.01)
+    monkeypatch.setattr("streammon_processors.runtime.GARBAGE_S", 0.1)
+    await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
+    failing = Failing(broker, [(False, Retryable("nobody there"))])
+    failing.openings = [None, None, *[Retryable("nobody there") for _ in range(refusals)]]
+    made, left = 0, WeakSet[Echo]()
+
+    def watched(partition: int) -> Task:
+        nonlocal made
+        made += 1
+        left.add(task := Echo(partition))
+        return task
+
+    async def only_two_are_left() -> bool:
+        return made > 2 and len(left) == 2
+
+    gc.disable()
+    try:
+        await running(failing, Processor("echo", ("inference",), watched), settings, only_two_are_left, "two tasks")
+    finally:
+        gc.enable()
 
 
 async def test_what_was_fetched_before_a_task_was_restored_is_not_given_to_it_twice(
