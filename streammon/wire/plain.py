@@ -131,20 +131,21 @@ class _Fitted:
                 break
         return self._names, rows
 
-    def _new_fields(self, event: Event, problem: Exception) -> set[str]:
+    def _new_fields(self, event: Event, problem: str) -> set[str]:
         refused = _foreign_field(problem)  # an explicit null, if it is one of ours
         others = self._infos.keys() - set(self._names)
         return {name for name in others if name == refused or getattr(event, name) is not None}
 
-    def _decode_into(self, rows: list[Row], values: Values) -> Exception | None:
-        """Append the values from the next on; why not all of them."""
+    def _decode_into(self, rows: list[Row], values: Values) -> str | None:
+        """Append the values from the next on; why not all of them, in words: an error kept in the frame that caught it
+        is a reference cycle, and holds the records until garbage is collected."""
         events: list[Struct] = []
-        problem: Exception | None = None
+        problem = None
         try:
             # what came before an error is kept
             events.extend(map(self._decode, values[len(rows) :] if rows else values))
         except UNREADABLE as error:
-            problem = error
+            problem = str(error)
         rows.extend(map(astuple, events))
         return problem
 
@@ -165,9 +166,9 @@ class _Fitted:
         return event if event.schema == SCHEMA and event.seq is None and _is_utf8(value) else None
 
 
-def _foreign_field(problem: Exception) -> str:
+def _foreign_field(problem: str) -> str:
     """The field that msgspec complains about, if it does; explicit nulls of absent fields are such, too."""
-    found = re.search("unknown field `(.*?)`", str(problem))
+    found = re.search("unknown field `(.*?)`", problem)
     return found[1] if found else ""
 
 
