@@ -37,9 +37,9 @@ soak: .venv/.dev ## An hour of faults on a real Kafka, then a table; ARGS="--min
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lock: ## Choose the newest versions that fit pyproject.toml and pin them (needs uv).
-	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --no-strip-extras --python-version 3.11 \
 		pyproject.toml build.in --extra all -o requirements.lock
-	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --no-strip-extras --python-version 3.11 \
 		pyproject.toml build.in --extra dev -c requirements.lock -o requirements-dev.lock
 
 clean: ## Remove the environment and all caches of the project.
