@@ -19,6 +19,9 @@ from msgspec import Meta, Struct
 SCHEMA = 1
 """The version of every event and result; an unknown version goes to the dead letter."""
 
+MAX_COUNT = 2**53
+"""The bound of whatever is counted: every store and every JSON reader keeps whole numbers up to it exactly."""
+
 NonNegative = Annotated[float, Meta(title="non-negative")]
 """A number that is refused, per event, when below zero. Checked by `streammon.wire`, not by the JSON decoder:
 one bad value must not send its whole batch to the dead letter."""

@@ -10,11 +10,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from streammon.events import _schema
+from streammon.events import MAX_COUNT, _schema
 from streammon.sketch import Sketch
 
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-"""A whole number that every store and every JSON reader keeps exactly."""
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Change = Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)]
+
+
+def bounded(total: int) -> int:
+    """A sum of what others claim, kept a `Change`."""
+    return max(-MAX_COUNT, min(total, MAX_COUNT))
+
 
 OTHER = "__other__"
 """The label value of the series that sums whatever is beyond the cap of distinct series."""
@@ -32,7 +38,7 @@ class Distribution(Struct, kw_only=True, gc=False):
     Quantiles are read from the sketch: at most 0.55 % from the exact nearest-rank quantile.
     """
 
-    count: int
+    count: Count
     sum: float
     min: float
     max: float
@@ -50,7 +56,7 @@ class Gauge(Struct, kw_only=True, omit_defaults=True, gc=False):
     max: float
     mean: float
     last: float
-    count: int = 0
+    count: Count = 0
 
 
 class Exemplar(Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -70,11 +76,11 @@ class Completeness(Struct, kw_only=True, gc=False):
     partition with an empty ``series`` and ``count`` 0. ``missing`` falls when a lost batch turns up after all.
     """
 
-    late: int = 0
-    duplicate: int = 0
-    missing: int = 0
-    rejected: int = 0
-    dropped: int = 0
+    late: Count = 0
+    duplicate: Count = 0
+    missing: Change = 0
+    rejected: Count = 0
+    dropped: Count = 0
     watermark_unix_s: float = 0.0
 
 
@@ -103,7 +109,7 @@ class Window(Result, tag_field="type", tag="window"):
     count: Count
     throughput_per_s: float
     completeness: Completeness
-    error_count: int | None = None
+    error_count: Count | None = None
     error_rate: float | None = None
     duration_s: Distribution | None = None
     ttft_s: Distribution | None = None

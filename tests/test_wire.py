@@ -355,6 +355,12 @@ BAD_FORM: dict[str, tuple[bytes, Reason, str]] = {
     "count too small": (columns(1), Reason.UNEQUAL_LENGTHS, "column time_unix_s has 2 values, count is 1"),
     "count too large": (columns(3), Reason.UNEQUAL_LENGTHS, "column time_unix_s has 2 values, count is 3"),
     "negative dropped": (text(columns(), "{", '{"dropped":-1,'), Reason.INVALID_EVENT, "dropped is -1"),
+    "more dropped than can be counted": (
+        text(columns(), "{", '{"dropped":9007199254740993,'), Reason.INVALID_EVENT, "dropped is 9007199254740993",
+    ),
+    "dropped in more digits than Python writes": (
+        text(columns(), "{", '{"dropped":' + "9" * 4300 + ","), Reason.INVALID_EVENT, "dropped is 999",
+    ),
     "columns is a list": (b'{"count":1,"constant":{},"columns":[]}', Reason.INVALID_EVENT, "$.columns"),
     "one column short": (columns(host=["x"]), Reason.UNEQUAL_LENGTHS, "column host has 1 values"),
     "a required column missing": (columns(model=None, status=None), Reason.INVALID_EVENT, "model, status"),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streammon import wire
 from streammon.results import OTHER, Distribution, Exemplar, Gauge
 from streammon.sketch import SketchBag, Summaries
 from streammon.wire import Floats
@@ -54,15 +55,8 @@ class Aggregate:
         if chunk.events_have_status:
             self._errors.add(slots[chunk.is_error[rows]], 1)
         self._distributions.add(chunk, rows, slots)
-        position = _Positions(rows)
-        for name, (at, values) in chunk.metrics.items():
-            mine, own = position.of(at)
-            if len(mine):
-                if name not in self._gauges and len(self._gauges) >= MAX_GAUGES:
-                    name = OTHER  # noqa: PLW2901 - the bound on names, as for series
-                gauge = self._gauges.setdefault(name, _Gauge())
-                gauge.add(slots[mine], chunk.time[at[own]], values[own])
-        self._add_costs(chunk, position, slots)
+        self._add_gauges(chunk, rows, slots)
+        self._add_costs(chunk, rows, slots)
         self._exemplars.add(chunk, rows, slots)
 
     def _slots_of(self, keys: list[Series], codes: Ints) -> Ints:
@@ -84,9 +78,31 @@ class Aggregate:
             slot = self._slots.setdefault(key, len(self._slots))
         return slot
 
-    def _add_costs(self, chunk: Chunk, position: _Positions, slots: Ints) -> None:
-        for index, (_, amount, currency) in zip(*position.among(chunk.costs), strict=True):
-            costs = self._costs.setdefault(int(slots[index]), {})
+    def _add_gauges(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
+        entries = chunk.metrics.of(rows)
+        at = slots[rows.searchsorted(entries.rows)]
+        present = list(dict.fromkeys(entries.codes.tolist()))  # in log order, as for series
+        names, numbers = wire.coded_alike([self._gauge_name(entries.names[code]) for code in present])
+        gauge_of = np.zeros(len(entries.names), dtype=np.int64)
+        gauge_of[present] = numbers
+        gauges = gauge_of[entries.codes]
+        order = np.argsort(gauges, kind="stable")
+        ends = np.cumsum(np.bincount(gauges, minlength=len(names)))
+        for name, mine in zip(names, np.split(order, ends[:-1]), strict=True) if names else ():
+            self._gauges[name].add(at[mine], chunk.time[entries.rows[mine]], entries.values[mine])
+
+    def _gauge_name(self, name: str) -> str:
+        """Under which a metric is kept; beyond the bound on names, all share one."""
+        if name not in self._gauges and len(self._gauges) >= MAX_GAUGES:
+            name = OTHER
+        self._gauges.setdefault(name, _Gauge())
+        return name
+
+    def _add_costs(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
+        entries = chunk.costs.of(rows)
+        at = slots[rows.searchsorted(entries.rows)]
+        for slot, code, amount in zip(at.tolist(), entries.codes.tolist(), entries.values.tolist(), strict=True):
+            costs, currency = self._costs.setdefault(slot, {}), entries.names[code]
             costs[currency] = costs.get(currency, 0.0) + amount
 
     def results(self) -> Iterator[tuple[Series, dict[str, Any]]]:
@@ -107,27 +123,6 @@ class Aggregate:
 def sortable(key: Series) -> tuple[str, ...]:
     """An order of series that does not depend on when they were first seen."""
     return tuple("" if label is None else str(label) for label in key)
-
-
-class _Positions:
-    """Where rows of the chunk stand among the rows being added."""
-
-    def __init__(self, rows: Ints) -> None:
-        self._rows = rows
-
-    def of(self, at: Ints) -> tuple[Ints, Ints]:
-        """For those of the ascending chunk rows ``at`` that are added: their index in the rows, and in ``at``."""
-        index = np.searchsorted(self._rows, at)
-        inside = index < len(self._rows)
-        inside[inside] = self._rows[index[inside]] == at[inside]
-        return index[inside], np.flatnonzero(inside)
-
-    def among(self, items: list[tuple[Any, ...]]) -> tuple[list[int], list[tuple[Any, ...]]]:
-        """The same for items that begin with their chunk row."""
-        if not items:
-            return [], []
-        mine, own = self.of(np.array([item[0] for item in items], dtype=np.int64))
-        return mine.tolist(), [items[i] for i in own]
 
 
 class _PerSlot:

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +78,26 @@ class Header(NamedTuple):
     identity: Identity | None
     dropped: int
     sparse: bool
+
+
+class Entries(NamedTuple):
+    """The entries of mappings, in the order of the rows and, within one, as they were sent. Arrays have shape (n,)."""
+
+    rows: Ints
+    names: list[Any]
+    codes: Ints
+    """Which of the names."""
+    values: Floats
+
+    def of(self, rows: Ints) -> Entries:
+        """Those of some rows, which ascend."""
+        first, end = self.rows.searchsorted(rows[0]), self.rows.searchsorted(rows[-1], side="right")
+        candidates = self.rows[first:end]
+        mine = np.arange(first, end)[rows[np.minimum(rows.searchsorted(candidates), len(rows) - 1)] == candidates]
+        return self._replace(rows=self.rows[mine], codes=self.codes[mine], values=self.values[mine])
+
+
+NO_ENTRIES = Entries(np.zeros(0, np.int64), [], np.zeros(0, np.int64), np.zeros(0))
 
 
 class _Piece(NamedTuple):
@@ -313,28 +334,28 @@ class Chunk:
         return self.equals("status", "error")
 
     @cached_property
-    def metrics(self) -> dict[str, tuple[Ints, Floats]]:
-        """By name of a metric: the rows that have it, ascending, and their values."""
-        if "metrics" not in self._fields:
-            return {}
-        found: dict[str, tuple[list[int], list[float]]] = {}
-        for row, metrics in self.objects("metrics"):
-            for name, value in metrics.items():
-                rows, values = found.setdefault(name, ([], []))
-                rows.append(row)
-                values.append(value)
-        return {name: (np.array(rows), np.array(values)) for name, (rows, values) in found.items()}
+    def metrics(self) -> Entries:
+        """All metrics of all rows."""
+        rows: list[int] = []
+        names: list[str] = []
+        values: list[float] = []
+        for row, metrics in self.objects("metrics") if "metrics" in self._fields else ():
+            rows += repeat(row, len(metrics))
+            names += metrics
+            values += metrics.values()
+        dictionary, codes = wire.coded_alike(names)
+        return Entries(np.array(rows, dtype=np.int64), dictionary, codes, np.array(values, dtype=np.float64))
 
     @cached_property
-    def costs(self) -> list[tuple[int, float, str]]:
-        """The rows that cost something: row, amount, currency ("" where none is said)."""
+    def costs(self) -> Entries:
+        """What the rows cost, by currency ("" where none is said)."""
         if "cost_amount" not in self._fields or not self.has("cost_amount"):
-            return []
+            return NO_ENTRIES
         currencies = dict(self.objects("cost_currency"))
         amounts = self.floats("cost_amount")
-        return [
-            (row, float(amounts[row]), currencies.get(row, "")) for row in np.flatnonzero(~np.isnan(amounts)).tolist()
-        ]
+        rows = np.flatnonzero(~np.isnan(amounts))
+        names, codes = wire.coded_alike([currencies.get(row, "") for row in rows.tolist()])
+        return Entries(rows, names, codes, amounts[rows])
 
     @cached_property
     def traced(self) -> NDArray[np.bool_]:

@@ -33,7 +33,7 @@ from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import Density, Identity
 from streammon_processors.replay import Kept, is_before
-from streammon_processors.task import Processor, Task
+from streammon_processors.task import Processor, Task, in_steps
 
 PARTITION = 3
 MAX_FUTURE_S = 60.0
@@ -253,7 +253,7 @@ def run(task: Task, logs: Logs, rng: random.Random | None = None, longest: int =
 def run_with_crashes(
     make: Callable[[], Task], logs: Logs, rng: random.Random, crashes: int = 20, longest: int = 10
 ) -> Outputs:
-    """What is committed by a task that is thrown away ``crashes`` times.
+    """What is committed by a task that is thrown away ``crashes`` times, between any two of its steps.
 
     A commit is outputs, snapshot and offsets together; whoever takes over restores and reads from the offsets.
     """
@@ -265,8 +265,9 @@ def run_with_crashes(
         if snapshot is not None:
             task.restore(snapshot)
         left = {topic: records[offsets.get(topic, 0) :] for topic, records in logs.items()}
-        for topic, batch in islice(cut(left, rng, longest), life):
-            outputs = task.process(topic, batch)
+        batches = cut(left, rng, longest)
+        pieces = ((topic, piece) for topic, batch in batches for piece in in_steps(task, topic, batch))
+        for topic, outputs in islice(pieces, life):
             if outputs or rng.random() < 0.2:  # else the crash comes before the commit
                 committed[topic] += outputs
                 snapshot, offsets = task.snapshot(), dict(task.offsets())

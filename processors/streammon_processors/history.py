@@ -23,6 +23,10 @@ class History:
         self._processor, self._partition = processor, partition
         self._now_s = 0.0
 
+    def begin(self, read_from_s: float) -> None:
+        """Go on after a restart that reads again from this broker time: what was kept before it stays."""
+        self._now_s = read_from_s
+
     def is_due(self, now_s: float) -> bool:
         """Whether a snapshot of broker time ``now_s`` is to be kept."""
         return slot_entered(self._now_s, now_s) is not None

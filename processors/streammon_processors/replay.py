@@ -25,6 +25,7 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Seque
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
@@ -32,7 +33,7 @@ from typing import NamedTuple
 from streammon.broker import Broker, Outgoing, Reader, Record, Start, TopicPartition
 from streammon.telemetry import log
 from streammon.topics import SNAPSHOTS
-from streammon_processors.task import Processor, Task
+from streammon_processors.task import Processor, Task, in_steps
 
 BATCH_RECORDS = 500
 MERGE_MS = 1000
@@ -178,7 +179,7 @@ class Replay:
             task.restore(origin.snapshot)
         async with aclosing(_merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
             async for partition, records in batches:
-                for output in task.process(partition.topic, records):
+                for output in chain.from_iterable(in_steps(task, partition.topic, records)):
                     time = self.processor.time_of(output.topic, output.value)
                     if time is not None and time in self.range:
                         yield Replayed(output, time, partition, records[-1].offset + 1)

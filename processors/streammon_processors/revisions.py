@@ -49,6 +49,12 @@ class Revisions:
         self.memory.shared_before = oldest + 1
         self.memory.shared = max(self.memory.shared, *known.values())
 
+    def of_another_size(self, first: int) -> Revisions:
+        """To go on with windows of another size, of which ``first`` is open. The counter of all before it goes on from
+        the highest number so far: there may have been windows of this size before, with supplements of their own."""
+        numbers = (number for known in self.memory.by_window.values() for number in known.values())
+        return Revisions(RevisionsMemory({}, first, max([self.memory.shared, *numbers])))
+
     def forget_before(self, window: int) -> None:
         """Windows so old that nothing is added to them any more."""
         for old in [number for number in self.memory.by_window if number < window]:

@@ -10,7 +10,8 @@ partition whose writing is slow is paused; the others, and the membership, know 
 
 When a transaction fails and its outcome is unknown, the task is thrown away and restored from what the log says.
 When even that fails, all tasks are, and the group is joined anew: a partition is never left out quietly.
-When a transactor is fenced, the process stops: going on would repeat somebody else's work.
+When a transactor is fenced, the process stops: going on would repeat somebody else's work. And nothing is committed
+any more of a partition whose task or transaction has raised: its outputs and its snapshot may not belong together.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 
 from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
-from streammon.broker.records import Records
+from streammon.broker.records import Ints, Records
 from streammon.config import Settings
 from streammon.errors import ConfigError, Fatal, RecordTooLarge, Retryable
 from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
@@ -36,19 +37,28 @@ from streammon.topics import state_topic
 from streammon_processors.history import History
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, load_rules
-from streammon_processors.task import Output, Processor, Task, time_field
+from streammon_processors.task import Output, Processor, Task, in_steps, time_field
 from streammon_processors.windows import WindowTask, sources
 
 POLL_S, POLL_RECORDS = 0.1, 10_000
 """The longest wait for records, also how often idle partitions are looked at; and the most taken at once."""
 BATCH_RECORDS, BATCH_BYTES = 4000, 1024 * 1024
 """About the most given to a task at once: bounds the time for which the event loop is blocked."""
+FIRST_RECORDS, QUICK_S, SLOW_S = 250, 0.2, 1.0
+"""How many are given to a new task, for a short record may hold very many events; twice as many after a batch that was
+quick, half as many after one that was slow."""
+WORK_S = 10.0
+"""After this long the rest of a poll is given back, to be fetched again: who does not poll loses its partitions."""
+BREATH_S = 0.02
+"""How long a task may work between two looks at everything else, if it works in steps."""
 BEHIND_S = 2.0
 """How often who is behind writes. A transaction costs 3 ms of CPU time, however little is in it: as much as the windows
 of 1,500 events."""
 WAITING_BYTES = 4 * 1024 * 1024
 """A partition with more output than this still to be written is not read on: bounds memory, and the transaction,
 which has to end within its timeout. (Kafka takes some 10,000 windows of a kilobyte a second.)"""
+STEPS_BYTES = 4 * WAITING_BYTES
+"""The same within a batch, for tasks that work in steps; all partitions wait then."""
 COMMIT_S = 1.0
 """A task that only moves on, without output, commits its position this often."""
 ROLLUPS_TICK_S = 5.0
@@ -125,8 +135,10 @@ async def _membership(broker: Broker, processor: Processor, settings: Settings, 
         while not stop.is_set():
             await runtime.step()
     finally:
-        await runtime.revoked(runtime.assignment)
-        await member.close()
+        try:
+            await runtime.revoked(runtime.assignment)
+        finally:
+            await member.close()
 
 
 def _collect_garbage_soon() -> None:
@@ -176,20 +188,40 @@ class _Share:
     paused: bool = False
     behind: bool = False  # the member's last poll brought more than a batch
     leaving: bool = False
+    failed: bool = False  # of what this task has made, nothing more may be committed
+    most: int = field(default_factory=lambda: FIRST_RECORDS)  # given to the task at once
     began_at: float = field(default_factory=time.monotonic)  # the last transaction
 
-    def process(self, topic: str, batch: Sequence[Record]) -> None:
-        outputs = self.task.process(topic, batch)
-        self.outputs += outputs
-        self.waiting_bytes += sum(len(output.value or b"") for output in outputs)
+    def process(self, topic: str, batch: Sequence[Record]) -> Iterator[None]:
+        """Give records to the task. Between two steps its snapshot fits what it has put out so far."""
+        if self.committed and not self.newest_s:
+            self.history.begin(batch[0].timestamp / 1000)
+        steps = in_steps(self.task, topic, batch)
+        while (outputs := self._next(steps)) is not None:
+            self.outputs += outputs
+            self.waiting_bytes += sum(len(output.value or b"") for output in outputs)
+            if self.waiting_bytes > WAITING_BYTES:
+                self.write()
+            yield
         self.last_record_at[topic] = time.monotonic()
         self.newest_s = batch[-1].timestamp / 1000
         self.write()
 
+    def _next(self, steps: Iterator[Sequence[Outgoing]]) -> Sequence[Outgoing] | None:
+        try:
+            return next(steps, None)
+        except BaseException:
+            self.failed = True
+            raise
+
     def write(self) -> None:
-        """Start writing what is there to be written, unless that is under way or has failed."""
-        if (self.writing is None or _went_well(self.writing)) and self._is_due:
+        """Start writing what is there to be written, unless that is under way or something has failed."""
+        if not self.failed and not self.is_writing and self._is_due:
             self.writing = asyncio.create_task(self._write())
+
+    @property
+    def is_writing(self) -> bool:
+        return self.writing is not None and not self.writing.done()
 
     @property
     def _is_due(self) -> bool:
@@ -213,7 +245,11 @@ class _Share:
             snapshot = self.task.snapshot()
             kept = self.history.keep(snapshot, self.newest_s)
             positions = {TopicPartition(topic, self.number): offset for topic, offset in offsets.items()}
-            await self.transactor.transact([*outputs, *kept], snapshot, positions)
+            try:
+                await self.transactor.transact([*outputs, *kept], snapshot, positions)
+            except BaseException:
+                self.failed = True
+                raise
             self.waiting_bytes -= written_bytes
             self.committed, self.committed_at = offsets, time.monotonic()
 
@@ -222,6 +258,11 @@ class _Share:
         if self.writing is not None and self.writing.done():
             writing, self.writing = self.writing, None
             writing.result()
+
+    async def room(self) -> None:
+        """Wait while far too much is to be written."""
+        while self.waiting_bytes > STEPS_BYTES and self.writing is not None and self.is_writing:
+            await asyncio.wait({self.writing})
 
     async def finish(self) -> None:
         """Write what waits, so that the next owner need not make it again, and close."""
@@ -236,10 +277,6 @@ class _Share:
             self.writing.cancel()
             await asyncio.gather(self.writing, return_exceptions=True)
         await self.transactor.close()
-
-
-def _went_well(task: asyncio.Task[None]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
 
 
 class _Runtime:
@@ -270,9 +307,11 @@ class _Runtime:
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         numbers = [number for number in _numbers(partitions) if number in self._shares]
-        await asyncio.gather(*(self._shares.pop(number).finish() for number in numbers))
+        ended = await asyncio.gather(*(self._shares.pop(n).finish() for n in numbers), return_exceptions=True)
         for number in numbers:
             self._forget_measures(number)
+        for failure in filter(None, ended):
+            raise failure
 
     async def _open(self, number: int) -> None:
         name = self._processor.name
@@ -284,11 +323,11 @@ class _Runtime:
             snapshot, offsets = await transactor.restore()
             if snapshot is not None:
                 _restore(task, snapshot, name, number)
+            for partition, offset in offsets.items():
+                self.member.seek(partition, offset)
         except BaseException:
             await transactor.close()
             raise
-        for partition, offset in offsets.items():
-            self.member.seek(partition, offset)
         committed = {partition.topic: offset for partition, offset in offsets.items()}
         self._shares[number] = _Share(number, task, transactor, History(name, number), committed, time.monotonic())
 
@@ -303,8 +342,9 @@ class _Runtime:
             behind = behind or sum(map(len, polled.values())) >= POLL_RECORDS
             for share in self._shares.values():
                 share.behind = behind
+            until = time.monotonic() + WORK_S
             for partition, records in polled.items():
-                await self._take_in(self._shares[partition.partition], partition.topic, records)
+                await self._take_in(self._shares[partition.partition], partition.topic, records, until)
             for share in list(self._shares.values()):
                 await self._look_after(share)
             await self._write_ticks(polled)
@@ -316,11 +356,35 @@ class _Runtime:
             self._log.warning("broker unavailable, trying again", error=str(error), pause_s=round(pause, 2))
             await asyncio.sleep(pause)
 
-    async def _take_in(self, share: _Share, topic: str, records: Records) -> None:
-        for batch in _batches(records):
-            share.process(topic, batch)
-            RECORDS.labels(topic).inc(len(batch))
-            await asyncio.sleep(0)  # what is being written goes on
+    async def _take_in(self, share: _Share, topic: str, records: Records, until: float) -> None:
+        """Give records to the task: all, unless something fails, or takes too long."""
+        sizes = np.concatenate(([0], np.cumsum(records.sizes)))  # before each record, and of all
+        start = 0
+        while start < len(records) and not share.failed:
+            began = time.monotonic()
+            if began > until:
+                self._log.warning("busy: records are fetched again", topic=topic, partition=share.number)
+                self.member.seek(TopicPartition(topic, share.number), int(records.offsets[start]))
+                return
+            end = _batch_end(sizes, start, share.most)
+            await self._work(share, topic, records[start:end])
+            RECORDS.labels(topic).inc(end - start)
+            start, took_s = end, time.monotonic() - began
+            if took_s < QUICK_S:
+                share.most = min(2 * share.most, BATCH_RECORDS)
+            elif took_s > SLOW_S:
+                share.most = max(share.most // 2, 1)
+
+    async def _work(self, share: _Share, topic: str, batch: Records) -> None:
+        breath = time.monotonic()
+        for _ in share.process(topic, batch):
+            if time.monotonic() - breath > BREATH_S:
+                await asyncio.sleep(0)  # what is being written goes on
+                await share.room()
+                breath = time.monotonic()
+            if share.failed:
+                return
+        await asyncio.sleep(0)
 
     async def _look_after(self, share: _Share) -> None:
         """Where writing has failed, another task takes its place; where it is slow, its partition is not read on."""
@@ -392,15 +456,10 @@ class _Runtime:
             WATERMARK_LAG.remove(topic, number)
 
 
-def _batches(records: Records) -> Iterator[Records]:
-    """The records in order, cut where a batch is full."""
-    sizes = np.concatenate(([0], np.cumsum(records.sizes)))  # before each record, and of all
-    start = 0
-    while start < len(records):
-        full = int(np.searchsorted(sizes, sizes[start] + BATCH_BYTES))  # the first end at which there is enough
-        end = min(max(full, start + 1), start + BATCH_RECORDS, len(records))
-        yield records[start:end]
-        start = end
+def _batch_end(sizes: Ints, start: int, most: int) -> int:
+    """Where a batch ends that begins at ``start`` of some records; ``sizes``: the bytes before each, and of all."""
+    full = int(np.searchsorted(sizes, sizes[start] + BATCH_BYTES))  # the first end at which there is enough
+    return min(max(full, start + 1), start + most, len(sizes) - 1)
 
 
 def _restore(task: Task, snapshot: bytes, processor: str, number: int) -> None:

@@ -6,9 +6,9 @@ The runtime runs it, `streammon replay` repeats it, and `streammon_processors.co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -48,6 +48,24 @@ class Task(Protocol):
         Shown to people, and how a replay knows that a snapshot is old enough. Empty for a task without event time.
         """
         ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """What a task may offer beside `Task.process`, if a single record can bring much output, or take long."""
+
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+        """What `process` returns, in pieces; none of them may be of the size of a batch. After each, `snapshot` and
+        `offsets` are as of that piece: it may be the last that is asked for."""
+        ...
+
+
+def in_steps(task: Task, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+    """What a task puts out because of these records: in pieces if it works so, else all at once."""
+    if isinstance(task, Stepwise):
+        yield from task.steps(topic, records)
+    else:
+        yield task.process(topic, records)
 
 
 @dataclass(frozen=True)

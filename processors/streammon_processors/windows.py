@@ -24,6 +24,7 @@ there, rows before the published place only rebuild open windows, and everything
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -42,7 +43,7 @@ from streammon.config import WindowSettings
 from streammon.deadletter import dead_letter
 from streammon.errors import Reason
 from streammon.events import EventType
-from streammon.results import OTHER, Completeness, Window
+from streammon.results import OTHER, Completeness, Window, bounded
 from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER, Density, Identity
@@ -131,7 +132,11 @@ class WindowTask:
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """Take in the next records of a topic; the records to publish."""
-        return self._topics[topic].process(Records.of(records))
+        return list(chain.from_iterable(self.steps(topic, records)))
+
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+        """The same, a published place at a time."""
+        return self._topics[topic].steps(Records.of(records))
 
     def snapshot(self) -> bytes:
         """All that has to be remembered, as of the last published place of each topic."""
@@ -229,11 +234,12 @@ class _TopicWindows:
         self._duplicates = unpack_positions(published.duplicates)
         self.published = published
         closed = -inf if published.closed is None else published.closed
+        self._revisions = Revisions(published.revisions)
         if published.size_s == self._settings.size_s:
             self._closed_before = closed
-            self._revisions = Revisions(published.revisions)
         else:  # the window in which the size changed holds what the old windows do not: nothing twice, nothing lost
             self._closed_before = np.floor(closed * published.size_s / self._settings.size_s)
+            self._revisions = self._revisions.of_another_size(int(self._closed_before) if closed > -inf else 0)
 
     @property
     def waiting(self) -> bool:
@@ -245,19 +251,19 @@ class _TopicWindows:
 
     # --- the story of a record ----------------------------------------------------------------------------------
 
-    def process(self, records: Records) -> list[Outgoing]:
-        outputs: list[Outgoing] = []
+    def steps(self, records: Records) -> Iterator[list[Outgoing]]:
+        """What is published, a place at a time, and nothing at the end of each chunk."""
         start = 0
         while start < len(records):
             if records.values[start] == TICK:
-                outputs += self._tick(records[start])
+                yield self._tick(records[start])
                 start += 1
             else:
                 some = records[start : start + CHUNK_RECORDS]
                 chunk = Chunk(self._source.event_type, some, CHUNK_ROWS, self._source.wanted)
-                outputs += self._chunk(chunk)
+                yield from self._chunk(chunk)
+                yield []
                 start += chunk.records
-        return outputs
 
     def _tick(self, record: Record) -> list[Outgoing]:
         if self.published is not None and record.offset < self.published.place.offset:
@@ -268,12 +274,13 @@ class _TopicWindows:
         due = bool(self._pending) or self._can_close()
         return self._publish(Position(record.offset + 1, 0)) if due else []
 
-    def _chunk(self, chunk: Chunk) -> list[Outgoing]:
+    def _chunk(self, chunk: Chunk) -> Iterator[list[Outgoing]]:
         rows = _Rows(chunk, self._known, self._settings)
         done = chunk.rows_before(self.published.place) if self.published is not None else 0
         if done:
             self._rebuild(rows, done)
-        return self._advance(rows, done) if done < len(rows) else []
+        if done < len(rows):
+            yield from self._advance(rows, done)
 
     def _rebuild(self, rows: _Rows, end: int) -> None:
         """Rows read again: put back what belongs to windows that were open at the published place."""
@@ -288,7 +295,7 @@ class _TopicWindows:
             unpublished &= np.floor(rows.chunk.time / self.published.size_s) >= self.published.closed
         self._count(self._open, rows, np.flatnonzero(unpublished))
 
-    def _advance(self, rows: _Rows, start: int) -> list[Outgoing]:
+    def _advance(self, rows: _Rows, start: int) -> Iterator[list[Outgoing]]:
         """New rows: decide each by what came before it, and publish wherever that lets a window close."""
         verdicts = self._judge_batches(rows, start)
         accepted = rows.events & ~rows.duplicate & ~rows.future
@@ -300,23 +307,23 @@ class _TopicWindows:
         too_late = late & (rows.chunk.time < oldest)
         supplement = late & ~too_late
         refused = self._refusals(rows, start, too_late)
+        letters = list(refused)
         closing = np.flatnonzero(closed[:-1] < closed[1:])
         weights = self._weights(rows, supplement, refused)
 
-        outputs: list[Outgoing] = []
         while start < len(rows):
             last = self._next_place(start, closing, weights)
             part = np.arange(start, last + 1)
             self._count(self._open, rows, part[(accepted & ~late)[part]])
             self._count(self._pending.supplements, rows, part[supplement[part]])
-            self._note(rows, part, verdicts, refused)
+            refused_here = letters[bisect_left(letters, start) : bisect_right(letters, last)]
+            self._note(rows, part, verdicts, {row: refused[row] for row in refused_here})
             self._pending.weight += int(weights[last + 1] - weights[start])
             self._newest = float(newest[last + 1])
             self._broker_ms = rows.chunk.record(last).timestamp
-            if self._can_close() or self._is_full or (self._pending and last in closing):
-                outputs += self._publish(rows.chunk.position_after(last))
+            if self._can_close() or self._is_full or (self._pending and closed[last] < closed[last + 1]):
+                yield self._publish(rows.chunk.position_after(last))
             start = last + 1
-        return outputs
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -403,12 +410,12 @@ class _TopicWindows:
             dropped = 0 if verdict.duplicate else header.dropped
             if missing or dropped:
                 counters = self._pending.of(rows.series_of(header.row))
-                counters.missing += missing
-                counters.dropped += dropped
+                counters.missing = bounded(counters.missing + missing)
+                counters.dropped = bounded(counters.dropped + dropped)
         codes, counts = np.unique(rows.codes[part[rows.duplicate[part]]], return_counts=True)
         for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
             self._pending.of(rows.series[code]).duplicate += count
-        self._dead_letters(rows, {row: refused[row] for row in refused if first <= row <= last})
+        self._dead_letters(rows, refused)
 
     def _dead_letters(self, rows: _Rows, refused: Mapping[int, Refusal]) -> None:
         for row, refusal in refused.items():

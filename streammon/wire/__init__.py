@@ -46,7 +46,7 @@ from streammon.wire.encoding import encode
 from streammon.wire.plain import Wanted
 from streammon.wire.routing import Routed, route
 from streammon.wire.rows import ColumnRows, ObjectRows
-from streammon.wire.values import combinations
+from streammon.wire.values import coded_alike, combinations
 
 __all__ = [
     "MAX_ENTRIES",
@@ -71,6 +71,7 @@ __all__ = [
     "batch_of",
     "claimed_events",
     "codec_of",
+    "coded_alike",
     "combinations",
     "decode",
     "encode",

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from streammon.errors import Reason, Rejected
-from streammon.events import SCHEMA, STRUCTS, Event, EventType
+from streammon.events import MAX_COUNT, SCHEMA, STRUCTS, Event, EventType
 from streammon.wire.batch import MAX_ENTRIES, MAX_EVENTS, Batch, Identity, Rows
 from streammon.wire.columns import fields_of, list_of
 from streammon.wire.plain import PlainReader, Wanted
@@ -163,8 +163,8 @@ class Codec:
             raise Rejected(Reason.INVALID_EVENT, f"count is {count}, expected 0 or more")
         if count > MAX_EVENTS:
             raise Rejected(Reason.TOO_LARGE, f"count is {count}, at most {MAX_EVENTS} in one record")
-        if envelope.dropped < 0:
-            raise Rejected(Reason.INVALID_EVENT, f"dropped is {envelope.dropped}, expected 0 or more")
+        if not 0 <= envelope.dropped <= MAX_COUNT:
+            raise Rejected(Reason.INVALID_EVENT, f"dropped is {envelope.dropped}, expected 0 to 2**53")
         rows = ColumnRows(self.fields, count)
         for name, raw in envelope.constant.items():
             if name in self.fields:
@@ -231,8 +231,8 @@ def _tolerant(value: bytes, problem: str) -> NotQuiteJson:
 def identity_of(carrier: Event | _Columns) -> Identity | None:
     if carrier.seq is None or carrier.agent is None or carrier.boot is None:
         return None
-    if not 0 <= carrier.seq < 2**63:
-        raise Rejected(Reason.INVALID_EVENT, f"seq is {carrier.seq}, expected 0 or more")
+    if not 0 <= carrier.seq <= MAX_COUNT:
+        raise Rejected(Reason.INVALID_EVENT, f"seq is {carrier.seq}, expected 0 to 2**53")
     return Identity(carrier.agent, carrier.boot, carrier.seq)
 
 

@@ -145,7 +145,7 @@ async def test_who_is_behind_and_has_to_leave_writes_what_waits(
 ) -> None:
     share, transactor = share_behind
     for batch in batches(1.0, 20):
-        share.process("inference", batch)
+        list(share.process("inference", batch))
         await asyncio.sleep(0.001)
     assert sum(each["windows"] for each in transactor.written) < 5
     await share.finish()
@@ -158,7 +158,7 @@ async def test_who_is_behind_keeps_as_many_snapshots_as_one_that_never_was(
 ) -> None:
     share, transactor = share_behind
     for batch in batches(1800.0, 96):
-        share.process("inference", batch)
+        list(share.process("inference", batch))
         if share.writing is not None:
             await share.writing
         share.written()

@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -171,9 +171,10 @@ def echo(partition: int) -> Task:
 class Failing:
     """A broker whose transactors fail as told, before or after the write: nobody is told which."""
 
-    def __init__(self, broker: Broker, failures: list[tuple[bool, Exception]]) -> None:
+    def __init__(self, broker: Broker, failures: Sequence[tuple[bool, Exception | None]]) -> None:
         self._broker = broker
-        self.failures = failures
+        self.failures = list(failures)
+        self.written: list[int] = []  # bytes
         self.openings: list[Exception | None] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -186,6 +187,7 @@ class Failing:
         transact = real.transact
 
         async def failing(*written: Any) -> None:
+            self.written.append(sum(len(output.value or b"") for output in written[0]))
             happens, error = self.failures.pop(0) if self.failures else (True, None)
             if happens:
                 await transact(*written)
@@ -353,6 +355,92 @@ async def test_going_on_would_be_wrong_so_the_process_stops(
             10,
         )
     assert await contents(broker, "windows") == []
+    await nothing_was_lost(broker, settings, 1)
+
+
+async def nothing_was_lost(broker: Broker, settings: Settings, records: int) -> None:
+    """A process started anew repeats every record."""
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= records
+
+    await running(broker, Processor("echo", ("inference",), echo), settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+
+
+async def test_of_a_task_that_raises_nothing_is_committed_that_it_has_not_put_out(
+    broker: Broker, settings: Settings
+) -> None:
+    await broker.append(events([1_700_000_000.0 + number for number in range(50)]))
+
+    class Raising(Echo):
+        def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+            outputs = super().process(topic, records)
+            if any(b"1700000030" in (record.value or b"") for record in records):
+                raise MemoryError("half way")  # offsets() has moved on, the outputs are gone
+            return outputs
+
+    with pytest.raises(MemoryError):
+        await asyncio.wait_for(
+            run_processor(broker, Processor("echo", ("inference",), Raising), settings, stop=asyncio.Event()), 10
+        )
+    await nothing_was_lost(broker, settings, 50)
+
+
+class Stepping(Echo):
+    """Takes long, and puts out much, a record at a time."""
+
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+        for record in records:
+            yield self.process(topic, [record])
+
+
+async def test_a_batch_with_much_output_becomes_many_transactions(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streammon_processors.runtime.WAITING_BYTES", 1000)
+    monkeypatch.setattr("streammon_processors.runtime.STEPS_BYTES", 4000)
+    monkeypatch.setattr("streammon_processors.runtime.BREATH_S", 0.0)
+    await broker.append(events([1_700_000_000.0 + number for number in range(200)]))
+    failing = Failing(broker, [(True, None)] * 5 + [(True, Retryable("the answer was lost"))])
+    written = failing.written
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= 200
+
+    processor = Processor("echo", ("inference",), Stepping)
+    await running(failing, processor, settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+    assert not failing.failures
+    assert max(written) < 4000 + 1000
+    assert len(written) > 6
+
+
+async def test_what_takes_too_long_is_given_back_and_given_again(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever does not poll loses its partitions; what was fetched and not looked at is fetched again."""
+    monkeypatch.setattr("streammon_processors.runtime.WORK_S", 0.02)
+    monkeypatch.setattr("streammon_processors.runtime.SLOW_S", 0.01)
+    monkeypatch.setattr("streammon_processors.runtime.QUICK_S", 0.0)
+    monkeypatch.setattr("streammon_processors.runtime.FIRST_RECORDS", 16)
+    sizes: list[int] = []
+
+    class Slow(Echo):
+        def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+            sizes.append(len(records))
+            time.sleep(0.001 * len(records))
+            return super().process(topic, records)
+
+    await broker.append(events([1_700_000_000.0 + number for number in range(200)]))
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= 200
+
+    await running(broker, Processor("echo", ("inference",), Slow), settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+    assert max(sizes) == 16
+    assert sizes[-2] < 16
 
 
 @pytest.mark.parametrize("name", ["windows", "rollups", "rules"])

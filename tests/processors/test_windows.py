@@ -21,6 +21,7 @@ from streammon.events import EventType
 from streammon.results import OTHER, Completeness, Window
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import Density, encode
+from streammon_processors import aggregate
 from streammon_processors import revisions as revisions_module
 from streammon_processors import windows as module
 from streammon_processors.chunk import Chunk
@@ -635,6 +636,37 @@ FAULTS: list[tuple[Event, Reason]] = [
 ]
 
 
+def test_metrics_beyond_the_cap_share_a_gauge_and_any_cut_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gets the last name is decided by the order in this window, not in the chunk; and so is what they share."""
+    monkeypatch.setattr(aggregate, "MAX_GAUGES", 3)
+    several = [
+        resource(0, {"a": 1.0, "b": 1.0}),
+        resource(2, {"y": 1.0}),
+        resource(0, {"x": 1.0}),
+        resource(0, {"y": 2.0}),
+    ]
+    many = [resource(4 + 0.01 * n, {name: 0.1 * n + ord(name) / 7 for name in "gfedcba"}) for n in range(9)]
+    log = [at(5, packed(event, topic="resources")) for event in (*several, *many)] + [tick_at(9)]
+    whole = process(log, "resources")
+    for longest in (1, 3, 5):
+        subject, entries = task(), stored(log)
+        parts = [
+            subject.process("resources", entries[first : first + longest]) for first in range(0, len(log), longest)
+        ]
+        assert [output for part in parts for output in part] == whole
+    first, second, third = windows(whole)
+    assert first.gauges is not None
+    assert third.gauges is not None
+    assert set(first.gauges) == {"a", "b", "x", OTHER}
+    assert (first.gauges[OTHER].last, first.gauges[OTHER].count) == (2.0, 1)
+    assert set(third.gauges) == {"e", "f", "g", OTHER}
+    others = [0.1 * n + ord(name) / 7 for n in range(9) for name in "dcba"]
+    assert third.gauges[OTHER].count == len(others)
+    assert third.gauges[OTHER].mean * len(others) == pytest.approx(sum(others))
+    assert third.gauges[OTHER].last == others[-1]
+    assert second.gauges is not None
+
+
 @pytest.mark.parametrize("density", Density)
 @pytest.mark.parametrize(("wrong", "reason"), FAULTS, ids=str)
 def test_wrong_event_alone_is_refused_and_its_dead_letter_has_the_same_fault_again(
@@ -782,6 +814,14 @@ def test_window_never_outgrows_a_record(excess: Event) -> None:
     assert all(len(output.value or b"") <= MAX_RECORD_BYTES for output in outputs)
 
 
+def test_what_senders_claim_to_have_dropped_is_added_up_to_a_bound() -> None:
+    most = 2**53
+    batches = [packed(inference(0), identity=identity(0, boot=boot), dropped=most) for boot in ("a", "b", "c")]
+    log = [*(at(0, batch) for batch in batches), tick_at(9)]
+    found = windows(process(log))
+    assert [(window.count, window.completeness.dropped) for window in found] == [(0, most), (3, most)]
+
+
 def test_batches_that_change_nothing_are_not_remembered_without_bound() -> None:
     log = [at(0, packed(inference(0), identity=identity(0)))] * 100
     with small(PENDING_LIMIT=30):
@@ -901,6 +941,27 @@ def test_settings_changed_between_two_runs_lose_and_repeat_nothing(changed: Wind
     assert sum(window.count for window in found) == 3 * 24
     identities = {(w.start_unix_s, w.size_s, w.part, w.revision) for w in found}
     assert len(identities) == len(found)
+
+
+def test_a_size_that_returns_numbers_supplements_on() -> None:
+    """A sink takes two with the same number for one, and keeps the first."""
+    small = WindowSettings(size_s=2.0, lateness_s=1.0, max_future_s=1e9)
+    large = small.model_copy(update={"size_s": 10.0})
+    found: list[Window] = []
+    snapshot: bytes | None = None
+    log = [
+        at(n, packed(inference(10.0 * n), inference(max(0.0, 10.0 * n - 19.0)), inference(1.0))) for n in range(4, 16)
+    ]
+    offset = 0
+    for configured, end in ((small, 3), (large, 6), (small, 9), (large, len(log))):
+        subject = task(configured)
+        if snapshot is not None:
+            subject.restore(snapshot)
+        found += windows(subject.process("inference", stored(log)[offset:end]))
+        snapshot, offset = subject.snapshot(), subject.offsets()["inference"]
+    late = [(w.size_s, w.start_unix_s, w.revision) for w in found if w.part == "late"]
+    assert len(late) == len(set(late))
+    assert {size_s for size_s, start, _ in late if start == T0} == {2.0, 10.0}
 
 
 def test_a_flood_of_duplicates_in_an_open_window_leaves_the_snapshot_small() -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from streammon.results import DISTRIBUTIONS, OTHER, Completeness, Distribution, Exemplar, Gauge, Window
+from streammon.results import DISTRIBUTIONS, OTHER, Completeness, Distribution, Exemplar, Gauge, Window, bounded
 from streammon.sketch import Accumulator
 from streammon_processors.aggregate import EXEMPLARS, MAX_GAUGES, QUANTILES
 
@@ -32,9 +32,9 @@ class Sum:
 
     def add(self, window: Window) -> None:
         """Add a window of this series."""
-        self.count += window.count
+        self.count = bounded(self.count + window.count)
         if window.error_count is not None:
-            self._error_count = (self._error_count or 0) + window.error_count
+            self._error_count = bounded((self._error_count or 0) + window.error_count)
         self._add_completeness(window.completeness)
         for name in DISTRIBUTIONS:
             distribution: Distribution | None = getattr(window, name)
@@ -50,11 +50,8 @@ class Sum:
 
     def _add_completeness(self, more: Completeness) -> None:
         mine = self._completeness
-        mine.late += more.late
-        mine.duplicate += more.duplicate
-        mine.missing += more.missing
-        mine.rejected += more.rejected
-        mine.dropped += more.dropped
+        for name in ("late", "duplicate", "missing", "rejected", "dropped"):
+            setattr(mine, name, bounded(getattr(mine, name) + getattr(more, name)))
         mine.watermark_unix_s = max(mine.watermark_unix_s, more.watermark_unix_s)
 
     def _gauge(self, name: str) -> _Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from math import floor, inf
 
 import msgspec
@@ -102,7 +103,11 @@ class RollupTask:
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """Take in the next records of `windows`; the rollups to publish."""
-        return [outgoing for record in records for outgoing in self._process_one(topic, record)]
+        return list(chain.from_iterable(self.steps(topic, records)))
+
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+        """The same, a record at a time."""
+        return (self._process_one(topic, record) for record in records)
 
     def snapshot(self) -> bytes:
         """All that has to be remembered, as of the last published place."""
@@ -330,7 +335,7 @@ class _Source:
         size_s = shape.size_s or grown.end_unix_s - grown.start_unix_s
         revision = 0
         if grown.late:
-            name = f"{self._name} {level.name} ".encode() + series_key(grown.sum.series)
+            name = f"{self._name} {shape.name} ".encode() + series_key(grown.sum.series)
             revision = revisions.next(floor(grown.start_unix_s), name)
         return Window(
             source=self._name,
