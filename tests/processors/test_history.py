@@ -39,6 +39,14 @@ def test_a_snapshot_is_kept_once_a_slot_in_the_processors_partition() -> None:
     assert [each.key for each in history.keep(b"three", MIDNIGHT + HALF_HOUR_S)] == [b"windows/half-hour-1"]
 
 
+def test_a_restart_keeps_what_was_kept_before_it() -> None:
+    """A new owner that wrote the slot of the day again at noon would leave no snapshot of the morning."""
+    history = History("windows", 3)
+    history.begin(MIDNIGHT + 12 * 3600.0 - 10)
+    assert history.keep(b"", MIDNIGHT + 12 * 3600.0 - 5) == []
+    assert [each.key for each in history.keep(b"", MIDNIGHT + 12 * 3600.0 + 1)] == [b"windows/half-hour-24"]
+
+
 def test_a_topic_that_is_behind_does_not_take_slots_again() -> None:
     """Two inputs: one is read live, the other is being caught up."""
     history = History("windows", 3)

@@ -163,3 +163,15 @@ async def test_who_is_behind_keeps_as_many_snapshots_as_one_that_never_was(
             await share.writing
         share.written()
     assert sum(each["snapshots"] for each in transactor.written) >= 95
+
+
+async def test_who_goes_on_after_a_restart_does_not_keep_the_beginning_of_the_day_again(
+    share_behind: tuple[runtime._Share, Noting],
+) -> None:
+    share, transactor = share_behind
+    share.committed = {"inference": 0}
+    for batch in batches(60.0, 29):
+        list(share.process("inference", batch))
+    await share.finish()
+    assert sum(each["snapshots"] for each in transactor.written) <= 1, "a half hour may begin on the way"
+    assert sum(each["windows"] for each in transactor.written) == 28
