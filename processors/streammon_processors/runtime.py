@@ -286,6 +286,7 @@ class _Runtime:
         self._broker = broker
         self._processor = processor
         self._idle_s = processor.idle_tick_s or settings.windows.idle_tick_s
+        self._session_s = settings.kafka.session_timeout_s
         self._shares: dict[int, _Share] = {}
         self._failures = 0
         self._measured_at = 0.0
@@ -406,19 +407,24 @@ class _Runtime:
                 (self.member.pause if paused else self.member.resume)(TopicPartition(topic, share.number))
 
     async def _reopen(self, share: _Share) -> None:
-        """Forget the task; what the log says happened is what happened."""
+        """Forget the task; what the log says happened is what happened.
+
+        Within a session only: after a longer silence the partition may be another's by now, who would be fenced.
+        """
         _collect_garbage_soon()
         self._pause(share, False)
         number = share.number
         del self._shares[number]
         await share.close()
+        left_s = self._session_s - (time.monotonic() - share.began_at)
         try:
-            await self._open(number)
+            async with asyncio.timeout(max(0.0, left_s)):
+                await self._open(number)
             for topic in self._processor.inputs:
                 if topic not in self._shares[number].committed:
                     self.member.seek(TopicPartition(topic, number), 0)
-        except Retryable as error:
-            raise _NotRestored(f"partition {number} could not be restored: {error}") from error
+        except (Retryable, TimeoutError) as error:
+            raise _NotRestored(f"partition {number} could not be restored: {error or 'it takes too long'}") from error
 
     async def _write_ticks(self, polled: Polled) -> None:
         """Let time pass in partitions whose task waits for it, and that have nothing left to read."""

@@ -387,6 +387,43 @@ async def test_of_a_task_that_raises_nothing_is_committed_that_it_has_not_put_ou
     await nothing_was_lost(broker, settings, 50)
 
 
+async def test_who_was_silent_for_a_session_joins_anew_instead_of_fencing_whoever_took_over(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partition may be another's by then; only the group knows."""
+    monkeypatch.setattr("streammon_processors.runtime.REJOIN_S", 0.01)
+    short = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"session_timeout_s": 0.05})})
+    await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
+    joined: list[int] = []
+    members = broker.member
+
+    async def counted(*arguments: Any, **more: Any) -> Any:
+        joined.append(len(failing.written))
+        return await members(*arguments, **more)
+
+    class Silent(Failing):
+        async def transactor(self, *arguments: Any) -> Transactor:
+            real = await super().transactor(*arguments)
+            transact = real.transact
+
+            async def slow(*written: Any) -> None:
+                await asyncio.sleep(0.1 if self.failures else 0)
+                await transact(*written)
+
+            setattr(real, "transact", slow)  # noqa: B010 - the one call that is slow
+            return real
+
+    failing = Silent(broker, [(False, Retryable("nobody there"))])
+    monkeypatch.setattr(broker, "member", counted)
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= 20
+
+    await running(failing, Processor("echo", ("inference",), echo), short, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+    assert joined == [0, 1], "the group was asked before the partition was opened again"
+
+
 class Stepping(Echo):
     """Takes long, and puts out much, a record at a time."""
 
