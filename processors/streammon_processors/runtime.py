@@ -236,22 +236,25 @@ class _Share:
     async def _write(self) -> None:
         """Transactions, one after the other, until all is written: each takes what came during the one before.
 
-        The task goes on meanwhile. It is between two batches whenever this runs, so its snapshot fits the outputs.
+        The task goes on meanwhile. It is between two steps whenever this runs, so its snapshot fits the outputs.
         """
-        while self._is_due:
-            self.began_at = time.monotonic()
-            outputs, self.outputs = self.outputs, []
-            written_bytes, offsets = self.waiting_bytes, dict(self.task.offsets())
-            snapshot = self.task.snapshot()
-            kept = self.history.keep(snapshot, self.newest_s)
-            positions = {TopicPartition(topic, self.number): offset for topic, offset in offsets.items()}
-            try:
-                await self.transactor.transact([*outputs, *kept], snapshot, positions)
-            except BaseException:
-                self.failed = True
-                raise
-            self.waiting_bytes -= written_bytes
-            self.committed, self.committed_at = offsets, time.monotonic()
+        try:
+            while self._is_due:
+                await self._transact()
+        except BaseException:
+            self.failed = True
+            raise
+
+    async def _transact(self) -> None:
+        self.began_at = time.monotonic()
+        outputs, self.outputs = self.outputs, []
+        written_bytes, offsets = self.waiting_bytes, dict(self.task.offsets())
+        snapshot = self.task.snapshot()
+        kept = self.history.keep(snapshot, self.newest_s)
+        positions = {TopicPartition(topic, self.number): offset for topic, offset in offsets.items()}
+        await self.transactor.transact([*outputs, *kept], snapshot, positions)
+        self.waiting_bytes -= written_bytes
+        self.committed, self.committed_at = offsets, time.monotonic()
 
     def written(self) -> None:
         """Take note of writing that has ended; raises what it raised."""
