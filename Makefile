@@ -14,9 +14,9 @@ help: ## Show this list.
 run: .venv/.run ## Start everything in one process, with a demo service to watch, on http://127.0.0.1:8080.
 	@exec $(BIN)/streammon up --demo $(ARGS)
 
-test: .venv/.dev ## Run all tests against a real Kafka and a real Elasticsearch (downloaded once).
+test: .venv/.dev ## Run all tests, two at a time, against a real Kafka and a real Elasticsearch (downloaded once).
 	@$(BIN)/python -m tests.fetch_servers
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=12 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --durations=12 $(ARGS)
 
 check: lint types layers ## Run everything that needs no test: lint, types, layers.
 

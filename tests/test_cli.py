@@ -42,10 +42,11 @@ EVENT = {"time_unix_s": 1.7e9, "service": "shop", "model": "ranker", "duration_s
 
 
 def program(*arguments: object, stdin: bytes | None = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """The program, run to its end."""
+    """The program, run to its end. Who runs the tests has no say in how wide it writes."""
     command = [*PROGRAM, *map(str, arguments)]
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     return subprocess.run(
-        command, input=stdin, capture_output=True, timeout=30, check=False, env=os.environ | environment
+        command, input=stdin, capture_output=True, timeout=30, check=False, env=inherited | environment
     )
 
 
