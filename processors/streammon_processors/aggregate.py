@@ -81,11 +81,9 @@ class Aggregate:
     def _add_gauges(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
         entries = chunk.metrics.of(rows)
         at = slots[rows.searchsorted(entries.rows)]
-        present = list(dict.fromkeys(entries.codes.tolist()))  # in log order, as for series
+        present, codes = wire.coded_alike(entries.codes.tolist())  # in log order, as for series
         names, numbers = wire.coded_alike([self._gauge_name(entries.names[code]) for code in present])
-        gauge_of = np.zeros(len(entries.names), dtype=np.int64)
-        gauge_of[present] = numbers
-        gauges = gauge_of[entries.codes]
+        gauges = numbers[codes]
         order = np.argsort(gauges, kind="stable")
         ends = np.cumsum(np.bincount(gauges, minlength=len(names)))
         for name, mine in zip(names, np.split(order, ends[:-1]), strict=True) if names else ():

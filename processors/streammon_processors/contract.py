@@ -266,7 +266,7 @@ def run_with_crashes(
             task.restore(snapshot)
         left = {topic: records[offsets.get(topic, 0) :] for topic, records in logs.items()}
         batches = cut(left, rng, longest)
-        pieces = ((topic, piece) for topic, batch in batches for piece in in_steps(task, topic, batch))
+        pieces = ((topic, [*step.outputs]) for topic, batch in batches for step in in_steps(task, topic, batch))
         for topic, outputs in islice(pieces, life):
             if outputs or rng.random() < 0.2:  # else the crash comes before the commit
                 committed[topic] += outputs

@@ -24,7 +24,8 @@ class History:
         self._now_s = 0.0
 
     def begin(self, read_from_s: float) -> None:
-        """Go on after a restart that reads again from this broker time: what was kept before it stays."""
+        """Go on after a restart that reads again from this broker time: of the slots that began before it, none is kept
+        again."""
         self._now_s = read_from_s
 
     def is_due(self, now_s: float) -> bool:

@@ -25,7 +25,6 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Seque
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
 from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
@@ -179,7 +178,7 @@ class Replay:
             task.restore(origin.snapshot)
         async with aclosing(_merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
             async for partition, records in batches:
-                for output in chain.from_iterable(in_steps(task, partition.topic, records)):
+                for output in (each for step in in_steps(task, partition.topic, records) for each in step.outputs):
                     time = self.processor.time_of(output.topic, output.value)
                     if time is not None and time in self.range:
                         yield Replayed(output, time, partition, records[-1].offset + 1)

@@ -50,8 +50,11 @@ class Revisions:
         self.memory.shared = max(self.memory.shared, *known.values())
 
     def of_another_size(self, first: int) -> Revisions:
-        """To go on with windows of another size, of which ``first`` is open. The counter of all before it goes on from
-        the highest number so far: there may have been windows of this size before, with supplements of their own."""
+        """To go on with windows of another size, of which nothing before number ``first`` is new.
+
+        All before it share a counter that goes on from the highest number so far: there may have been windows of this
+        size before, with supplements of their own.
+        """
         numbers = (number for known in self.memory.by_window.values() for number in known.values())
         return Revisions(RevisionsMemory({}, first, max([self.memory.shared, *numbers])))
 

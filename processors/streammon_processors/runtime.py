@@ -20,7 +20,9 @@ import asyncio
 import gc
 import random
 import time
+from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +30,7 @@ import numpy as np
 
 from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
-from streammon.broker.records import Ints, Records
+from streammon.broker.records import Records
 from streammon.config import Settings
 from streammon.errors import ConfigError, Fatal, RecordTooLarge, Retryable
 from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
@@ -37,7 +39,7 @@ from streammon.topics import state_topic
 from streammon_processors.history import History
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, load_rules
-from streammon_processors.task import Output, Processor, Task, in_steps, time_field
+from streammon_processors.task import Output, Processor, Step, Task, in_steps, time_field
 from streammon_processors.windows import WindowTask, sources
 
 POLL_S, POLL_RECORDS = 0.1, 10_000
@@ -48,7 +50,8 @@ FIRST_RECORDS, QUICK_S, SLOW_S = 250, 0.2, 1.0
 """How many are given to a new task, for a short record may hold very many events; twice as many after a batch that was
 quick, half as many after one that was slow."""
 WORK_S = 10.0
-"""After this long the rest of a poll is given back, to be fetched again: who does not poll loses its partitions."""
+"""After this long, and a turn of each partition, the rest of a poll is given back, to be fetched again: who does not
+poll loses its partitions."""
 BREATH_S = 0.02
 """How long a task may work between two looks at everything else, if it works in steps."""
 BEHIND_S = 2.0
@@ -126,7 +129,7 @@ async def _memberships(broker: Broker, processor: Processor, settings: Settings,
 
 
 async def _membership(broker: Broker, processor: Processor, settings: Settings, stop: asyncio.Event) -> None:
-    runtime = _Runtime(broker, processor, settings)
+    runtime = _Runtime(broker, processor, settings, stop)
     member = await broker.member(
         processor.group, processor.inputs, on_assign=runtime.assigned, on_revoke=runtime.revoked
     )
@@ -151,7 +154,16 @@ def _collect_garbage_soon() -> None:
 
 
 class _NotRestored(Exception):  # noqa: N818 - names what happened
-    """A task was thrown away and could not be restored: to poll on would skip the records of its partition."""
+    """A partition is not where its task is: to poll on would skip records of it."""
+
+
+@contextmanager
+def _nothing_left_out() -> Iterator[None]:
+    """Whoever went on after this has failed would skip what was fetched."""
+    try:
+        yield
+    except Retryable as error:
+        raise _NotRestored(str(error)) from error
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
@@ -192,22 +204,23 @@ class _Share:
     most: int = field(default_factory=lambda: FIRST_RECORDS)  # given to the task at once
     began_at: float = field(default_factory=time.monotonic)  # the last transaction
 
-    def process(self, topic: str, batch: Sequence[Record]) -> Iterator[None]:
-        """Give records to the task. Between two steps its snapshot fits what it has put out so far."""
+    def process(self, topic: str, batch: Sequence[Record]) -> Iterator[int | None]:
+        """Give records to the task, a step at a time: see `Step.taken`. Its snapshot then fits what it has put out."""
         if self.committed and not self.newest_s:
             self.history.begin(batch[0].timestamp / 1000)
         steps = in_steps(self.task, topic, batch)
-        while (outputs := self._next(steps)) is not None:
-            self.outputs += outputs
-            self.waiting_bytes += sum(len(output.value or b"") for output in outputs)
+        while (step := self._next(steps)) is not None:
+            self.outputs += step.outputs
+            self.waiting_bytes += sum(len(output.value or b"") for output in step.outputs)
             if self.waiting_bytes > WAITING_BYTES:
                 self.write()
-            yield
+            if step.taken:
+                self.newest_s = batch[step.taken - 1].timestamp / 1000
+            yield step.taken
         self.last_record_at[topic] = time.monotonic()
-        self.newest_s = batch[-1].timestamp / 1000
         self.write()
 
-    def _next(self, steps: Iterator[Sequence[Outgoing]]) -> Sequence[Outgoing] | None:
+    def _next(self, steps: Iterator[Step]) -> Step | None:
         try:
             return next(steps, None)
         except BaseException:
@@ -262,6 +275,13 @@ class _Share:
             writing, self.writing = self.writing, None
             writing.result()
 
+    def adapt(self, took_s: float) -> None:
+        """The next batch to how long the last one took."""
+        if took_s < QUICK_S:
+            self.most = min(2 * self.most, BATCH_RECORDS)
+        elif took_s > SLOW_S:
+            self.most = max(self.most // 2, 1)
+
     async def room(self) -> None:
         """Wait while far too much is to be written."""
         while self.waiting_bytes > STEPS_BYTES and self.writing is not None and self.is_writing:
@@ -282,12 +302,31 @@ class _Share:
         await self.transactor.close()
 
 
+class _Intake:
+    """What one poll brought of a partition, and how far its task is with it."""
+
+    def __init__(self, partition: TopicPartition, share: _Share, records: Records) -> None:
+        self.partition, self.share, self.records = partition, share, records
+        self.start = 0
+        self._sizes = np.concatenate(([0], np.cumsum(records.sizes)))  # before each record, and of all
+
+    @property
+    def left(self) -> int:
+        return len(self.records) - self.start
+
+    def next_batch(self) -> Records:
+        """About `BATCH_BYTES`, as many records as the task takes at once, and one at least."""
+        full = int(np.searchsorted(self._sizes, self._sizes[self.start] + BATCH_BYTES))
+        return self.records[self.start : min(max(full, self.start + 1), self.start + self.share.most)]
+
+
 class _Runtime:
     member: Member
 
-    def __init__(self, broker: Broker, processor: Processor, settings: Settings) -> None:
+    def __init__(self, broker: Broker, processor: Processor, settings: Settings, stop: asyncio.Event) -> None:
         self._broker = broker
         self._processor = processor
+        self._stop = stop
         self._idle_s = processor.idle_tick_s or settings.windows.idle_tick_s
         self._session_s = settings.kafka.session_timeout_s
         self._shares: dict[int, _Share] = {}
@@ -342,15 +381,10 @@ class _Runtime:
         try:
             found = await self.member.poll(POLL_S, POLL_RECORDS)
             polled = {partition: Records.of(records) for partition, records in found.items()}
-            behind = sum(int(records.sizes.sum()) for records in polled.values()) > BATCH_BYTES
-            behind = behind or sum(map(len, polled.values())) >= POLL_RECORDS
-            for share in self._shares.values():
-                share.behind = behind
-            until = time.monotonic() + WORK_S
-            for partition, records in polled.items():
-                await self._take_in(self._shares[partition.partition], partition.topic, records, until)
-            for share in list(self._shares.values()):
-                await self._look_after(share)
+            with _nothing_left_out():
+                await self._take_in(polled)
+                for share in list(self._shares.values()):
+                    await self._look_after(share)
             await self._write_ticks(polled)
             await self._measure()
             self._failures = 0
@@ -360,34 +394,48 @@ class _Runtime:
             self._log.warning("broker unavailable, trying again", error=str(error), pause_s=round(pause, 2))
             await asyncio.sleep(pause)
 
-    async def _take_in(self, share: _Share, topic: str, records: Records, until: float) -> None:
-        """Give records to the task: all, unless something fails, or takes too long."""
-        sizes = np.concatenate(([0], np.cumsum(records.sizes)))  # before each record, and of all
-        start = 0
-        while start < len(records) and not share.failed:
-            began = time.monotonic()
-            if began > until:
-                self._log.warning("busy: records are fetched again", topic=topic, partition=share.number)
-                self.member.seek(TopicPartition(topic, share.number), int(records.offsets[start]))
-                return
-            end = _batch_end(sizes, start, share.most)
-            await self._work(share, topic, records[start:end])
-            RECORDS.labels(topic).inc(end - start)
-            start, took_s = end, time.monotonic() - began
-            if took_s < QUICK_S:
-                share.most = min(2 * share.most, BATCH_RECORDS)
-            elif took_s > SLOW_S:
-                share.most = max(share.most // 2, 1)
+    async def _take_in(self, polled: Mapping[TopicPartition, Records]) -> None:
+        """A batch of each partition in turn, and a step of each at least.
 
-    async def _work(self, share: _Share, topic: str, batch: Records) -> None:
-        breath = time.monotonic()
-        for _ in share.process(topic, batch):
+        What is left when time is over, when we are to stop, or when the writing of one has failed, is fetched again.
+        """
+        behind = sum(int(records.sizes.sum()) for records in polled.values()) > BATCH_BYTES
+        behind = behind or sum(map(len, polled.values())) >= POLL_RECORDS
+        for share in self._shares.values():
+            share.behind = behind
+        until = time.monotonic() + WORK_S
+        intakes = deque(
+            _Intake(partition, self._shares[partition.partition], each) for partition, each in polled.items()
+        )
+        waiting = len(intakes)
+        while intakes and not self._stop.is_set() and not any(share.failed for share in self._shares.values()):
+            if waiting <= 0 and time.monotonic() > until:
+                self._log.warning("busy: records are fetched again", partitions=len(intakes))
+                break
+            intake = intakes.popleft()
+            waiting -= 1
+            await self._work(intake, until)
+            if intake.left:
+                intakes.append(intake)
+        for intake in intakes:
+            self.member.seek(intake.partition, int(intake.records.offsets[intake.start]))
+
+    async def _work(self, intake: _Intake, until: float) -> None:
+        """Give a task its next batch; of one that takes too long, as much as it has been through by then."""
+        share, batch = intake.share, intake.next_batch()
+        began = breath = time.monotonic()
+        taken = 0
+        for taken_now in share.process(intake.partition.topic, batch):
+            taken = taken_now or taken
             if time.monotonic() - breath > BREATH_S:
                 await asyncio.sleep(0)  # what is being written goes on
                 await share.room()
                 breath = time.monotonic()
-            if share.failed:
-                return
+                if share.failed or (taken_now and (breath > until or self._stop.is_set())):
+                    break
+        RECORDS.labels(intake.partition.topic).inc(taken)
+        intake.start += taken
+        share.adapt(time.monotonic() - began)
         await asyncio.sleep(0)
 
     async def _look_after(self, share: _Share) -> None:
@@ -418,16 +466,19 @@ class _Runtime:
         self._pause(share, False)
         number = share.number
         del self._shares[number]
+        self._forget_measures(number)
         await share.close()
         left_s = self._session_s - (time.monotonic() - share.began_at)
+        if left_s <= 0:
+            raise _NotRestored(f"partition {number} may be another's: nothing was heard of it for a session")
         try:
-            async with asyncio.timeout(max(0.0, left_s)):
+            async with asyncio.timeout(left_s):
                 await self._open(number)
-            for topic in self._processor.inputs:
-                if topic not in self._shares[number].committed:
-                    self.member.seek(TopicPartition(topic, number), 0)
-        except (Retryable, TimeoutError) as error:
-            raise _NotRestored(f"partition {number} could not be restored: {error or 'it takes too long'}") from error
+        except TimeoutError as error:
+            raise _NotRestored(f"partition {number} could not be restored within a session") from error
+        for topic in self._processor.inputs:
+            if topic not in self._shares[number].committed:
+                self.member.seek(TopicPartition(topic, number), 0)
 
     async def _write_ticks(self, polled: Polled) -> None:
         """Let time pass in partitions whose task waits for it, and that have nothing left to read."""
@@ -463,12 +514,6 @@ class _Runtime:
         for topic in self._processor.inputs:
             CONSUMER_LAG.remove(self._processor.group, topic, number)
             WATERMARK_LAG.remove(topic, number)
-
-
-def _batch_end(sizes: Ints, start: int, most: int) -> int:
-    """Where a batch ends that begins at ``start`` of some records; ``sizes``: the bytes before each, and of all."""
-    full = int(np.searchsorted(sizes, sizes[start] + BATCH_BYTES))  # the first end at which there is enough
-    return min(max(full, start + 1), start + most, len(sizes) - 1)
 
 
 def _restore(task: Task, snapshot: bytes, processor: str, number: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -50,22 +50,29 @@ class Task(Protocol):
         ...
 
 
+class Step(NamedTuple):
+    """A piece of what a task makes of a batch. After it, `snapshot` and `offsets` are as of this piece."""
+
+    outputs: Sequence[Outgoing]
+    taken: int | None = None
+    """So many records of the batch are done with: it may end there, and the others come later. None: within one."""
+
+
 @runtime_checkable
 class Stepwise(Protocol):
     """What a task may offer beside `Task.process`, if a single record can bring much output, or take long."""
 
-    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
-        """What `process` returns, in pieces; none of them may be of the size of a batch. After each, `snapshot` and
-        `offsets` are as of that piece: it may be the last that is asked for."""
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
+        """What `process` returns, in pieces. Each may be the last that is asked for."""
         ...
 
 
-def in_steps(task: Task, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+def in_steps(task: Task, topic: str, records: Sequence[Record]) -> Iterator[Step]:
     """What a task puts out because of these records: in pieces if it works so, else all at once."""
-    if isinstance(task, Stepwise):
+    if isinstance(task, Stepwise) and callable(task.steps):
         yield from task.steps(topic, records)
     else:
-        yield task.process(topic, records)
+        yield Step(task.process(topic, records), len(records))
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ from streammon_processors.chunk import (
 )
 from streammon_processors.dedupe import Dedupe, Stream, Verdict
 from streammon_processors.revisions import Revisions, RevisionsMemory
+from streammon_processors.task import Step
 
 Mask = NDArray[np.bool_]
 
@@ -70,6 +71,8 @@ MAX_DUPLICATES = 100_000
 """Batches sent again while windows are open that a restart leaves out again; it would count older ones."""
 PENDING_LIMIT = 20_000
 """Weight of late and refused events and of batches (see `_weights`) after which they are published without a close."""
+ROUNDING = 1e-9
+"""Of a number of windows: three of 0.1 s are not four."""
 KNOWN_SERIES = 20_000
 """Series that keep their number; with more than these at once, all are numbered anew."""
 MAX_SERIES_BYTES = 4096
@@ -132,9 +135,9 @@ class WindowTask:
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """Take in the next records of a topic; the records to publish."""
-        return list(chain.from_iterable(self.steps(topic, records)))
+        return [output for step in self.steps(topic, records) for output in step.outputs]
 
-    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
         """The same, a published place at a time."""
         return self._topics[topic].steps(Records.of(records))
 
@@ -237,9 +240,10 @@ class _TopicWindows:
         self._revisions = Revisions(published.revisions)
         if published.size_s == self._settings.size_s:
             self._closed_before = closed
-        else:  # the window in which the size changed holds what the old windows do not: nothing twice, nothing lost
-            self._closed_before = np.floor(closed * published.size_s / self._settings.size_s)
-            self._revisions = self._revisions.of_another_size(int(self._closed_before) if closed > -inf else 0)
+        else:  # what the old windows hold of a new one was published: the rest of it comes in supplements
+            self._closed_before = np.ceil(closed * published.size_s / self._settings.size_s - ROUNDING)
+            seen_s = max(self._newest, (published.broker_ms or 0) / 1000)
+            self._revisions = self._revisions.of_another_size(floor(seen_s / self._settings.size_s) + 1)
 
     @property
     def waiting(self) -> bool:
@@ -251,19 +255,19 @@ class _TopicWindows:
 
     # --- the story of a record ----------------------------------------------------------------------------------
 
-    def steps(self, records: Records) -> Iterator[list[Outgoing]]:
+    def steps(self, records: Records) -> Iterator[Step]:
         """What is published, a place at a time, and nothing at the end of each chunk."""
         start = 0
         while start < len(records):
             if records.values[start] == TICK:
-                yield self._tick(records[start])
                 start += 1
+                yield Step(self._tick(records[start - 1]), start)
             else:
                 some = records[start : start + CHUNK_RECORDS]
                 chunk = Chunk(self._source.event_type, some, CHUNK_ROWS, self._source.wanted)
-                yield from self._chunk(chunk)
-                yield []
+                yield from map(Step, self._chunk(chunk))
                 start += chunk.records
+                yield Step([], start)
 
     def _tick(self, record: Record) -> list[Outgoing]:
         if self.published is not None and record.offset < self.published.place.offset:
@@ -297,6 +301,8 @@ class _TopicWindows:
 
     def _advance(self, rows: _Rows, start: int) -> Iterator[list[Outgoing]]:
         """New rows: decide each by what came before it, and publish wherever that lets a window close."""
+        if self._can_close():  # begun with windows of another size
+            yield self._publish(rows.chunk.position(start))
         verdicts = self._judge_batches(rows, start)
         accepted = rows.events & ~rows.duplicate & ~rows.future
         accepted[:start] = False

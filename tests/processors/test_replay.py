@@ -25,7 +25,7 @@ from streammon_processors import history
 from streammon_processors.replay import Beginning, Range, prepare, read
 from streammon_processors.rules import Rules, RulesTask
 from streammon_processors.runtime import rollups_processor, rules_processor, run_processor, windows_processor
-from streammon_processors.task import Output, Processor, Stepwise, Task, time_field
+from streammon_processors.task import Output, Processor, Step, Stepwise, Task, time_field
 from streammon_processors.verification import DIFFERENCES, Expected, Fingerprint, Verdict, compare, verify
 from tests.logs import HOT, SLOW, T0, TYPES, RandomLog
 from tests.support import eventually
@@ -103,11 +103,13 @@ def outgoing(topic: str, record: Record) -> Outgoing:
 
 def watched(task: Task, number: int, read_to: dict[TopicPartition, int]) -> Task:
     """A task that says how far it has read."""
-    steps = task.steps if isinstance(task, Stepwise) else lambda *given: iter([task.process(*given)])
+    steps = task.steps if isinstance(task, Stepwise) else None
 
-    def watching(topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
-        yield from steps(topic, records)
-        read_to[TopicPartition(topic, number)] = records[-1].offset + 1
+    def watching(topic: str, records: Sequence[Record]) -> Iterator[Step]:
+        for step in steps(topic, records) if steps else [Step(task.process(topic, records), len(records))]:
+            yield step
+            if step.taken:
+                read_to[TopicPartition(topic, number)] = records[step.taken - 1].offset + 1
 
     setattr(task, "steps", watching)  # noqa: B010 - how the runtime calls it
     return task

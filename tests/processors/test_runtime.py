@@ -15,7 +15,7 @@ from weakref import WeakSet
 import pytest
 
 from streammon import wire
-from streammon.broker import Broker, Outgoing, Record, Restored, Transactor, connect
+from streammon.broker import Broker, Outgoing, Record, Restored, TopicPartition, Transactor, connect
 from streammon.config import Settings
 from streammon.errors import ConfigError, Fatal, Fenced, RecordTooLarge, Retryable
 from streammon.events import EventType
@@ -25,7 +25,7 @@ from streammon.topics import topic_specs
 from streammon.wire import Density
 from streammon_processors.registry import processor
 from streammon_processors.runtime import BACKOFF, run_processor, windows_processor
-from streammon_processors.task import Processor, Task
+from streammon_processors.task import Processor, Step, Task
 from tests.support import eventually
 
 
@@ -315,28 +315,19 @@ async def test_a_partition_that_is_written_slowly_is_not_read_on_and_the_others_
     def remembered(partition: int) -> Task:
         return tasks.setdefault(partition, Echo(partition))
 
-    async def written(partition: int) -> list[Any]:
-        reader = await broker.reader(["windows"])
-        try:
-            found, ends = [], await reader.ends()
-            while any(reader.positions().get(each, 0) < end for each, end in ends.items()):
-                polled = await reader.poll(0)
-                found += [r.value for each, some in polled.items() if each.partition == partition for r in some]
-            return found
-        finally:
-            await reader.close()
-
     async def as_it_should_be() -> bool:
-        if not slow.let.is_set() and len(await written(1)) == 500:
+        if not slow.let.is_set() and len(await contents_of(broker, 1)) == 500:
             read = tasks[0].offsets()["inference"]
             assert 100 < read <= 120, "10 bytes a record: a thousand, and what one more poll brings"
-            assert await written(0) == []
+            assert await contents_of(broker, 0) == []
             slow.let.set()
-        return slow.let.is_set() and len(await written(0)) == 500
+        return slow.let.is_set() and len(await contents_of(broker, 0)) == 500
 
     await running(slow, Processor("echo", ("inference",), remembered), settings, as_it_should_be, "all repeated")
     for partition in (0, 1):
-        assert await written(partition) == [record.value for record in records if record.partition == partition]
+        assert await contents_of(broker, partition) == [
+            record.value for record in records if record.partition == partition
+        ]
 
 
 @pytest.mark.parametrize(
@@ -427,9 +418,9 @@ async def test_who_was_silent_for_a_session_joins_anew_instead_of_fencing_whoeve
 class Stepping(Echo):
     """Takes long, and puts out much, a record at a time."""
 
-    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
-        for record in records:
-            yield self.process(topic, [record])
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
+        for number, record in enumerate(records, 1):
+            yield Step(self.process(topic, [record]), number)
 
 
 async def test_a_batch_with_much_output_becomes_many_transactions(
@@ -453,31 +444,142 @@ async def test_a_batch_with_much_output_becomes_many_transactions(
     assert len(written) > 6
 
 
+class Toiling(Stepping):
+    """A millisecond a record."""
+
+    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        time.sleep(0.001 * len(records))
+        return super().process(topic, records)
+
+
+class ToilingAtOnce(Toiling):
+    steps = None  # type: ignore[assignment]  # a task without
+
+
+class Watched:
+    """A broker whose members note where they are sought to, and fail to seek as often as told."""
+
+    def __init__(self, broker: Broker, failures: int = 0) -> None:
+        self._broker = broker
+        self.failures = failures
+        self.sought: list[TopicPartition] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def member(self, *arguments: Any, on_assign: Any, **more: Any) -> Any:
+        assigning = False
+
+        async def assigned(partitions: Sequence[TopicPartition]) -> None:
+            nonlocal assigning
+            assigning = True
+            await on_assign(partitions)
+            assigning = False
+
+        member = await self._broker.member(*arguments, on_assign=assigned, **more)
+        seek = member.seek
+
+        def noting(partition: TopicPartition, offset: int) -> None:
+            if not assigning:
+                self.sought.append(partition)
+                if self.failures:
+                    self.failures -= 1
+                    raise Retryable("cannot seek now")
+            seek(partition, offset)
+
+        setattr(member, "seek", noting)  # noqa: B010 - the one call that is watched
+        return member
+
+
+@pytest.fixture
+def short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streammon_processors.runtime.WORK_S", 0.02)
+    monkeypatch.setattr("streammon_processors.runtime.BREATH_S", 0.002)
+    monkeypatch.setattr("streammon_processors.runtime.FIRST_RECORDS", 16)
+    monkeypatch.setattr("streammon_processors.runtime.QUICK_S", 0.0)
+    monkeypatch.setattr("streammon_processors.runtime.REJOIN_S", 0.01)
+
+
+@pytest.mark.usefixtures("short_of_time")
+@pytest.mark.parametrize("task", [Toiling, ToilingAtOnce], ids=["in steps", "at once"])
+@pytest.mark.parametrize("failures", [0, 1], ids=["", "and cannot be at first"])
 async def test_what_takes_too_long_is_given_back_and_given_again(
-    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    failures: int, task: type[Echo], broker: Broker, settings: Settings
 ) -> None:
     """Whoever does not poll loses its partitions; what was fetched and not looked at is fetched again."""
-    monkeypatch.setattr("streammon_processors.runtime.WORK_S", 0.02)
-    monkeypatch.setattr("streammon_processors.runtime.SLOW_S", 0.01)
-    monkeypatch.setattr("streammon_processors.runtime.QUICK_S", 0.0)
-    monkeypatch.setattr("streammon_processors.runtime.FIRST_RECORDS", 16)
-    sizes: list[int] = []
-
-    class Slow(Echo):
-        def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
-            sizes.append(len(records))
-            time.sleep(0.001 * len(records))
-            return super().process(topic, records)
-
     await broker.append(events([1_700_000_000.0 + number for number in range(200)]))
+    watched = Watched(broker, failures)
 
     async def all_there() -> bool:
         return len(await contents(broker, "windows")) >= 200
 
-    await running(broker, Processor("echo", ("inference",), Slow), settings, all_there, "all records repeated")
+    await running(watched, Processor("echo", ("inference",), task), settings, all_there, "all records repeated")
     assert await contents(broker, "windows") == await contents(broker, "inference")
-    assert max(sizes) == 16
-    assert sizes[-2] < 16
+    assert len(watched.sought) >= 3
+    assert not watched.failures
+
+
+@pytest.mark.usefixtures("short_of_time")
+@pytest.mark.parametrize("task", [Toiling, ToilingAtOnce], ids=["in steps", "at once"])
+async def test_a_partition_with_too_much_work_does_not_keep_the_others_from_theirs(
+    task: type[Echo], broker: Broker, settings: Settings
+) -> None:
+    records = events([1_700_000_000.0 + number for number in range(2000)])
+    await broker.append([record._replace(partition=0) for record in records])
+    await broker.append([record._replace(partition=1) for record in records[:20]])
+    done: dict[int, int] = {}
+
+    async def the_small_one_is_through() -> bool:
+        done.update({p: len(await contents_of(broker, p)) for p in (0, 1)})
+        return done[1] == 20
+
+    processor = Processor("echo", ("inference",), task)
+    await running(broker, processor, settings, the_small_one_is_through, "the small partition")
+    assert done[0] < 2000, "else nothing was tested"
+
+
+async def contents_of(broker: Broker, partition: int) -> list[Any]:
+    reader = await broker.reader(["windows"])
+    try:
+        found, ends = [], await reader.ends()
+        while any(reader.positions().get(each, 0) < end for each, end in ends.items()):
+            polled = await reader.poll(0)
+            found += [record.value for each, some in polled.items() if each.partition == partition for record in some]
+        return found
+    finally:
+        await reader.close()
+
+
+@pytest.mark.usefixtures("short_of_time")
+async def test_a_partition_that_cannot_be_resumed_is_not_left_out(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its transaction has failed, its task is to be made anew, and the broker goes away in the midst of that."""
+    monkeypatch.setattr("streammon_processors.runtime.WAITING_BYTES", 100)
+    await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
+    failing = Failing(broker, [(False, Retryable("the answer was lost"))])
+    members, refused = broker.member, [Retryable("cannot resume now")]
+
+    async def member(*arguments: Any, **more: Any) -> Any:
+        made = await members(*arguments, **more)
+        resume = made.resume
+
+        def resuming(partition: TopicPartition) -> None:
+            if refused:
+                raise refused.pop()
+            resume(partition)
+
+        setattr(made, "resume", resuming)  # noqa: B010 - the one call that fails
+        return made
+
+    monkeypatch.setattr(broker, "member", member)
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= 20
+
+    await running(failing, Processor("echo", ("inference",), echo), settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+    assert not refused
 
 
 @pytest.mark.parametrize("name", ["windows", "rollups", "rules"])

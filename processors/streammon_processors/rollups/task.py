@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from math import floor, inf
 
 import msgspec
@@ -22,6 +21,7 @@ from streammon_processors.revisions import Revisions, RevisionsMemory
 from streammon_processors.rollups.growing import Growing, Grown, Memory, Rolling, Sessions
 from streammon_processors.rollups.sums import Sums
 from streammon_processors.shapes import Asked, Level, Shape, plan, tumbling
+from streammon_processors.task import Step
 from streammon_processors.windows import SHED, series_key, sources
 
 PATIENCE_S = 10.0
@@ -103,11 +103,11 @@ class RollupTask:
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """Take in the next records of `windows`; the rollups to publish."""
-        return list(chain.from_iterable(self.steps(topic, records)))
+        return [output for step in self.steps(topic, records) for output in step.outputs]
 
-    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[list[Outgoing]]:
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
         """The same, a record at a time."""
-        return (self._process_one(topic, record) for record in records)
+        return (Step(self._process_one(topic, record), number) for number, record in enumerate(records, 1))
 
     def snapshot(self) -> bytes:
         """All that has to be remembered, as of the last published place."""
