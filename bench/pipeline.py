@@ -26,7 +26,8 @@ from streammon.events import EventType
 from streammon.tick import tick
 from streammon.topics import topic_specs
 from streammon.wire import Density
-from streammon_processors.runtime import run_processor, windows_processor
+from streammon_processors.builtin import windows_processor
+from streammon_processors.runtime import run_processor
 from streammon_processors.windows import WindowTask
 
 SINGLES = 200_000

@@ -18,7 +18,7 @@ from streammon.events import EventType
 from streammon.results import Completeness, Distribution, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
-from streammon_processors import aggregate, dedupe, revisions, rules, runtime, windows
+from streammon_processors import aggregate, dedupe, revisions, rules, share, windows
 from streammon_processors.task import Task
 from streammon_sinks import delivery
 from tests.faults.harness import Scenario
@@ -189,11 +189,11 @@ QUOTED = [
     ("docs/operations.md", f"`topics.partitions` ({_SETTINGS.topics.partitions})"),
     ("docs/operations.md", f"`kafka.session_timeout_s` ({_SETTINGS.kafka.session_timeout_s:g} s)"),
     ("docs/operations.md", f"has not polled for {member.MAX_POLL_S:g} s is dropped"),
-    ("docs/operations.md", f"while more than {runtime.WAITING_BYTES // 1024**2} MiB of them wait"),
+    ("docs/operations.md", f"while more than {share.WAITING_BYTES // 1024**2} MiB of them wait"),
     ("docs/adr/0016-seldom-and-in-columns.md", f"**Blocks of {plain.BLOCK}.**"),
-    ("docs/component-contract.md", f"about {runtime.BATCH_BYTES // 1024**2} MiB at once"),
-    ("docs/component-contract.md", f"{runtime.FIRST_RECORDS} records at first"),
-    ("docs/component-contract.md", f"less than {runtime.QUICK_S:g} s, to {runtime.BATCH_RECORDS:,}"),
+    ("docs/component-contract.md", f"about {share.BATCH_BYTES // 1024**2} MiB at once"),
+    ("docs/component-contract.md", f"{share.FIRST_RECORDS} records at first"),
+    ("docs/component-contract.md", f"less than {share.QUICK_S:g} s, to {share.BATCH_RECORDS:,}"),
     ("docs/windows.md", f"At most {aggregate.MAX_GAUGES:,} names"),
     ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),
     ("docs/operations.md", f"`sqlite.max_rows` ({_SETTINGS.sqlite.max_rows:,})"),

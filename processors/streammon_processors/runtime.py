@@ -3,15 +3,12 @@
 A task knows neither broker nor clock nor how it is committed. For each partition number of its input topics the
 runtime opens a transactor (which fences an earlier owner), restores the task from its newest snapshot, rewinds the
 input to where the task needs it, and then, again and again: fetches, calls `Task.process`, and writes outputs,
-snapshot and input position in one transaction.
-
-Writing goes on beside the task, one transaction at a time for each partition: who is behind writes seldom and much. A
-partition whose writing is slow is paused; the others, and the membership, know nothing of it.
+snapshot and input position in one transaction (`share`). Partitions take turns. One whose writing is slow is paused;
+the others, and the membership, know nothing of it.
 
 When a transaction fails and its outcome is unknown, the task is thrown away and restored from what the log says.
 When even that fails, all tasks are, and the group is joined anew: a partition is never left out quietly.
-When a transactor is fenced, the process stops: going on would repeat somebody else's work. And nothing is committed
-any more of a partition whose task or transaction has raised: its outputs and its snapshot may not belong together.
+When a transactor is fenced, the process stops: going on would repeat somebody else's work.
 """
 
 from __future__ import annotations
@@ -23,13 +20,10 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from streammon.backoff import Backoff
-from streammon.broker import Broker, Member, Outgoing, Polled, Record, TopicPartition, Transactor
+from streammon.broker import Broker, Member, Polled, TopicPartition
 from streammon.broker.records import Records
 from streammon.config import Settings
 from streammon.errors import ConfigError, Fatal, RecordTooLarge, Retryable
@@ -37,74 +31,22 @@ from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
 from streammon.tick import tick
 from streammon.topics import state_topic
 from streammon_processors.history import History
-from streammon_processors.rollups import RollupTask
-from streammon_processors.rules import Rules, RulesTask, load_rules
-from streammon_processors.task import Output, Processor, Step, Task, in_steps, time_field
-from streammon_processors.windows import WindowTask, sources
+from streammon_processors.share import BATCH_BYTES, Intake, Share
+from streammon_processors.task import Processor, Task
 
 POLL_S, POLL_RECORDS = 0.1, 10_000
 """The longest wait for records, also how often idle partitions are looked at; and the most taken at once."""
-BATCH_RECORDS, BATCH_BYTES = 4000, 1024 * 1024
-"""About the most given to a task at once: bounds the time for which the event loop is blocked."""
-FIRST_RECORDS, QUICK_S, SLOW_S = 250, 0.2, 1.0
-"""How many are given to a new task, for a short record may hold very many events; twice as many after a batch that was
-quick, half as many after one that was slow."""
 WORK_S = 10.0
 """After this long, and a turn of each partition, the rest of a poll is given back, to be fetched again: who does not
 poll loses its partitions."""
 BREATH_S = 0.02
 """How long a task may work between two looks at everything else, if it works in steps."""
-BEHIND_S = 2.0
-"""How often who is behind writes. A transaction costs 3 ms of CPU time, however little is in it: as much as the windows
-of 1,500 events."""
-WAITING_BYTES = 4 * 1024 * 1024
-"""A partition with more output than this still to be written is not read on: bounds memory, and the transaction,
-which has to end within its timeout. (Kafka takes some 10,000 windows of a kilobyte a second.)"""
-STEPS_BYTES = 4 * WAITING_BYTES
-"""The same within a batch, for tasks that work in steps; all partitions wait then."""
-COMMIT_S = 1.0
-"""A task that only moves on, without output, commits its position this often."""
-ROLLUPS_TICK_S = 5.0
-"""Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
 MEASURE_S = 1.0
 BACKOFF = Backoff(longest_s=5.0)
 REJOIN_S = 1.0
 GARBAGE_S = 1.0
 GRACE_S = 2.0
 """After ``stop``, how long a call to the broker may still take."""
-
-
-def windows_processor(settings: Settings) -> Processor:
-    """Events to windows."""
-    inputs = tuple(sources(settings.windows))
-    outputs = (Output("windows", time_field("start_unix_s", lacking="of_s")),)
-    return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows), outputs)
-
-
-def rollups_processor(settings: Settings) -> Processor:
-    """Windows to longer windows: those of the configuration, and those that its rules ask for."""
-    asked = _rules(settings).asked
-    RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
-    outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
-    tick_s = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
-    return Processor(
-        "rollups",
-        ("windows",),
-        lambda partition: RollupTask(partition, settings.windows, asked),
-        outputs,
-        idle_tick_s=tick_s,
-    )
-
-
-def rules_processor(settings: Settings) -> Processor:
-    """Windows to alerts."""
-    rules = _rules(settings)
-    outputs = (Output("alerts", time_field("updated_unix_s"), compact=True),)
-    return Processor("rules", ("windows",), lambda partition: RulesTask(rules, partition), outputs)
-
-
-def _rules(settings: Settings) -> Rules:
-    return load_rules(settings.rules.files, settings.windows.inference_distributions)
 
 
 async def run_processor(broker: Broker, processor: Processor, settings: Settings, *, stop: asyncio.Event) -> None:
@@ -182,144 +124,6 @@ async def _until_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -
         await asyncio.gather(working, return_exceptions=True)
 
 
-@dataclass
-class _Share:
-    """One partition number of all inputs: a task, and what it has put out and is not yet written."""
-
-    number: int
-    task: Task
-    transactor: Transactor
-    history: History
-    committed: Mapping[str, int]
-    committed_at: float
-    last_record_at: dict[str, float] = field(default_factory=dict)
-    outputs: list[Outgoing] = field(default_factory=list)
-    waiting_bytes: int = 0
-    newest_s: float = 0.0  # the broker's time of the last record
-    writing: asyncio.Task[None] | None = None
-    paused: bool = False
-    behind: bool = False  # the member's last poll brought more than a batch
-    leaving: bool = False
-    failed: bool = False  # of what this task has made, nothing more may be committed
-    most: int = field(default_factory=lambda: FIRST_RECORDS)  # given to the task at once
-    began_at: float = field(default_factory=time.monotonic)  # the last transaction
-
-    def process(self, topic: str, batch: Sequence[Record]) -> Iterator[int | None]:
-        """Give records to the task, a step at a time: see `Step.taken`. Its snapshot then fits what it has put out."""
-        if self.committed and not self.newest_s:
-            self.history.begin(batch[0].timestamp / 1000)
-        steps = in_steps(self.task, topic, batch)
-        while (step := self._next(steps)) is not None:
-            self.outputs += step.outputs
-            self.waiting_bytes += sum(len(output.value or b"") for output in step.outputs)
-            if self.waiting_bytes > WAITING_BYTES:
-                self.write()
-            if step.taken:
-                self.newest_s = batch[step.taken - 1].timestamp / 1000
-            yield step.taken
-        self.last_record_at[topic] = time.monotonic()
-        self.write()
-
-    def _next(self, steps: Iterator[Step]) -> Step | None:
-        try:
-            return next(steps, None)
-        except BaseException:
-            self.failed = True
-            raise
-
-    def write(self) -> None:
-        """Start writing what is there to be written, unless that is under way or something has failed."""
-        if not self.failed and not self.is_writing and self._is_due:
-            self.writing = asyncio.create_task(self._write())
-
-    @property
-    def is_writing(self) -> bool:
-        return self.writing is not None and not self.writing.done()
-
-    @property
-    def _is_due(self) -> bool:
-        """Outputs are due at once, but for who is behind; a position without outputs is now and then."""
-        now = time.monotonic()
-        if not self.outputs:
-            moved_on = self.task.offsets() != self.committed
-            return moved_on and (self.leaving or now - self.committed_at >= COMMIT_S)
-        may_wait = self.behind and not self.leaving and self.waiting_bytes <= WAITING_BYTES // 2
-        return not may_wait or now - self.began_at >= BEHIND_S or self.history.is_due(self.newest_s)
-
-    async def _write(self) -> None:
-        """Transactions, one after the other, until all is written: each takes what came during the one before.
-
-        The task goes on meanwhile. It is between two steps whenever this runs, so its snapshot fits the outputs.
-        """
-        try:
-            while self._is_due:
-                await self._transact()
-        except BaseException:
-            self.failed = True
-            raise
-
-    async def _transact(self) -> None:
-        self.began_at = time.monotonic()
-        outputs, self.outputs = self.outputs, []
-        written_bytes, offsets = self.waiting_bytes, dict(self.task.offsets())
-        snapshot = self.task.snapshot()
-        kept = self.history.keep(snapshot, self.newest_s)
-        positions = {TopicPartition(topic, self.number): offset for topic, offset in offsets.items()}
-        await self.transactor.transact([*outputs, *kept], snapshot, positions)
-        self.waiting_bytes -= written_bytes
-        self.committed, self.committed_at = offsets, time.monotonic()
-
-    def written(self) -> None:
-        """Take note of writing that has ended; raises what it raised."""
-        if self.writing is not None and self.writing.done():
-            writing, self.writing = self.writing, None
-            writing.result()
-
-    def adapt(self, took_s: float) -> None:
-        """The next batch to how long the last one took."""
-        if took_s < QUICK_S:
-            self.most = min(2 * self.most, BATCH_RECORDS)
-        elif took_s > SLOW_S:
-            self.most = max(self.most // 2, 1)
-
-    async def room(self) -> None:
-        """Wait while far too much is to be written."""
-        while self.waiting_bytes > STEPS_BYTES and self.writing is not None and self.is_writing:
-            await asyncio.wait({self.writing})
-
-    async def finish(self) -> None:
-        """Write what waits, so that the next owner need not make it again, and close."""
-        self.leaving = True
-        self.write()
-        await self.close()
-
-    async def close(self) -> None:
-        """Let what is being written be written; what fails now is for the next owner to repeat."""
-        if self.writing is not None:
-            await asyncio.wait({self.writing}, timeout=GRACE_S)
-            self.writing.cancel()
-            await asyncio.gather(self.writing, return_exceptions=True)
-        await self.transactor.close()
-
-
-class _Intake:
-    """What one poll brought of a partition, and how far its task is with it."""
-
-    def __init__(self, partition: TopicPartition, share: _Share, records: Records) -> None:
-        self.partition, self.share, self.records = partition, share, records
-        self.start = 0
-        self._sizes = np.concatenate(([0], np.cumsum(records.sizes)))  # before each record, and of all
-
-    @property
-    def left(self) -> int:
-        return len(self.records) - self.start
-
-    def next_batch(self) -> Records:
-        """About `BATCH_BYTES`, as many records as the task takes at once, and one at least."""
-        full = int(np.searchsorted(self._sizes, self._sizes[self.start] + BATCH_BYTES))
-        return self.records[self.start : min(max(full, self.start + 1), self.start + self.share.most)]
-
-
 class _Runtime:
     member: Member
 
@@ -329,7 +133,7 @@ class _Runtime:
         self._stop = stop
         self._idle_s = processor.idle_tick_s or settings.windows.idle_tick_s
         self._session_s = settings.kafka.session_timeout_s
-        self._shares: dict[int, _Share] = {}
+        self._shares: dict[int, Share] = {}
         self._failures = 0
         self._measured_at = 0.0
         self._log = log.bind(processor=processor.name)
@@ -372,7 +176,7 @@ class _Runtime:
             await transactor.close()
             raise
         committed = {partition.topic: offset for partition, offset in offsets.items()}
-        self._shares[number] = _Share(number, task, transactor, History(name, number), committed, time.monotonic())
+        self._shares[number] = Share(number, task, transactor, History(name, number), committed, time.monotonic())
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -405,7 +209,7 @@ class _Runtime:
             share.behind = behind
         until = time.monotonic() + WORK_S
         intakes = deque(
-            _Intake(partition, self._shares[partition.partition], each) for partition, each in polled.items()
+            Intake(partition, self._shares[partition.partition], each) for partition, each in polled.items()
         )
         waiting = len(intakes)
         while intakes and not self._stop.is_set() and not any(share.failed for share in self._shares.values()):
@@ -420,7 +224,7 @@ class _Runtime:
         for intake in intakes:
             self.member.seek(intake.partition, int(intake.records.offsets[intake.start]))
 
-    async def _work(self, intake: _Intake, until: float) -> None:
+    async def _work(self, intake: Intake, until: float) -> None:
         """Give a task its next batch; of one that takes too long, as much as it has been through by then."""
         share, batch = intake.share, intake.next_batch()
         began = breath = time.monotonic()
@@ -438,7 +242,7 @@ class _Runtime:
         share.adapt(time.monotonic() - began)
         await asyncio.sleep(0)
 
-    async def _look_after(self, share: _Share) -> None:
+    async def _look_after(self, share: Share) -> None:
         """Where writing has failed, another task takes its place; where it is slow, its partition is not read on."""
         try:
             share.written()
@@ -449,15 +253,15 @@ class _Runtime:
             await self._reopen(share)
         else:
             share.write()  # what came just as writing ended, and a position that is due
-            self._pause(share, share.waiting_bytes > WAITING_BYTES)
+            self._pause(share, share.is_full)
 
-    def _pause(self, share: _Share, paused: bool) -> None:
+    def _pause(self, share: Share, paused: bool) -> None:
         if share.paused != paused:
             share.paused = paused
             for topic in self._processor.inputs:
                 (self.member.pause if paused else self.member.resume)(TopicPartition(topic, share.number))
 
-    async def _reopen(self, share: _Share) -> None:
+    async def _reopen(self, share: Share) -> None:
         """Forget the task; what the log says happened is what happened.
 
         Within a session only: after a longer silence the partition may be another's by now, who would be fenced.

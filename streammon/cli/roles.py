@@ -110,7 +110,8 @@ app.add_typer(rules_app, name="rules")
 @command(rules_app, "run")
 async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = None) -> None:
     """Evaluate alert rules on the `windows` topic and publish to `alerts`."""
-    from streammon_processors.runtime import rules_processor, run_processor
+    from streammon_processors.builtin import rules_processor
+    from streammon_processors.runtime import run_processor
 
     settings = with_rules(settings, rules)
     if not settings.rules.files:

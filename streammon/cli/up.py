@@ -45,7 +45,7 @@ async def up(
 
     Without --bootstrap nothing else is needed: the log and the results are SQLite files under --data-dir.
     """
-    from streammon_processors.runtime import rollups_processor, rules_processor
+    from streammon_processors.builtin import rollups_processor, rules_processor
 
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
@@ -71,7 +71,8 @@ async def _run(
 
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
-    from streammon_processors.runtime import run_processor, windows_processor
+    from streammon_processors.builtin import windows_processor
+    from streammon_processors.runtime import run_processor
     from streammon_sinks.delivery import deliver
     from streammon_sinks.notify.console import ConsoleNotifier
     from streammon_sinks.sqlite import ResultStore, SqliteSink

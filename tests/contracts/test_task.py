@@ -7,10 +7,10 @@ from functools import cache
 
 from streammon.broker import Outgoing
 from streammon.config import Settings, WindowSettings
+from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
 from streammon_processors.contract import PARTITION, Logs, ProcessorContract, Stored, run
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask
-from streammon_processors.runtime import rollups_processor, rules_processor, windows_processor
 from streammon_processors.shapes import Asked, hopping, session
 from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
 from tests.rollup_oracle import windows_log

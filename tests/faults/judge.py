@@ -16,7 +16,7 @@ from typing import Any
 from streammon.broker import Broker, Outgoing, Record
 from streammon.config import Settings
 from streammon.deadletter import TOPIC as DEADLETTER
-from streammon_processors.runtime import rollups_processor, windows_processor
+from streammon_processors.builtin import rollups_processor, windows_processor
 from streammon_processors.task import Processor
 from tests.faults.workload import SIZE_S, TYPES, Sent, Sums, expected, published
 

@@ -23,7 +23,8 @@ from streammon.servers import Server
 from streammon.sketch import merge
 from streammon.topics import topic_specs
 from streammon.wire import Density
-from streammon_processors.runtime import run_processor, windows_processor
+from streammon_processors.builtin import windows_processor
+from streammon_processors.runtime import run_processor
 from streammon_sinks.delivery import deliver
 from streammon_sinks.elasticsearch import ElasticsearchSink
 from streammon_sinks.es_documents import WINDOWS

@@ -18,9 +18,12 @@ from streammon.config import Settings
 from streammon.events import EventType
 from streammon.topics import topic_specs
 from streammon_processors import runtime
+from streammon_processors import share as share_module
+from streammon_processors.builtin import windows_processor
 from streammon_processors.contract import Stored
 from streammon_processors.history import History
-from streammon_processors.runtime import run_processor, windows_processor
+from streammon_processors.runtime import run_processor
+from streammon_processors.share import Share
 from streammon_processors.windows import WindowTask
 from tests.support import eventually
 
@@ -86,23 +89,23 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _small_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "COMMIT_S", 3600.0)
+    monkeypatch.setattr(share_module, "COMMIT_S", 3600.0)
     monkeypatch.setattr(runtime, "POLL_RECORDS", 1000)
-    monkeypatch.setattr(runtime, "BATCH_BYTES", 100_000)
+    monkeypatch.setattr(share_module, "BATCH_BYTES", 100_000)
 
 
 async def test_who_is_behind_writes_when_the_reading_is_done(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
+    monkeypatch.setattr(share_module, "BEHIND_S", 3600.0)
     windows, transactions = await published(settings, monkeypatch)
     assert windows >= WINDOWS - 1
     assert transactions <= 3
 
 
 async def test_who_is_behind_writes_before_memory_is_short(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
-    monkeypatch.setattr(runtime, "WAITING_BYTES", 20_000)
+    monkeypatch.setattr(share_module, "BEHIND_S", 3600.0)
+    monkeypatch.setattr(share_module, "WAITING_BYTES", 20_000)
     windows, transactions = await published(settings, monkeypatch)
     assert windows >= WINDOWS - 1
     assert transactions > 3
@@ -122,12 +125,12 @@ class Noting:
 
 
 @pytest.fixture
-def share_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[runtime._Share, Noting]:
+def share_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[Share, Noting]:
     """It would write by itself after an hour."""
-    monkeypatch.setattr(runtime, "BEHIND_S", 3600.0)
+    monkeypatch.setattr(share_module, "BEHIND_S", 3600.0)
     transactor: Any = Noting()
     task = WindowTask(0, settings.windows)
-    share = runtime._Share(0, task, transactor, History("windows", 0), {}, time.monotonic(), behind=True)
+    share = Share(0, task, transactor, History("windows", 0), {}, time.monotonic(), behind=True)
     return share, transactor
 
 
@@ -141,7 +144,7 @@ def batches(every_s: float, count: int) -> Iterator[list[Stored]]:
 
 
 async def test_who_is_behind_and_has_to_leave_writes_what_waits(
-    share_behind: tuple[runtime._Share, Noting],
+    share_behind: tuple[Share, Noting],
 ) -> None:
     share, transactor = share_behind
     for batch in batches(1.0, 20):
@@ -154,7 +157,7 @@ async def test_who_is_behind_and_has_to_leave_writes_what_waits(
 
 
 async def test_who_is_behind_keeps_as_many_snapshots_as_one_that_never_was(
-    share_behind: tuple[runtime._Share, Noting],
+    share_behind: tuple[Share, Noting],
 ) -> None:
     share, transactor = share_behind
     for batch in batches(1800.0, 96):
@@ -166,7 +169,7 @@ async def test_who_is_behind_keeps_as_many_snapshots_as_one_that_never_was(
 
 
 async def test_who_goes_on_after_a_restart_does_not_keep_the_beginning_of_the_day_again(
-    share_behind: tuple[runtime._Share, Noting],
+    share_behind: tuple[Share, Noting],
 ) -> None:
     share, transactor = share_behind
     share.committed = {"inference": 0}

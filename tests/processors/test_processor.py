@@ -11,8 +11,8 @@ from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.topics import DAY_S, TopicSpec
 from streammon_processors import registry
+from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
 from streammon_processors.registry import GROUP
-from streammon_processors.runtime import rollups_processor, rules_processor, windows_processor
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask
 
@@ -86,7 +86,7 @@ def test_ours_are_found_as_others_are() -> None:
         ("tests.nowhere:processor", r"'mine' \(tests.nowhere:processor\) cannot be imported"),
         ("tests.processors.test_processor:nothing", "cannot be imported"),
         ("tests.processors.test_processor:not_a_processor", r"made 'a processor', expected Processor\('mine'"),
-        ("streammon_processors.runtime:windows_processor", r"expected Processor\('mine'"),
+        ("streammon_processors.builtin:windows_processor", r"expected Processor\('mine'"),
     ],
 )
 def test_an_entry_point_that_offers_no_processor_of_its_name_is_refused(

@@ -22,9 +22,10 @@ from streammon.config import Settings
 from streammon.servers import Server
 from streammon.topics import state_topics, topic_specs
 from streammon_processors import history
+from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
 from streammon_processors.replay import Beginning, Range, prepare, read
 from streammon_processors.rules import Rules, RulesTask
-from streammon_processors.runtime import rollups_processor, rules_processor, run_processor, windows_processor
+from streammon_processors.runtime import run_processor
 from streammon_processors.task import Output, Processor, Step, Stepwise, Task, time_field
 from streammon_processors.verification import DIFFERENCES, Expected, Fingerprint, Verdict, compare, verify
 from tests.logs import HOT, SLOW, T0, TYPES, RandomLog

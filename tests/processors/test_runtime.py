@@ -23,8 +23,9 @@ from streammon.telemetry import CONSUMER_LAG
 from streammon.tick import TICK
 from streammon.topics import topic_specs
 from streammon.wire import Density
+from streammon_processors.builtin import windows_processor
 from streammon_processors.registry import processor
-from streammon_processors.runtime import BACKOFF, run_processor, windows_processor
+from streammon_processors.runtime import BACKOFF, run_processor
 from streammon_processors.task import Processor, Step, Task
 from tests.support import eventually
 
@@ -305,7 +306,7 @@ class Slow:
 async def test_a_partition_that_is_written_slowly_is_not_read_on_and_the_others_are(
     broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streammon_processors.runtime.WAITING_BYTES", 1000)
+    monkeypatch.setattr("streammon_processors.share.WAITING_BYTES", 1000)
     monkeypatch.setattr("streammon_processors.runtime.POLL_RECORDS", 10)
     records = [Outgoing("inference", None, b"%010d" % number, (), number % 2) for number in range(1000)]
     await broker.append(records)
@@ -426,8 +427,8 @@ class Stepping(Echo):
 async def test_a_batch_with_much_output_becomes_many_transactions(
     broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streammon_processors.runtime.WAITING_BYTES", 1000)
-    monkeypatch.setattr("streammon_processors.runtime.STEPS_BYTES", 4000)
+    monkeypatch.setattr("streammon_processors.share.WAITING_BYTES", 1000)
+    monkeypatch.setattr("streammon_processors.share.STEPS_BYTES", 4000)
     monkeypatch.setattr("streammon_processors.runtime.BREATH_S", 0.0)
     await broker.append(events([1_700_000_000.0 + number for number in range(200)]))
     failing = Failing(broker, [(True, None)] * 5 + [(True, Retryable("the answer was lost"))])
@@ -495,8 +496,8 @@ class Watched:
 def short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streammon_processors.runtime.WORK_S", 0.02)
     monkeypatch.setattr("streammon_processors.runtime.BREATH_S", 0.002)
-    monkeypatch.setattr("streammon_processors.runtime.FIRST_RECORDS", 16)
-    monkeypatch.setattr("streammon_processors.runtime.QUICK_S", 0.0)
+    monkeypatch.setattr("streammon_processors.share.FIRST_RECORDS", 16)
+    monkeypatch.setattr("streammon_processors.share.QUICK_S", 0.0)
     monkeypatch.setattr("streammon_processors.runtime.REJOIN_S", 0.01)
 
 
@@ -555,7 +556,7 @@ async def test_a_partition_that_cannot_be_resumed_is_not_left_out(
     broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its transaction has failed, its task is to be made anew, and the broker goes away in the midst of that."""
-    monkeypatch.setattr("streammon_processors.runtime.WAITING_BYTES", 100)
+    monkeypatch.setattr("streammon_processors.share.WAITING_BYTES", 100)
     await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
     failing = Failing(broker, [(False, Retryable("the answer was lost"))])
     members, refused = broker.member, [Retryable("cannot resume now")]
@@ -684,6 +685,7 @@ async def test_a_broker_that_hangs_does_not_keep_the_process_from_stopping(
     broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streammon_processors.runtime.GRACE_S", 0.05)
+    monkeypatch.setattr("streammon_processors.share.CLOSE_S", 0.05)
     await broker.append(events([1_700_000_000.0]))
     hanging, stop = Hanging(broker), asyncio.Event()
     task = asyncio.create_task(run_processor(hanging, Processor("echo", ("inference",), echo), settings, stop=stop))
@@ -697,7 +699,7 @@ async def test_records_with_many_events_are_committed_a_few_at_a_time(
     broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few bytes make many windows, and a transaction has to end within its timeout."""
-    monkeypatch.setattr("streammon_processors.runtime.BATCH_BYTES", 1000)
+    monkeypatch.setattr("streammon_processors.share.BATCH_BYTES", 1000)
     await broker.append(events([1_700_000_000.0 + number for number in range(40)]))
     sizes: list[int] = []
 

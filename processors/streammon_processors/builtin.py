@@ -1,0 +1,48 @@
+"""The processors that come with streammon: their tasks, and where they read and write.
+
+They are found as yours are, by the entry points of `streammon_processors.registry`.
+"""
+
+from __future__ import annotations
+
+from streammon.config import Settings
+from streammon_processors.rollups import RollupTask
+from streammon_processors.rules import Rules, RulesTask, load_rules
+from streammon_processors.task import Output, Processor, time_field
+from streammon_processors.windows import WindowTask, sources
+
+ROLLUPS_TICK_S = 5.0
+"""Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
+
+
+def windows_processor(settings: Settings) -> Processor:
+    """Events to windows."""
+    inputs = tuple(sources(settings.windows))
+    outputs = (Output("windows", time_field("start_unix_s", lacking="of_s")),)
+    return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows), outputs)
+
+
+def rollups_processor(settings: Settings) -> Processor:
+    """Windows to longer windows: those of the configuration, and those that its rules ask for."""
+    asked = _rules(settings).asked
+    RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
+    outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
+    tick_s = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
+    return Processor(
+        "rollups",
+        ("windows",),
+        lambda partition: RollupTask(partition, settings.windows, asked),
+        outputs,
+        idle_tick_s=tick_s,
+    )
+
+
+def rules_processor(settings: Settings) -> Processor:
+    """Windows to alerts."""
+    rules = _rules(settings)
+    outputs = (Output("alerts", time_field("updated_unix_s"), compact=True),)
+    return Processor("rules", ("windows",), lambda partition: RulesTask(rules, partition), outputs)
+
+
+def _rules(settings: Settings) -> Rules:
+    return load_rules(settings.rules.files, settings.windows.inference_distributions)
