@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from streammon.broker import Outgoing
 from streammon.errors import Reason
+from streammon.topics import LARGE_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER
 
 TOPIC = "deadletter"
+MAX_VALUE_BYTES = LARGE_RECORD_BYTES - 64 * 1024
+"""What is larger is cut off, and the error says so: only what never was in a topic can be."""
 _MAX_ERROR_CHARACTERS = 2000
 
 
@@ -24,6 +27,9 @@ def dead_letter(
 
     ``topic`` has no prefix. ``partition`` and ``offset`` are absent for what never reached a topic.
     """
+    if value is not None and len(value) > MAX_VALUE_BYTES:
+        detail = f"the first {MAX_VALUE_BYTES} of {len(value)} bytes: {detail}"
+        value = value[:MAX_VALUE_BYTES]
     where = {"partition": partition, "offset": offset}
     headers = (
         SCHEMA_HEADER,

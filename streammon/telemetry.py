@@ -108,7 +108,9 @@ async def serve_http(app: web.Application, host: str, port: int, *, setting: str
         except OSError as error:
             number = error.errno or 0  # asyncio's own text would repeat the address; a name not found is below 0
             reason = os.strerror(number) if number > 0 else error.strerror or error
-            raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {reason}; choose another") from None
+            raise ConfigError(
+                f"{setting}: cannot listen on {host}:{port}: {reason}; choose another address or port"
+            ) from None
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -26,7 +26,7 @@ from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Polled, TopicPartition
 from streammon.broker.records import Records
 from streammon.config import Settings
-from streammon.errors import ConfigError, Fatal, RecordTooLarge, Retryable
+from streammon.errors import ConfigError, Fatal, RecordTooLarge, Retryable, StreammonError
 from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
 from streammon.tick import tick
 from streammon.topics import state_topic
@@ -176,7 +176,8 @@ class _Runtime:
             await transactor.close()
             raise
         committed = {partition.topic: offset for partition, offset in offsets.items()}
-        self._shares[number] = Share(number, task, transactor, History(name, number), committed, time.monotonic())
+        history, topics = History(name, number), self._processor.written_topics
+        self._shares[number] = Share(number, task, transactor, history, committed, time.monotonic(), topics)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class _Runtime:
         share, batch = intake.share, intake.next_batch()
         began = breath = time.monotonic()
         taken = 0
-        for taken_now in share.process(intake.partition.topic, batch):
+        for taken_now in self._steps(share, intake.partition, batch):
             taken = taken_now or taken
             if time.monotonic() - breath > BREATH_S:
                 await asyncio.sleep(0)  # what is being written goes on
@@ -241,6 +242,21 @@ class _Runtime:
         intake.start += taken
         share.adapt(time.monotonic() - began)
         await asyncio.sleep(0)
+
+    def _steps(self, share: Share, partition: TopicPartition, batch: Records) -> Iterator[int | None]:
+        """Those of `Share.process`; what a task raises is told with where that was."""
+        try:
+            yield from share.process(partition.topic, batch)
+        except StreammonError:
+            raise
+        except Exception as error:
+            topic, number = partition
+            where = f"{topic}, partition {number}, records {batch[0].offset} to {batch[-1].offset}"
+            self._log.exception("the task raised", topic=topic, partition=number)
+            raise Fatal(
+                f"the processor {self._processor.name} raised {error!r} at {where}; nothing of it is published, and "
+                "the next start gives it the same records"
+            ) from error
 
     async def _look_after(self, share: Share) -> None:
         """Where writing has failed, another task takes its place; where it is slow, its partition is not read on."""

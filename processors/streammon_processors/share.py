@@ -15,6 +15,8 @@ import numpy as np
 
 from streammon.broker import Outgoing, Record, TopicPartition, Transactor
 from streammon.broker.records import Records
+from streammon.deadletter import TOPIC as DEADLETTER
+from streammon.errors import Fatal
 from streammon_processors.history import History
 from streammon_processors.task import Step, Task, in_steps
 
@@ -47,6 +49,8 @@ class Share:
     history: History
     committed: Mapping[str, int]
     committed_at: float
+    topics: frozenset[str] = frozenset()
+    """To which the task may write, beside the dead letters; any, if there is none."""
     last_record_at: dict[str, float] = field(default_factory=dict)
     outputs: list[Outgoing] = field(default_factory=list)
     waiting_bytes: int = 0
@@ -65,6 +69,7 @@ class Share:
             self.history.begin(batch[0].timestamp / 1000)
         steps = in_steps(self.task, topic, batch)
         while (step := self._next(steps)) is not None:
+            self._check(step.outputs)
             self.outputs += step.outputs
             self.waiting_bytes += sum(len(output.value or b"") for output in step.outputs)
             if self.is_full:
@@ -74,6 +79,13 @@ class Share:
             yield step.taken
         self.last_record_at[topic] = time.monotonic()
         self.write()
+
+    def _check(self, outputs: Sequence[Outgoing]) -> None:
+        """A record in the topic of another processor cannot be taken back."""
+        wrong = {output.topic for output in outputs} - self.topics - {DEADLETTER} if self.topics else ()
+        for topic in sorted(wrong):
+            self.failed = True
+            raise Fatal(f"a task writes to the topic {topic}, which is not among the outputs of its Processor")
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
         try:

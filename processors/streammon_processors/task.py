@@ -115,6 +115,11 @@ class Processor:
         own = [each.spec(partitions) for each in self.outputs]
         return [*own, *state_topics([self.name], partitions)]
 
+    @property
+    def written_topics(self) -> frozenset[str]:
+        """The topics of its outputs; empty if it does not say."""
+        return frozenset(each.topic for each in self.outputs)
+
     def time_of(self, topic: str, value: bytes | None) -> float | None:
         """The time that a record is about; None if it is not a result of this processor."""
         times = (each.time_of(value) for each in self.outputs if each.topic == topic and value is not None)

@@ -112,7 +112,9 @@ class EmbeddedBroker:
         if name not in self._topics:
             await self.topics()
         if name not in self._topics:
-            raise ConfigError(f"there is no topic {name!r}: create it with `streammon topics create`")
+            raise ConfigError(
+                f"there is no topic {name!r}: check the name, and create what is missing with `streammon topics create`"
+            )
         return self._topics[name]
 
     async def _partitions(self, topics: Iterable[str]) -> dict[TopicPartition, int]:

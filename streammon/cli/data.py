@@ -329,7 +329,10 @@ def query(
         else:
             first, last = moment("--since", since), None if until is None else moment("--until", until)
             windows = store.windows(source, first, last, limit=1_000_000, rollup_s=_length(rollup))
-            found = [window for window in windows if labels.items() <= window.series.items()][-limit:]
+            matching = [window for window in windows if labels.items() <= window.series.items()]
+            found = matching[-limit:]
+            if len(matching) > limit:
+                print(f"the newest {limit} of {len(matching)}: --limit N, or a later --since", file=sys.stderr)
             rows, columns = map(_window_row, found), _window_columns(source)
     finally:
         store.close()
@@ -363,7 +366,10 @@ def moment(option: str, text: str) -> float:
     try:
         return parse_time(text)
     except ValueError:
-        raise ConfigError(f"{option} is {text!r}, expected a time or an age such as 15m") from None
+        raise ConfigError(
+            f"{option} is {text!r}, expected Unix seconds, an ISO time such as 2026-01-31T12:00:00Z, "
+            "or an age such as 15m"
+        ) from None
 
 
 _ALERT_COLUMNS: tuple[str, ...] = ("state", "severity", "rule", "labels", "condition", "started", "ended")

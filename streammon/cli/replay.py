@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from streammon_processors.verification import Judged, Verification
 
 MAX_DIFFERENCES = 100
+MEANING = (
+    "missing: the replay gives it, and it was not published; unexpected: the reverse; misplaced: not in this order. "
+    "A replay uses the settings and rules of now: if others were used then, that is why"
+)
 """So many are told one by one; of the others, how many."""
 
 
@@ -138,6 +142,10 @@ async def _verify(verification: Verification, output: Output) -> int:
         print_json(summary)
     else:
         print(_text(summary))
+        if told:
+            _say(MEANING)
+        if len(told) > MAX_DIFFERENCES:
+            _say(f"{len(told) - MAX_DIFFERENCES} more differences are not listed")
     return 0 if summary["identical"] else 1
 
 

@@ -143,9 +143,11 @@ def rules_check(
     settings: Settings, files: Annotated[list[Path], typer.Argument(help="Rule files.", show_default=False)]
 ) -> None:
     """Read rule files and say what is wrong with them, or how many rules they hold."""
+    from streammon_processors.builtin import rollups_processor
     from streammon_processors.rules import load_rules
 
     count = len(load_rules(files, settings.windows.inference_distributions).by_name)
+    rollups_processor(with_rules(settings, files))  # whether the windows they look at can be made
     print(f"{count} rule{'' if count == 1 else 's'}, all good")
 
 

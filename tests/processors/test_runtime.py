@@ -26,7 +26,7 @@ from streammon.wire import Density
 from streammon_processors.builtin import windows_processor
 from streammon_processors.registry import processor
 from streammon_processors.runtime import BACKOFF, run_processor
-from streammon_processors.task import Processor, Step, Task
+from streammon_processors.task import Output, Processor, Step, Task, time_field
 from tests.support import eventually
 
 
@@ -372,7 +372,9 @@ async def test_of_a_task_that_raises_nothing_is_committed_that_it_has_not_put_ou
                 raise MemoryError("half way")  # offsets() has moved on, the outputs are gone
             return outputs
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(
+        Fatal, match=r"echo raised MemoryError\('half way'\) at inference, partition [01], records 0 to 49"
+    ):
         await asyncio.wait_for(
             run_processor(broker, Processor("echo", ("inference",), Raising), settings, stop=asyncio.Event()), 10
         )
@@ -414,6 +416,15 @@ async def test_who_was_silent_for_a_session_joins_anew_instead_of_fencing_whoeve
     await running(failing, Processor("echo", ("inference",), echo), short, all_there, "all records repeated")
     assert await contents(broker, "windows") == await contents(broker, "inference")
     assert joined == [0, 1], "the group was asked before the partition was opened again"
+
+
+async def test_what_goes_to_a_topic_that_is_not_declared_stops_the_process(broker: Broker, settings: Settings) -> None:
+    await broker.append(events([1_700_000_000.0]))
+    mistaken = Processor("echo", ("inference",), echo, (Output("alerts", time_field("t")),))
+    with pytest.raises(Fatal, match="a task writes to the topic windows, which is not among the outputs"):
+        await asyncio.wait_for(run_processor(broker, mistaken, settings, stop=asyncio.Event()), 10)
+    assert await contents(broker, "windows") == []
+    await nothing_was_lost(broker, settings, 1)
 
 
 class Stepping(Echo):
