@@ -11,8 +11,12 @@ from itertools import takewhile
 
 ALL = ("pipeline", "latency", "sketch", "series", "scale_out", "sdk_overhead", "host_agent")
 
+if {"-h", "--help"} & set(sys.argv[1:2]):
+    sys.exit(f"{(__doc__ or '').strip()}\n\nBenchmarks: {', '.join((*ALL, 'rivals'))}")
 asked = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
 sys.argv[1:] = sys.argv[1 + len(asked) :]  # the options, for the benchmark that takes some
+if unknown := set(asked) - {*ALL, "rivals"}:
+    sys.exit(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join((*ALL, 'rivals'))}")
 for name in asked or ALL:
     print(f"\n== {name}", flush=True)
     runpy.run_module(f"bench.{name}", run_name="__main__")

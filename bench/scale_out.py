@@ -7,7 +7,8 @@
 * Close to visible: from the append of the event that closes a window until that window can be read (`read_committed`),
   at a steady rate of packed batches.
 * Memory: the peak of one whole process that has 10,000 series with one distribution, or five, in two open windows, and
-  publishes one of them; all in one partition, or in eight.
+  publishes one of them; all in one partition, or in eight. Once more with the rollups beside it, as
+  `streammon process` runs them: minutes, of which one is published, five minutes and hours.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ def event(partition: int, number: int, time_unix_s: float) -> dict[str, object]:
 
 
 @contextmanager
-def processes(count: int, settings: Settings, directory: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def processes(count: int, settings: Settings, directory: Path, *names: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     config = directory / "streammon.json"
     config.write_text(settings.model_dump_json(include={"bootstrap", "topics", "windows"}))
-    running = [start(config) for _ in range(count)]
+    running = [start(config, *names) for _ in range(count)]
     try:
         yield running
     finally:
@@ -69,8 +70,8 @@ def processes(count: int, settings: Settings, directory: Path) -> Iterator[list[
             process.wait()
 
 
-def start(config: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", PROGRAM, "process", "windows", "--config", str(config)]
+def start(config: Path, *names: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", PROGRAM, "process", *(names or ("windows",)), "--config", str(config)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
@@ -198,21 +199,23 @@ async def close_to_visible(kafka: servers.Server, directory: Path) -> None:
     print(f"p50 {p50:.3f} s, p99 {p99:.3f} s, worst {worst:.3f} s of {len(delays):,} windows")
 
 
-async def memory(kafka: servers.Server, partitions: int, fields: int, directory: Path) -> None:
+async def memory(kafka: servers.Server, partitions: int, fields: int, rollups: bool, directory: Path) -> None:
     broker, settings = await fresh(kafka, partitions, size_s=series.SETTINGS.size_s, lateness_s=10.0)
     own = SERIES // partitions
-    for window in range(3):  # the third closes the first
+    for window in range(9 if rollups else 3):  # the last but one closes a minute, or the first window
         made = list(series.events(own, own * PER_SERIES, window, fields))
         values = series.values(made, Density.PACKED)
         for partition in range(partitions):
             await broker.append([Outgoing("inference", b"key", value, partition=partition) for value in values])
     reader = await broker.reader(["windows"])
     found = 0
-    with processes(1, settings, directory) as [process]:
+    with processes(1, settings, directory, *(("windows", "rollups") if rollups else ())) as [process]:
         while found < SERIES:
-            found += sum(map(len, (await reader.poll(0.1)).values()))
+            for records in (await reader.poll(0.1)).values():
+                found += sum(not rollups or b'"of_s"' in (record.value or b"") for record in records)
         peak = peak_bytes(process) / 1e6
-    print(f"{SERIES:,} series in {partitions} partition(s), {fields} distribution(s): peak {peak:.0f} MB", flush=True)
+    what = f"{SERIES:,} series in {partitions} partition(s), {fields} distribution(s)"
+    print(f"{what}{', rollups too' if rollups else ''}: peak {peak:.0f} MB", flush=True)
     await reader.close()
     await broker.close()
 
@@ -225,7 +228,8 @@ async def main() -> None:
         await close_to_visible(kafka, Path(directory))
         for fields in (1, len(series.SHAPES)):
             for partitions in (1, PARTITIONS):
-                await memory(kafka, partitions, fields, Path(directory))
+                for rollups in (False, True):
+                    await memory(kafka, partitions, fields, rollups, Path(directory))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,11 @@ LARGEST = sys.float_info.max
 
 
 class Sum:
-    """One series' windows, added up."""
+    """One series' windows, added up. There are ten thousands of these, of three lengths: hence the slots."""
+
+    __slots__ = (
+        "_completeness", "_costs", "_distributions", "_error_count", "_exemplars", "_gauges", "count", "series",
+    )  # fmt: skip
 
     def __init__(self, series: dict[str, str]) -> None:
         self.series = series
@@ -102,6 +106,8 @@ class Sums:
 class _Values:
     """A distribution that grows."""
 
+    __slots__ = ("_count", "_max", "_min", "_sketch", "_sum")
+
     def __init__(self) -> None:
         self._count = 0
         self._sum, self._min, self._max = 0.0, LARGEST, -LARGEST
@@ -130,6 +136,8 @@ class _Values:
 
 class _Samples:
     """A gauge that grows."""
+
+    __slots__ = ("_count", "_last", "_last_start", "_max", "_min", "_sum")
 
     def __init__(self) -> None:
         self._count, self._sum = 0, 0.0
