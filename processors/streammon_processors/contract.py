@@ -100,6 +100,11 @@ class ProcessorContract:
                 found = run(self.task(), self.logs(seed), random.Random(seed), longest)
                 assert found == topic_outputs, f"seed {seed}, batches of at most {longest} records"
 
+    def test_a_batch_may_end_wherever_a_step_says_that_records_are_taken(self) -> None:
+        for seed, topic_outputs in self._by_topic():
+            rng = random.Random(seed)
+            assert run_in_pieces(self.task(), self.logs(seed), rng) == topic_outputs, f"seed {seed}"
+
     def test_crashes_lose_nothing_and_repeat_nothing(self) -> None:
         for seed, topic_outputs in self._by_topic():
             for longest in (1, 7, 20):
@@ -247,6 +252,25 @@ def run(task: Task, logs: Logs, rng: random.Random | None = None, longest: int =
     outputs: Outputs = {topic: [] for topic in logs}
     for topic, batch in cut(logs, rng, longest):
         outputs[topic] += task.process(topic, batch)
+    return outputs
+
+
+def run_in_pieces(task: Task, logs: Logs, rng: random.Random, longest: int = 10) -> Outputs:
+    """All outputs by topic of batches that may end after any step that has taken records: the rest comes later."""
+    outputs: Outputs = {topic: [] for topic in logs}
+    for topic, batch in cut(logs, rng, longest):
+        left = batch
+        while left:
+            taken = 0
+            for step in in_steps(task, topic, left):
+                outputs[topic] += step.outputs
+                assert taken <= (step.taken or taken) <= len(left), "steps take records in order, of the batch only"
+                taken = step.taken or taken
+                if step.taken and rng.random() < 0.5:
+                    break
+            else:
+                taken = len(left)
+            left = left[taken:]
     return outputs
 
 

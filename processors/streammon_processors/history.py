@@ -9,6 +9,8 @@ holds two days of half hours and 32 days of each partition, and no more.
 
 from __future__ import annotations
 
+from math import inf
+
 from streammon.broker import Outgoing
 from streammon.topics import DAY_S, SNAPSHOTS
 
@@ -19,14 +21,15 @@ SLOTS = {"day": (DAY_S, 32), "half-hour": (1800.0, 96)}
 class History:
     """Decides which snapshots of one partition of a processor are kept."""
 
-    def __init__(self, processor: str, partition: int) -> None:
+    def __init__(self, processor: str, partition: int, *, goes_on: bool = False) -> None:
+        """``goes_on`` from what was committed: then nothing is kept until `begin` says where."""
         self._processor, self._partition = processor, partition
-        self._now_s = 0.0
+        self._now_s = inf if goes_on else 0.0
 
     def begin(self, read_from_s: float) -> None:
-        """Go on after a restart that reads again from this broker time: of the slots that began before it, none is kept
-        again."""
-        self._now_s = read_from_s
+        """Whoever goes on reads again from this broker time: of the slots that began before it, none is kept again."""
+        if self._now_s == inf:
+            self._now_s = read_from_s
 
     def is_due(self, now_s: float) -> bool:
         """Whether a snapshot of broker time ``now_s`` is to be kept."""
@@ -43,6 +46,6 @@ def slot_entered(before_s: float, now_s: float) -> str | None:
     """The slot that begins between two times; a day rather than its first half hour."""
     for kind, (length_s, count) in SLOTS.items():
         number = int(now_s // length_s)
-        if number > before_s // length_s:
+        if before_s < inf and number > before_s // length_s:
             return f"{kind}-{number % count}"
     return None

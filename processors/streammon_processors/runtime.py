@@ -36,9 +36,9 @@ from streammon_processors.task import Processor, Task
 
 POLL_S, POLL_RECORDS = 0.1, 10_000
 """The longest wait for records, also how often idle partitions are looked at; and the most taken at once."""
-WORK_S = 10.0
+WORK_S, MOST_WORK_S = 10.0, 30.0
 """After this long, and a turn of each partition, the rest of a poll is given back, to be fetched again: who does not
-poll loses its partitions."""
+poll loses its partitions. After the second, whoever had no turn is given back, too, and is first the next time."""
 BREATH_S = 0.02
 """How long a task may work between two looks at everything else, if it works in steps."""
 MEASURE_S = 1.0
@@ -134,6 +134,7 @@ class _Runtime:
         self._idle_s = processor.idle_tick_s or settings.windows.idle_tick_s
         self._session_s = settings.kafka.session_timeout_s
         self._shares: dict[int, Share] = {}
+        self._without_turn: set[TopicPartition] = set()  # of the last poll
         self._failures = 0
         self._measured_at = 0.0
         self._log = log.bind(processor=processor.name)
@@ -176,7 +177,7 @@ class _Runtime:
             await transactor.close()
             raise
         committed = {partition.topic: offset for partition, offset in offsets.items()}
-        history, topics = History(name, number), self._processor.written_topics
+        history, topics = History(name, number, goes_on=bool(committed)), self._processor.written_topics
         self._shares[number] = Share(number, task, transactor, history, committed, time.monotonic(), topics)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -208,22 +209,23 @@ class _Runtime:
         behind = behind or sum(map(len, polled.values())) >= POLL_RECORDS
         for share in self._shares.values():
             share.behind = behind
-        until = time.monotonic() + WORK_S
-        intakes = deque(
-            Intake(partition, self._shares[partition.partition], each) for partition, each in polled.items()
-        )
-        waiting = len(intakes)
+        now = time.monotonic()
+        until, at_the_latest = now + WORK_S, now + MOST_WORK_S
+        order = sorted(polled, key=lambda partition: partition not in self._without_turn)
+        intakes = deque(Intake(each, self._shares[each.partition], polled[each]) for each in order)
+        turns = len(intakes)
         while intakes and not self._stop.is_set() and not any(share.failed for share in self._shares.values()):
-            if waiting <= 0 and time.monotonic() > until:
+            if time.monotonic() > (until if turns <= 0 else at_the_latest):
                 self._log.warning("busy: records are fetched again", partitions=len(intakes))
                 break
             intake = intakes.popleft()
-            waiting -= 1
+            turns -= 1
             await self._work(intake, until)
             if intake.left:
                 intakes.append(intake)
         for intake in intakes:
             self.member.seek(intake.partition, int(intake.records.offsets[intake.start]))
+        self._without_turn = {intake.partition for intake in intakes if not intake.start}
 
     async def _work(self, intake: Intake, until: float) -> None:
         """Give a task its next batch; of one that takes too long, as much as it has been through by then."""
@@ -247,16 +249,17 @@ class _Runtime:
         """Those of `Share.process`; what a task raises is told with where that was."""
         try:
             yield from share.process(partition.topic, batch)
-        except StreammonError:
-            raise
         except Exception as error:
             topic, number = partition
             where = f"{topic}, partition {number}, records {batch[0].offset} to {batch[-1].offset}"
-            self._log.exception("the task raised", topic=topic, partition=number)
-            raise Fatal(
-                f"the processor {self._processor.name} raised {error!r} at {where}; nothing of it is published, and "
-                "the next start gives it the same records"
-            ) from error
+            raise self._raised(error, where) from error
+
+    def _raised(self, error: Exception, where: str) -> Fatal:
+        self._log.error("a task raised", where=where, exc_info=error)
+        return Fatal(
+            f"the processor {self._processor.name} raised {error!r} at {where}; nothing is published after the last "
+            "commit, and the next start goes on from there"
+        )
 
     async def _look_after(self, share: Share) -> None:
         """Where writing has failed, another task takes its place; where it is slow, its partition is not read on."""
@@ -267,6 +270,10 @@ class _Runtime:
         except Retryable as error:
             self._log.warning("transaction failed, restoring from the log", partition=share.number, error=str(error))
             await self._reopen(share)
+        except StreammonError:
+            raise
+        except Exception as error:
+            raise self._raised(error, f"partition {share.number}, as its snapshot was taken") from error
         else:
             share.write()  # what came just as writing ended, and a position that is due
             self._pause(share, share.is_full)

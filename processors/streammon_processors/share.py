@@ -65,34 +65,41 @@ class Share:
 
     def process(self, topic: str, batch: Sequence[Record]) -> Iterator[int | None]:
         """Give records to the task, a step at a time: see `Step.taken`. Its snapshot then fits what it has put out."""
-        if self.committed and not self.newest_s:
+        if topic in self.committed:
             self.history.begin(batch[0].timestamp / 1000)
         steps = in_steps(self.task, topic, batch)
-        while (step := self._next(steps)) is not None:
-            self._check(step.outputs)
-            self.outputs += step.outputs
-            self.waiting_bytes += sum(len(output.value or b"") for output in step.outputs)
-            if self.is_full:
-                self.write()
-            if step.taken:
-                self.newest_s = batch[step.taken - 1].timestamp / 1000
+        while (step := self._next(steps, batch)) is not None:
             yield step.taken
         self.last_record_at[topic] = time.monotonic()
+        self.newest_s = batch[-1].timestamp / 1000
         self.write()
+        yield len(batch)
+
+    def _next(self, steps: Iterator[Step], batch: Sequence[Record]) -> Step | None:
+        """The next step, and its outputs among those to be written. Whatever is raised here leaves a failed share."""
+        try:
+            if step := next(steps, None):
+                self._take(step, batch)
+        except BaseException:
+            self.failed = True
+            raise
+        return step
+
+    def _take(self, step: Step, batch: Sequence[Record]) -> None:
+        outputs = list(step.outputs)
+        self._check(outputs)
+        self.outputs += outputs
+        self.waiting_bytes += sum(len(output.value or b"") for output in outputs)
+        if self.is_full:
+            self.write()
+        if step.taken:
+            self.newest_s = batch[step.taken - 1].timestamp / 1000
 
     def _check(self, outputs: Sequence[Outgoing]) -> None:
         """A record in the topic of another processor cannot be taken back."""
         wrong = {output.topic for output in outputs} - self.topics - {DEADLETTER} if self.topics else ()
         for topic in sorted(wrong):
-            self.failed = True
-            raise Fatal(f"a task writes to the topic {topic}, which is not among the outputs of its Processor")
-
-    def _next(self, steps: Iterator[Step]) -> Step | None:
-        try:
-            return next(steps, None)
-        except BaseException:
-            self.failed = True
-            raise
+            raise Fatal(f"it writes to the topic {topic}, which is not among the outputs of its Processor")
 
     def write(self) -> None:
         """Start writing what is there to be written, unless that is under way or something has failed."""

@@ -72,7 +72,7 @@ def in_steps(task: Task, topic: str, records: Sequence[Record]) -> Iterator[Step
     if isinstance(task, Stepwise) and callable(task.steps):
         yield from task.steps(topic, records)
     else:
-        yield Step(task.process(topic, records), len(records))
+        yield Step(list(task.process(topic, records)), len(records))
 
 
 @dataclass(frozen=True)

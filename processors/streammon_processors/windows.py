@@ -71,8 +71,6 @@ MAX_DUPLICATES = 100_000
 """Batches sent again while windows are open that a restart leaves out again; it would count older ones."""
 PENDING_LIMIT = 20_000
 """Weight of late and refused events and of batches (see `_weights`) after which they are published without a close."""
-ROUNDING = 1e-9
-"""Of a number of windows: three of 0.1 s are not four."""
 KNOWN_SERIES = 20_000
 """Series that keep their number; with more than these at once, all are numbered anew."""
 MAX_SERIES_BYTES = 4096
@@ -241,7 +239,7 @@ class _TopicWindows:
         if published.size_s == self._settings.size_s:
             self._closed_before = closed
         else:  # what the old windows hold of a new one was published: the rest of it comes in supplements
-            self._closed_before = np.ceil(closed * published.size_s / self._settings.size_s - ROUNDING)
+            self._closed_before = _renumbered(closed, published.size_s / self._settings.size_s)
             seen_s = max(self._newest, (published.broker_ms or 0) / 1000)
             self._revisions = self._revisions.of_another_size(floor(seen_s / self._settings.size_s) + 1)
 
@@ -553,6 +551,14 @@ class _TopicWindows:
                 setattr(window, name, None)
                 value = msgspec.json.encode(window)
         return Outgoing("windows", series_key(window.series), value, (SCHEMA_HEADER,), self._partition)
+
+
+def _renumbered(number: float, factor: float) -> float:
+    """The first window of another size that begins no earlier; three of 0.1 s end where one of 0.3 s does."""
+    if number == -inf:
+        return number
+    exact = number * factor
+    return float(np.ceil(exact - 4 * np.spacing(exact)))
 
 
 class _KnownSeries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from streammon.broker import Outgoing, Record
 from streammon.events import EventType
 from streammon_processors.contract import Logs, ProcessorContract, random_log
-from streammon_processors.task import Output, Processor, time_field
+from streammon_processors.task import Output, Processor, Step, time_field
 
 TESTS = {name.removeprefix("test_") for name in vars(ProcessorContract) if name.startswith("test_")}
 
@@ -125,6 +125,17 @@ class Restless(Sums):
         return ["inference"]
 
 
+class Hoarding(Sums):
+    """Says that records are taken while what follows from them is still in its hands."""
+
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
+        outputs: list[Outgoing] = []
+        for number, record in enumerate(records, 1):
+            outputs += self.take(record)
+            yield Step([], number)
+        yield Step(outputs, len(records))
+
+
 class Large(Sums):
     def snapshot(self) -> bytes:
         return super().snapshot() + b" " * 2**20
@@ -164,6 +175,7 @@ BROKEN: list[tuple[type[Sums], str]] = [
     (Hasty, "nothing_is_published_before_its_time_has_passed"),
     (Hasty, "a_replay_from_an_old_snapshot_gives_what_was_published_from_then_on"),
     (Restless, "no_records_are_nothing"),
+    (Hoarding, "a_batch_may_end_wherever_a_step_says_that_records_are_taken"),
     (Large, "a_snapshot_survives_the_round_trip_and_fits_into_a_record"),
 ]
 

@@ -68,7 +68,7 @@ def test_it_keeps_the_contract(site: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(site)]
     done = subprocess.run([*command, str(site)], capture_output=True, timeout=100, check=False, env=os.environ)
     assert done.returncode == 0, done.stdout.decode()
-    assert b"12 passed" in done.stdout
+    assert b"13 passed" in done.stdout
 
 
 def test_it_runs_beside_ours_and_can_be_replayed(installed: Installed) -> None:

@@ -41,8 +41,10 @@ def test_a_snapshot_is_kept_once_a_slot_in_the_processors_partition() -> None:
 
 def test_a_restart_keeps_what_was_kept_before_it() -> None:
     """A new owner that wrote the slot of the day again at noon would leave no snapshot of the morning."""
-    history = History("windows", 3)
+    history = History("windows", 3, goes_on=True)
+    assert history.keep(b"", MIDNIGHT) == [], "of another topic, that is far behind"
     history.begin(MIDNIGHT + 12 * 3600.0 - 10)
+    history.begin(MIDNIGHT)
     assert history.keep(b"", MIDNIGHT + 12 * 3600.0 - 5) == []
     assert [each.key for each in history.keep(b"", MIDNIGHT + 12 * 3600.0 + 1)] == [b"windows/half-hour-24"]
 

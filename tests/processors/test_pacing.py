@@ -173,6 +173,7 @@ async def test_who_goes_on_after_a_restart_does_not_keep_the_beginning_of_the_da
 ) -> None:
     share, transactor = share_behind
     share.committed = {"inference": 0}
+    share.history = History("windows", 0, goes_on=True)
     for batch in batches(60.0, 29):
         list(share.process("inference", batch))
     await share.finish()

@@ -421,10 +421,72 @@ async def test_who_was_silent_for_a_session_joins_anew_instead_of_fencing_whoeve
 async def test_what_goes_to_a_topic_that_is_not_declared_stops_the_process(broker: Broker, settings: Settings) -> None:
     await broker.append(events([1_700_000_000.0]))
     mistaken = Processor("echo", ("inference",), echo, (Output("alerts", time_field("t")),))
-    with pytest.raises(Fatal, match="a task writes to the topic windows, which is not among the outputs"):
+    with pytest.raises(Fatal, match="it writes to the topic windows, which is not among the outputs"):
         await asyncio.wait_for(run_processor(broker, mistaken, settings, stop=asyncio.Event()), 10)
     assert await contents(broker, "windows") == []
     await nothing_was_lost(broker, settings, 1)
+
+
+class Lazy(Echo):
+    """Its `process` is a generator, which is not what was asked for, but what it gives is plain."""
+
+    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        return (each for each in super().process(topic, records))  # type: ignore[return-value]
+
+
+class LazySteps(Echo):
+    """Steps that do not say how many records they have taken, with outputs made as one looks at them."""
+
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
+        for record in records:
+            outputs = self.process(topic, [record])
+            yield Step(each for each in outputs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", [Lazy, LazySteps])
+async def test_outputs_that_are_made_late_are_published_once(
+    task: type[Echo], broker: Broker, settings: Settings
+) -> None:
+    await broker.append(events([1_700_000_000.0 + number for number in range(50)]))
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= 50
+
+    processor = Processor("echo", ("inference",), task, (Output("windows", time_field("t")),))
+    await running(broker, processor, settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+
+
+@pytest.mark.parametrize("wrong", [{"topic": "windows"}, None, b"bytes"], ids=repr)
+async def test_outputs_of_a_wrong_type_stop_the_process_and_nothing_is_lost(
+    wrong: Any, broker: Broker, settings: Settings
+) -> None:
+    class Wrong(Echo):
+        def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+            super().process(topic, records)
+            return [wrong]
+
+    await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
+    with pytest.raises(Fatal, match=r"echo raised .* at inference, partition ., records 0 to 19"):
+        await asyncio.wait_for(
+            run_processor(broker, Processor("echo", ("inference",), Wrong), settings, stop=asyncio.Event()), 10
+        )
+    await nothing_was_lost(broker, settings, 20)
+
+
+async def test_a_snapshot_that_cannot_be_taken_stops_the_process_and_nothing_is_lost(
+    broker: Broker, settings: Settings
+) -> None:
+    class Wrong(Echo):
+        def snapshot(self) -> bytes:
+            raise ValueError("no snapshot today")
+
+    await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
+    with pytest.raises(Fatal, match=r"no snapshot today.* at partition ., as its snapshot was taken"):
+        await asyncio.wait_for(
+            run_processor(broker, Processor("echo", ("inference",), Wrong), settings, stop=asyncio.Event()), 10
+        )
+    await nothing_was_lost(broker, settings, 20)
 
 
 class Stepping(Echo):

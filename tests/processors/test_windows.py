@@ -7,6 +7,8 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import pytest
@@ -941,6 +943,16 @@ def test_settings_changed_between_two_runs_lose_and_repeat_nothing(changed: Wind
     assert sum(window.count for window in found) == 3 * 24
     identities = {(w.start_unix_s, w.size_s, w.part, w.revision) for w in found}
     assert len(identities) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("old_s", "new_s"), [(0.1, 0.3), (0.2, 0.6), (0.1, 0.7), (2.0, 10.0), (10.0, 2.0), (60.0, 2.0)]
+)
+def test_windows_of_another_size_begin_where_the_old_ones_end(old_s: float, new_s: float) -> None:
+    """Times of today are large numbers of small windows: a quotient that should be whole is not."""
+    old, new = Fraction(str(old_s)), Fraction(str(new_s))
+    for number in range(int(Fraction(1_760_000_000) / old), int(Fraction(1_760_000_000) / old) + 1000):
+        assert module._renumbered(float(number), old_s / new_s) == ceil(number * old / new)
 
 
 @given(seeds)
