@@ -80,13 +80,15 @@ class Aggregate:
 
     def _add_gauges(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
         entries = chunk.metrics.of(rows)
+        if not len(entries.rows):
+            return
         at = slots[rows.searchsorted(entries.rows)]
         present, codes = wire.coded_alike(entries.codes.tolist())  # in log order, as for series
         names, numbers = wire.coded_alike([self._gauge_name(entries.names[code]) for code in present])
         gauges = numbers[codes]
         order = np.argsort(gauges, kind="stable")
         ends = np.cumsum(np.bincount(gauges, minlength=len(names)))
-        for name, mine in zip(names, np.split(order, ends[:-1]), strict=True) if names else ():
+        for name, mine in zip(names, np.split(order, ends[:-1]), strict=True):
             self._gauges[name].add(at[mine], chunk.time[entries.rows[mine]], entries.values[mine])
 
     def _gauge_name(self, name: str) -> str:

@@ -91,6 +91,8 @@ class Entries(NamedTuple):
 
     def of(self, rows: Ints) -> Entries:
         """Those of some rows, which ascend."""
+        if not len(self.rows):  # mostly
+            return self
         first, end = self.rows.searchsorted(rows[0]), self.rows.searchsorted(rows[-1], side="right")
         candidates = self.rows[first:end]
         mine = np.arange(first, end)[rows[np.minimum(rows.searchsorted(candidates), len(rows) - 1)] == candidates]
