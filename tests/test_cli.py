@@ -180,6 +180,18 @@ def test_a_rule_file_that_is_no_yaml_is_told_where(tmp_path: Path) -> None:
     assert b"line 3" in done.stderr
 
 
+def test_a_rule_on_windows_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    rule = {
+        "name": "many", "source": "inference", "field": "count", "severity": "info", "summary": "many", "above": 1,
+    }  # fmt: skip
+    (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"window": "3s"}]}))
+    done = program("rules", "check", tmp_path / "rules.yaml")
+    assert done.returncode == 2
+    assert b"windows of 3s cannot be made of the base windows" in done.stderr
+    (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"window": "4s"}]}))
+    assert program("rules", "check", tmp_path / "rules.yaml").returncode == 0
+
+
 # --- emit and tail --------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +207,18 @@ def test_what_is_emitted_in_any_density_can_be_read_back(density: Density, empty
         assert found == [{"schema": 1, "type": "inference"} | event for event in sent]
     elif density is not Density.ARRAY:
         assert [(batch["count"], batch["seq"]) for batch in found] == [(2, 0), (2, 1), (1, 2)]
+
+
+def test_a_line_that_no_record_can_hold_is_cut_off_in_its_dead_letter_and_the_others_are_sent(empty: Path) -> None:
+    huge = b'{"service":"' + b"x" * 3_000_000 + b'"}'
+    good = lines(EVENT)
+    done = program("emit", "inference", "--data-dir", empty, stdin=good + huge + b"\n" + good)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == "2 events sent to inference, 1 line refused"
+    assert len(tailed(empty, "inference")) == 2
+    [letter] = tailed(empty, "deadletter")
+    assert letter["reason"] == "too_large"
+    assert re.match(r"the first \d+ of 3000014 bytes: line 2: ", letter["error"])
 
 
 def test_broken_lines_go_to_the_dead_letter_and_the_others_are_sent(empty: Path) -> None:
@@ -507,6 +531,20 @@ def test_query_shows_rollups_instead_of_base_windows_when_asked(empty: Path) -> 
         [shown] = map(json.loads, inside(*arguments, *rollup_option).stdout.splitlines())
         assert shown["count"] == count
     assert "--rollup is 'long'" in str(inside(*arguments, "--rollup", "long").exception)
+
+
+def test_rows_beyond_the_limit_are_said_to_be_left_out(empty: Path) -> None:
+    from streammon_sinks.sqlite import ResultStore
+
+    empty.mkdir()
+    store = ResultStore.open(empty / "results.sqlite")
+    store.write_windows([window(number) for number in range(5)])
+    store.close()
+    arguments = ("query", "windows", "--since", "0", "--output", "json", "--data-dir", empty)
+    some, whole = inside(*arguments, "--limit", "3"), inside(*arguments)
+    assert (len(some.stdout.splitlines()), len(whole.stdout.splitlines())) == (3, 5)
+    assert some.stderr == "the newest 3 of 5: --limit N, or a later --since\n"
+    assert whole.stderr == ""
 
 
 def test_a_row_is_a_line_in_a_pipe_and_folded_but_whole_on_a_narrow_screen(empty: Path) -> None:
