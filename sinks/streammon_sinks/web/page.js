@@ -152,7 +152,8 @@ function drawGroup(id, overview) {
   filter.parentNode.hidden = views.length < 2;
   if (filter.dataset.key !== names.join("\n")) {
     filter.dataset.key = names.join("\n");
-    filter.replaceChildren(make("option", { value: "" }, `all ${views.length + overview[left]}`), ...[...names].sort().map((each) => make("option", { value: each }, each)));
+    const all = views.length + overview[left];
+    filter.replaceChildren(make("option", { value: "" }, all > SHOWN_TOGETHER ? `${SHOWN_TOGETHER} of ${all}` : `all ${all}`), ...[...names].sort().map((each) => make("option", { value: each }, each)));
     filter.value = chosen;
   }
   const shown = views.filter((_, i) => chosen ? names[i] === chosen : i < SHOWN_TOGETHER);
