@@ -169,6 +169,18 @@ def echo(partition: int) -> Task:
     return Echo(partition)
 
 
+async def all_repeated(
+    broker: Broker, settings: Settings, records: int, task: Callable[[int], Task] = echo, *outputs: Output
+) -> None:
+    """Run until every record is repeated: each once, and in order."""
+
+    async def all_there() -> bool:
+        return len(await contents(broker, "windows")) >= records
+
+    await running(broker, Processor("echo", ("inference",), task, outputs), settings, all_there, "all records repeated")
+    assert await contents(broker, "windows") == await contents(broker, "inference")
+
+
 class Failing:
     """A broker whose transactors fail as told, before or after the write: nobody is told which."""
 
@@ -206,12 +218,7 @@ async def test_a_transaction_that_fails_is_neither_lost_nor_repeated(
     await broker.append(events([1_700_000_000.0 + number for number in range(20)]))
     failing = Failing(broker, [(happens, Retryable("the answer was lost"))])
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= 20
-
-    processor = Processor("echo", ("inference",), echo)
-    await running(failing, processor, settings, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(failing, settings, 20)
     assert not failing.failures
 
 
@@ -224,12 +231,7 @@ async def test_a_broker_that_stays_away_is_waited_for(
     failing = Failing(broker, [(False, Retryable("nobody there"))])
     failing.openings = [None, None, Retryable("nobody there"), Retryable("nobody there")]
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= 20
-
-    processor = Processor("echo", ("inference",), echo)
-    await running(failing, processor, settings, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(failing, settings, 20)
     assert not failing.failures
     assert not failing.openings
 
@@ -347,17 +349,7 @@ async def test_going_on_would_be_wrong_so_the_process_stops(
             10,
         )
     assert await contents(broker, "windows") == []
-    await nothing_was_lost(broker, settings, 1)
-
-
-async def nothing_was_lost(broker: Broker, settings: Settings, records: int) -> None:
-    """A process started anew repeats every record."""
-
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= records
-
-    await running(broker, Processor("echo", ("inference",), echo), settings, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(broker, settings, 1)
 
 
 async def test_of_a_task_that_raises_nothing_is_committed_that_it_has_not_put_out(
@@ -378,7 +370,7 @@ async def test_of_a_task_that_raises_nothing_is_committed_that_it_has_not_put_ou
         await asyncio.wait_for(
             run_processor(broker, Processor("echo", ("inference",), Raising), settings, stop=asyncio.Event()), 10
         )
-    await nothing_was_lost(broker, settings, 50)
+    await all_repeated(broker, settings, 50)
 
 
 async def test_who_was_silent_for_a_session_joins_anew_instead_of_fencing_whoever_took_over(
@@ -410,11 +402,7 @@ async def test_who_was_silent_for_a_session_joins_anew_instead_of_fencing_whoeve
     failing = Silent(broker, [(False, Retryable("nobody there"))])
     monkeypatch.setattr(broker, "member", counted)
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= 20
-
-    await running(failing, Processor("echo", ("inference",), echo), short, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(failing, short, 20)
     assert joined == [0, 1], "the group was asked before the partition was opened again"
 
 
@@ -424,7 +412,7 @@ async def test_what_goes_to_a_topic_that_is_not_declared_stops_the_process(broke
     with pytest.raises(Fatal, match="it writes to the topic windows, which is not among the outputs"):
         await asyncio.wait_for(run_processor(broker, mistaken, settings, stop=asyncio.Event()), 10)
     assert await contents(broker, "windows") == []
-    await nothing_was_lost(broker, settings, 1)
+    await all_repeated(broker, settings, 1)
 
 
 class Lazy(Echo):
@@ -449,12 +437,7 @@ async def test_outputs_that_are_made_late_are_published_once(
 ) -> None:
     await broker.append(events([1_700_000_000.0 + number for number in range(50)]))
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= 50
-
-    processor = Processor("echo", ("inference",), task, (Output("windows", time_field("t")),))
-    await running(broker, processor, settings, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(broker, settings, 50, task, Output("windows", time_field("t")))
 
 
 @pytest.mark.parametrize("wrong", [{"topic": "windows"}, None, b"bytes"], ids=repr)
@@ -471,7 +454,7 @@ async def test_outputs_of_a_wrong_type_stop_the_process_and_nothing_is_lost(
         await asyncio.wait_for(
             run_processor(broker, Processor("echo", ("inference",), Wrong), settings, stop=asyncio.Event()), 10
         )
-    await nothing_was_lost(broker, settings, 20)
+    await all_repeated(broker, settings, 20)
 
 
 async def test_a_snapshot_that_cannot_be_taken_stops_the_process_and_nothing_is_lost(
@@ -486,7 +469,7 @@ async def test_a_snapshot_that_cannot_be_taken_stops_the_process_and_nothing_is_
         await asyncio.wait_for(
             run_processor(broker, Processor("echo", ("inference",), Wrong), settings, stop=asyncio.Event()), 10
         )
-    await nothing_was_lost(broker, settings, 20)
+    await all_repeated(broker, settings, 20)
 
 
 class Stepping(Echo):
@@ -507,12 +490,7 @@ async def test_a_batch_with_much_output_becomes_many_transactions(
     failing = Failing(broker, [(True, None)] * 5 + [(True, Retryable("the answer was lost"))])
     written = failing.written
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= 200
-
-    processor = Processor("echo", ("inference",), Stepping)
-    await running(failing, processor, settings, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(failing, settings, 200, Stepping)
     assert not failing.failures
     assert max(written) < 4000 + 1000
     assert len(written) > 6
@@ -584,11 +562,7 @@ async def test_what_takes_too_long_is_given_back_and_given_again(
     await broker.append(events([1_700_000_000.0 + number for number in range(200)]))
     watched = Watched(broker, failures)
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= 200
-
-    await running(watched, Processor("echo", ("inference",), task), settings, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(watched, settings, 200, task)
     assert len(watched.sought) >= 3
     assert not watched.failures
 
@@ -648,11 +622,7 @@ async def test_a_partition_that_cannot_be_resumed_is_not_left_out(
 
     monkeypatch.setattr(broker, "member", member)
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) >= 20
-
-    await running(failing, Processor("echo", ("inference",), echo), settings, all_there, "all records repeated")
-    assert await contents(broker, "windows") == await contents(broker, "inference")
+    await all_repeated(failing, settings, 20)
     assert not refused
 
 
@@ -781,13 +751,9 @@ async def test_records_with_many_events_are_committed_a_few_at_a_time(
             sizes.append(sum(len(record.value or b"") for record in records))
             return super().process(topic, records)
 
-    async def all_there() -> bool:
-        return len(await contents(broker, "windows")) == 40
-
-    await running(broker, Processor("echo", ("inference",), Counting), settings, all_there, "all records repeated")
+    await all_repeated(broker, settings, 40, Counting)
     assert len(sizes) > 4
     assert max(sizes) < 1000 + 150
-    assert await contents(broker, "windows") == await contents(broker, "inference")
 
 
 async def test_what_a_task_puts_out_just_as_writing_ends_is_written_too(broker: Broker, settings: Settings) -> None:
