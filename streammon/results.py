@@ -84,6 +84,9 @@ class Completeness(Struct, kw_only=True, gc=False):
     watermark_unix_s: float = 0.0
 
 
+COUNTERS = tuple(name for name in Completeness.__struct_fields__ if name != "watermark_unix_s")
+"""Its fields that add."""
+
 Kind = Literal["tumbling", "hopping", "session"]
 
 

@@ -79,17 +79,16 @@ class Aggregate:
         return slot
 
     def _add_gauges(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
-        entries = chunk.metrics.of(rows)
-        if not len(entries.rows):
+        at, entries = chunk.metrics.of(rows)
+        if not len(at):
             return
-        at = slots[rows.searchsorted(entries.rows)]
         present, codes = wire.coded_alike(entries.codes.tolist())  # in log order, as for series
         names, numbers = wire.coded_alike([self._gauge_name(entries.names[code]) for code in present])
         gauges = numbers[codes]
         order = np.argsort(gauges, kind="stable")
         ends = np.cumsum(np.bincount(gauges, minlength=len(names)))
         for name, mine in zip(names, np.split(order, ends[:-1]), strict=True):
-            self._gauges[name].add(at[mine], chunk.time[entries.rows[mine]], entries.values[mine])
+            self._gauges[name].add(slots[at[mine]], chunk.time[entries.rows[mine]], entries.values[mine])
 
     def _gauge_name(self, name: str) -> str:
         """Under which a metric is kept; beyond the bound on names, all share one."""
@@ -99,9 +98,8 @@ class Aggregate:
         return name
 
     def _add_costs(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
-        entries = chunk.costs.of(rows)
-        at = slots[rows.searchsorted(entries.rows)]
-        for slot, code, amount in zip(at.tolist(), entries.codes.tolist(), entries.values.tolist(), strict=True):
+        at, entries = chunk.costs.of(rows)
+        for slot, code, amount in zip(slots[at].tolist(), entries.codes.tolist(), entries.values.tolist(), strict=True):
             costs, currency = self._costs.setdefault(slot, {}), entries.names[code]
             costs[currency] = costs.get(currency, 0.0) + amount
 

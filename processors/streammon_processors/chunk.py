@@ -89,14 +89,15 @@ class Entries(NamedTuple):
     """Which of the names."""
     values: Floats
 
-    def of(self, rows: Ints) -> Entries:
-        """Those of some rows, which ascend."""
+    def of(self, rows: Ints) -> tuple[Ints, Entries]:
+        """Those of some rows, which ascend; and where among these each stands."""
         if not len(self.rows):  # mostly
-            return self
+            return self.rows, self
         first, end = self.rows.searchsorted(rows[0]), self.rows.searchsorted(rows[-1], side="right")
-        candidates = self.rows[first:end]
-        mine = np.arange(first, end)[rows[np.minimum(rows.searchsorted(candidates), len(rows) - 1)] == candidates]
-        return self._replace(rows=self.rows[mine], codes=self.codes[mine], values=self.values[mine])
+        at = rows.searchsorted(self.rows[first:end])  # none is beyond the last
+        found = np.flatnonzero(rows[at] == self.rows[first:end])
+        mine = first + found
+        return at[found], self._replace(rows=self.rows[mine], codes=self.codes[mine], values=self.values[mine])
 
 
 NO_ENTRIES = Entries(np.zeros(0, np.int64), [], np.zeros(0, np.int64), np.zeros(0))

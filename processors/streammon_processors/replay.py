@@ -32,7 +32,7 @@ from typing import NamedTuple
 from streammon.broker import Broker, Outgoing, Reader, Record, Start, TopicPartition
 from streammon.telemetry import log
 from streammon.topics import SNAPSHOTS
-from streammon_processors.task import Processor, Task, in_steps
+from streammon_processors.task import Processor, Task, in_steps, outputs_of
 
 BATCH_RECORDS = 500
 MERGE_MS = 1000
@@ -178,7 +178,7 @@ class Replay:
             task.restore(origin.snapshot)
         async with aclosing(_merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
             async for partition, records in batches:
-                for output in (each for step in in_steps(task, partition.topic, records) for each in step.outputs):
+                for output in outputs_of(in_steps(task, partition.topic, records)):
                     time = self.processor.time_of(output.topic, output.value)
                     if time is not None and time in self.range:
                         yield Replayed(output, time, partition, records[-1].offset + 1)

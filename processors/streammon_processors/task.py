@@ -6,8 +6,9 @@ The runtime runs it, `streammon replay` repeats it, and `streammon_processors.co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -73,6 +74,11 @@ def in_steps(task: Task, topic: str, records: Sequence[Record]) -> Iterator[Step
         yield from task.steps(topic, records)
     else:
         yield Step(list(task.process(topic, records)), len(records))
+
+
+def outputs_of(steps: Iterable[Step]) -> Iterator[Outgoing]:
+    """All that some steps put out."""
+    return chain.from_iterable(step.outputs for step in steps)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Verification:
 async def verify(broker: Broker, processor: Processor, range_: Range, *, max_future_s: float) -> Verification:
     """Prepare to compare; the order of the questions matters."""
     committed = await broker.committed(processor.group, processor.inputs)
-    topics = sorted({output.topic for output in processor.outputs})
+    topics = sorted(processor.written_topics)
     starts, ends = await bounds(broker, topics, max(0.0, range_.from_unix_s - max_future_s - CLOCKS_S))
     replay = await prepare(broker, processor, range_, max_future_s=max_future_s)
     return Verification(replay, committed, starts, ends)

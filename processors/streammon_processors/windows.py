@@ -60,7 +60,7 @@ from streammon_processors.chunk import (
 )
 from streammon_processors.dedupe import Dedupe, Stream, Verdict
 from streammon_processors.revisions import Revisions, RevisionsMemory
-from streammon_processors.task import Step
+from streammon_processors.task import Step, outputs_of
 
 Mask = NDArray[np.bool_]
 
@@ -133,7 +133,7 @@ class WindowTask:
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """Take in the next records of a topic; the records to publish."""
-        return [output for step in self.steps(topic, records) for output in step.outputs]
+        return list(outputs_of(self.steps(topic, records)))
 
     def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
         """The same, a published place at a time."""

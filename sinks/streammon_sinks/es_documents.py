@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import msgspec
 
-from streammon.results import DISTRIBUTIONS, Alert, Window
+from streammon.results import COUNTERS, DISTRIBUTIONS, Alert, Window
 
 Json = dict[str, Any]
 
@@ -152,7 +152,7 @@ _DISTRIBUTION: Final = {
 }
 _COMPLETENESS: Final = {
     "properties": {
-        **dict.fromkeys(("late", "duplicate", "missing", "rejected", "dropped"), _LONG),
+        **dict.fromkeys(COUNTERS, _LONG),
         "watermark_unix_s": _DOUBLE,
     }
 }

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from streammon_processors.verification import Judged, Verification
 
 MAX_DIFFERENCES = 100
+"""So many are told one by one; of the others, how many."""
 MEANING = (
     "missing: the replay gives it, and it was not published; unexpected: the reverse; misplaced: not in this order. "
     "A replay uses the settings and rules of now: if others were used then, that is why"
 )
-"""So many are told one by one; of the others, how many."""
 
 
 @command(app)

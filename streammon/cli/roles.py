@@ -143,11 +143,12 @@ def rules_check(
     settings: Settings, files: Annotated[list[Path], typer.Argument(help="Rule files.", show_default=False)]
 ) -> None:
     """Read rule files and say what is wrong with them, or how many rules they hold."""
-    from streammon_processors.builtin import rollups_processor
     from streammon_processors.rules import load_rules
+    from streammon_processors.shapes import plan
 
-    count = len(load_rules(files, settings.windows.inference_distributions).by_name)
-    rollups_processor(with_rules(settings, files))  # whether the windows they look at can be made
+    rules = load_rules(files, settings.windows.inference_distributions)
+    plan(settings.windows.size_s, settings.windows.rollups_s, rules.asked)  # whether their windows can be made
+    count = len(rules.by_name)
     print(f"{count} rule{'' if count == 1 else 's'}, all good")
 
 

@@ -92,6 +92,7 @@ def _small_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share_module, "COMMIT_S", 3600.0)
     monkeypatch.setattr(runtime, "POLL_RECORDS", 1000)
     monkeypatch.setattr(share_module, "BATCH_BYTES", 100_000)
+    monkeypatch.setattr(runtime, "BATCH_BYTES", 100_000)
 
 
 async def test_who_is_behind_writes_when_the_reading_is_done(

@@ -10,7 +10,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from streammon.results import DISTRIBUTIONS, OTHER, Completeness, Distribution, Exemplar, Gauge, Window, bounded
+from streammon.results import (
+    COUNTERS,
+    DISTRIBUTIONS,
+    OTHER,
+    Completeness,
+    Distribution,
+    Exemplar,
+    Gauge,
+    Window,
+    bounded,
+)
 from streammon.sketch import Accumulator
 from streammon_processors.aggregate import EXEMPLARS, MAX_GAUGES, QUANTILES
 
@@ -54,7 +64,7 @@ class Sum:
 
     def _add_completeness(self, more: Completeness) -> None:
         mine = self._completeness
-        for name in ("late", "duplicate", "missing", "rejected", "dropped"):
+        for name in COUNTERS:
             setattr(mine, name, bounded(getattr(mine, name) + getattr(more, name)))
         mine.watermark_unix_s = max(mine.watermark_unix_s, more.watermark_unix_s)
 

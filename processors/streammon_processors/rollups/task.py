@@ -21,7 +21,7 @@ from streammon_processors.revisions import Revisions, RevisionsMemory
 from streammon_processors.rollups.growing import Growing, Grown, Memory, Rolling, Sessions
 from streammon_processors.rollups.sums import Sums
 from streammon_processors.shapes import Asked, Level, Shape, plan, tumbling
-from streammon_processors.task import Step
+from streammon_processors.task import Step, outputs_of
 from streammon_processors.windows import SHED, series_key, sources
 
 PATIENCE_S = 10.0
@@ -103,7 +103,7 @@ class RollupTask:
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """Take in the next records of `windows`; the rollups to publish."""
-        return [output for step in self.steps(topic, records) for output in step.outputs]
+        return list(outputs_of(self.steps(topic, records)))
 
     def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
         """The same, a record at a time."""

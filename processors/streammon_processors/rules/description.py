@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from streammon.results import DISTRIBUTIONS, Completeness, Distribution, Gauge, Severity
+from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Gauge, Severity
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
 Source = Literal["inference", "resource"]
@@ -24,7 +24,6 @@ _NUMBERS: Final[Mapping[str, tuple[str, ...]]] = {
 _DISTRIBUTIONS: Final[Mapping[str, tuple[str, ...]]] = {"inference": DISTRIBUTIONS, "resource": ()}
 _STATISTICS: Final = tuple(name for name in Distribution.__struct_fields__ if name != "sketch")
 _GAUGE: Final = Gauge.__struct_fields__
-_COMPLETENESS: Final = tuple(name for name in Completeness.__struct_fields__ if name != "watermark_unix_s")
 
 
 Duration = float | str
@@ -194,7 +193,7 @@ def _path(source: str, field: str) -> tuple[str, ...]:
             return (name, statistic)
         case ["gauges", *name, statistic] if name and statistic in _GAUGE:
             return ("gauges", ".".join(name), statistic)
-        case ["completeness", number] if number in _COMPLETENESS:
+        case ["completeness", number] if number in COUNTERS:
             return ("completeness", number)
         case ["cost", *name] if name and source == "inference":
             return ("cost", ".".join(name))
@@ -203,7 +202,7 @@ def _path(source: str, field: str) -> tuple[str, ...]:
 
 def _fields_of(source: str) -> str:
     gauges = f"gauges.NAME.{'|'.join(_GAUGE)}"
-    numbers = [*_NUMBERS[source], gauges, f"completeness.{'|'.join(_COMPLETENESS)}"]
+    numbers = [*_NUMBERS[source], gauges, f"completeness.{'|'.join(COUNTERS)}"]
     if source == "inference":
         numbers += [f"{'|'.join(DISTRIBUTIONS)} with .{'|'.join(_STATISTICS)}", "cost.CURRENCY"]
     return f"allowed: {', '.join(numbers)}"
