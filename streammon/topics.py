@@ -49,6 +49,9 @@ TOPIC_OF: dict[EventType, str] = {event: topic for topic, event in INPUT_TOPICS.
 
 _INPUT_RETENTION_S = {"inference": 1 * DAY_S, "logs": 184 * DAY_S}
 _COMPACTED = ("alerts", "heartbeats")
+NOTIFIER = ("pages", "notifications", "deliveries")
+"""What the notifier reads in one order, what it decides to deliver, what became of that. One partition each, because
+groups, silences and inhibitions are across all alerts."""
 
 
 def state_topic(processor: str) -> str:
@@ -73,8 +76,9 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rol
         TopicSpec(name, partitions, 30 * DAY_S, log_append_time=name in ("windows", "commands"))
         for name in ("windows", "drift", "runs", "commands")
     ]
+    pager = [TopicSpec(name, 1, 30 * DAY_S, log_append_time=True) for name in NOTIFIER]
     compacted = [TopicSpec(name, partitions, None, compact=True) for name in _COMPACTED]
     large = LARGE_RECORD_BYTES
     history = TopicSpec(SNAPSHOTS, partitions, None, compact=True, log_append_time=True, max_record_bytes=large)
     deadletter = TopicSpec("deadletter", partitions, 14 * DAY_S, max_record_bytes=large)
-    return [*inputs, *results, *compacted, *state_topics(processors, partitions), history, deadletter]
+    return [*inputs, *results, *pager, *compacted, *state_topics(processors, partitions), history, deadletter]

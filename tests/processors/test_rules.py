@@ -563,9 +563,9 @@ def test_version_changes_with_what_decides_and_with_nothing_else() -> None:
         (
             "summary: slow",
             "summary: slow\n    window: 5x",
-            "`window` says '5x'; a duration is a number of seconds, or a text such as 90s, 5m or 1h",
+            "`window`: '5x' is no duration; write a number of seconds, or a text such as 90s, 5m, 1h or 3d",
         ),
-        ("summary: slow", "summary: slow\n    window: -2", "`window` says -2.0; a duration is"),
+        ("summary: slow", "summary: slow\n    window: -2", "`window`: -2.0 is no duration; write"),
         (
             "summary: slow",
             "summary: slow\n    window: {size: 5m, session_gap: 30s}",

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from streammon.durations import Duration, seconds
 from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Gauge, Severity
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
@@ -24,11 +25,6 @@ _NUMBERS: Final[Mapping[str, tuple[str, ...]]] = {
 _DISTRIBUTIONS: Final[Mapping[str, tuple[str, ...]]] = {"inference": DISTRIBUTIONS, "resource": ()}
 _STATISTICS: Final = tuple(name for name in Distribution.__struct_fields__ if name != "sketch")
 _GAUGE: Final = Gauge.__struct_fields__
-
-
-Duration = float | str
-"""Seconds, or a text such as ``90s``, ``5m`` or ``1h``."""
-_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class WindowOf(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -166,15 +162,12 @@ class Rules:
 def _seconds(duration: Duration | None) -> float:
     """Raises ValueError."""
     try:
-        number, unit = (duration[:-1], duration[-1:]) if isinstance(duration, str) else (duration, "s")
-        seconds = float(number or "") * _UNITS_S[unit]
-    except (ValueError, KeyError):
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(
-            f"`window` says {duration!r}; a duration is a number of seconds, or a text such as 90s, 5m or 1h"
-        )
-    return seconds
+        found = seconds(duration or 0.0)
+    except ValueError as error:
+        raise ValueError(f"`window`: {error}") from None
+    if not found:
+        raise ValueError(f"`window` says {duration!r}; a window is longer than that")
+    return found
 
 
 def _hopping(size_s: float, every_s: float) -> Shape:
