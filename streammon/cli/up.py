@@ -17,6 +17,7 @@ from streammon.cli.base import app, command, together
 from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
+from streammon.ping import Flow, ping_url, pinging
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ async def up(
     # a bad rule file is found before anything is started
     rollups, rule_processor = rollups_processor(settings), rules_processor(settings)
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
-    async with opened(settings, stop) as broker:
+    ping_url(settings.ping)
+    async with opened(settings, stop, role="up") as broker:
         await _run(broker, rollups, rule_processor, settings, demo, stop)
 
 
@@ -99,6 +101,7 @@ async def _run(
                 run_processor(broker, rules, settings, stop=stop),
                 deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
                 deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
+                pinging(settings.ping, Flow(broker, settings.ping.stale_s), stop=stop),
             )
     page_store.close()
 
