@@ -94,11 +94,15 @@ async def beating(
     waiting_for: WaitingFor = lambda: None,
     *,
     details: Mapping[str, str] | None = None,
+    every_s: float | None = None,
     clock: Clock = system_clock,
 ) -> AsyncIterator[str]:
-    """Publish heartbeats until the block ends; yields the id of this component."""
+    """Publish heartbeats until the block ends; yields the id of this component.
+
+    ``every_s``: to come more often than they promise, for whom heartbeats are a clock.
+    """
     with _identity(settings, role) as id_:
-        heart = _Heart(broker, settings, role, id_, waiting_for, dict(details or {}), clock)
+        heart = _Heart(broker, settings, role, id_, waiting_for, dict(details or {}), every_s, clock)
         pulse = asyncio.create_task(heart.beat())
         try:
             yield id_
@@ -127,10 +131,12 @@ class _Heart:
         id_: str,
         waiting_for: WaitingFor,
         details: dict[str, str],
+        every_s: float | None,
         clock: Clock,
     ) -> None:
         self._broker = broker
-        self._interval_s = settings.heartbeat.interval_s
+        interval_s = settings.heartbeat.interval_s
+        self._every_s = min(interval_s, every_s or interval_s)
         self._waiting_for = waiting_for
         self._clock = clock
         self._template = Heartbeat(
@@ -141,7 +147,7 @@ class _Heart:
             started_unix_s=clock(),
             time_unix_s=clock(),
             state="starting",
-            interval_s=self._interval_s,
+            interval_s=interval_s,
             details=details,
         )
 
@@ -159,7 +165,7 @@ class _Heart:
             except StreammonError as error:  # such as: no such topic, or not permitted
                 log.error("no heartbeats: the inventory will not know of this process", error=str(error))
                 return
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self._every_s)
 
     async def say(self, state: State) -> None:
         waiting = {"waiting_for": name} if (name := self._waiting_for()) and state == "starting" else {}

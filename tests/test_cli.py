@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, data, main, replay, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli import admin, data, inventory, main, replay, roles, up  # noqa: F401 - importing registers the commands
 from streammon.cli.base import app, retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
@@ -100,6 +100,7 @@ def silent() -> socket.socket:
 COMMANDS = {
     "up": ["--demo", "--port", "--rules"], "agent": [], "process": [], "notify": [], "doctor": ["--output"],
     "rules run": ["--rules"], "rules check": [], "sink": ["sqlite", "elasticsearch"],
+    "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
     "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
     "query": ["--since", "--until", "--where", "--limit", "--output"], "schema": ["--asyncapi"],

@@ -39,10 +39,11 @@ async def opened(
     *,
     role: str,
     details: Mapping[str, str] | None = None,
+    beat_s: float | None = None,
 ) -> AsyncIterator[Broker]:
     """The broker, with all topics there, and the health server; waits for a broker that is still starting.
 
-    As long as the block runs, heartbeats say that somebody in this ``role`` is there.
+    As long as the block runs, heartbeats say that somebody in this ``role`` is there; see `beating` for ``beat_s``.
     """
     waiting_for: list[str | None] = ["the broker"]
     async with health_server(settings.metrics_port, lambda: waiting_for[0]):
@@ -53,7 +54,7 @@ async def opened(
             if created:
                 log.info("topics created", topics=created)
             waiting_for[0] = None
-            async with beating(broker, settings, role, lambda: waiting_for[0], details=details):
+            async with beating(broker, settings, role, lambda: waiting_for[0], details=details, every_s=beat_s):
                 yield broker
         finally:
             waiting_for[0] = "stopping"
