@@ -30,7 +30,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import faust
 import msgspec
 from prometheus_client import Gauge
 
@@ -139,8 +138,7 @@ class InventoryService:
 
     def _define(self, app: StreammonApp) -> None:
         heartbeats = topic(app, HEARTBEATS)
-        raw: Any = faust.Schema(key_type=str, value_type=bytes, key_serializer="raw", value_serializer="raw")
-        self._table = app.Table("roster", partitions=1, schema=raw)
+        self._table = app.Table("roster", partitions=1, key_type=str, value_type=bytes)
 
         @app.agent(heartbeats)
         async def hear(stream: Any) -> None:
