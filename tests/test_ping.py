@@ -29,12 +29,13 @@ class Outside:
         self.came: list[str] = []
         self.statuses: list[int] = []
         self.hangs = False
+        self.closing = asyncio.Event()
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.came.append(request.method)
         if self.hangs:
-            await asyncio.Event().wait()
+            await self.closing.wait()
         return web.Response(status=self.statuses.pop(0) if self.statuses else 200)
 
 
@@ -46,6 +47,7 @@ async def outside() -> AsyncIterator[Outside]:
     async with serve_http(app, "127.0.0.1", 0) as port:
         service.url = f"http://127.0.0.1:{port}/{SECRET}"
         yield service
+        service.closing.set()
 
 
 @asynccontextmanager

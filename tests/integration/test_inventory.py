@@ -226,3 +226,18 @@ async def test_a_host_that_never_came_is_told_once_whoever_looks(grounds: Ground
     finally:
         del os.environ["STREAMMON_AGENT__HOST"]
     await grounds.has_told(("firing", 1), ("resolved", 2))
+
+
+async def test_another_inventory_takes_over_and_accuses_nobody_but_the_dead(grounds: Grounds) -> None:
+    grounds.agent()
+    first = await grounds.inventory()
+    await grounds.beats("agent")
+    await watching(grounds)
+    await grounds.inventory()
+    await grounds.looks_on(10.0)  # the second has joined, and stands by
+    assert await grounds.told() == []
+    await killed(first)
+    [alert] = await grounds.has_told(("firing", 1))
+    assert alert.labels["role"] == "inventory"
+    await grounds.looks_on(5.0)
+    assert await grounds.told() == [("firing", 1)]
