@@ -103,6 +103,17 @@ def test_a_restart_tells_nothing_twice_and_still_tells_the_end() -> None:
     assert world.passes(5, "agent@a") == ["resolved 2"]
 
 
+def test_one_that_was_back_while_nobody_looked_is_absent_anew() -> None:
+    world = World()
+    world.beat("agent@a")
+    assert world.passes(40) == ["firing 1"]
+    world.beat("agent@a")
+    world.now += 100.0
+    world.restart()
+    assert world.passes(60) == ["resolved 2", "firing 1"]
+    assert world.alerts[0].id == world.alerts[1].id != world.alerts[2].id
+
+
 def test_the_same_silence_has_the_same_id_whoever_tells_it_and_when() -> None:
     one, other = World(), World()
     for world, later in ((one, 0), (other, 50)):
