@@ -18,9 +18,10 @@ from streammon.errors import Backpressure, StreammonError
 from streammon.results import Alert
 from streammon_sinks.notify.channel import Notification
 from tests.sinks.builders import START, alert
+from tests.sinks.notify import fake_opsgenie, fake_pagerduty, fake_webhook
 from tests.sinks.notify.counterparts import MARKER, RETRY_AFTER_S, Counterpart, Fault, Kind
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, Kind] = {**fake_opsgenie.KINDS, **fake_pagerduty.KINDS, **fake_webhook.KINDS}
 FAULTS = [(name, fault) for name, kind in KINDS.items() for fault in kind.verdicts]
 
 
@@ -130,7 +131,16 @@ async def test_every_cause_is_delivered(counterpart: Counterpart, cause: Any) ->
     assert await counterpart.status() == "firing"
 
 
-@pytest.mark.parametrize("state", ["pending", "firing", "acknowledged", "no_data"])
+async def test_a_group_that_somebody_works_on_is_still_firing(counterpart: Counterpart) -> None:
+    memory = await counterpart.open().deliver(notification(), {})
+    taken = msgspec.structs.replace(TOLD, state="acknowledged", transition=2)
+    memory = await counterpart.open().deliver(notification(taken, id="n3", cause="changed"), memory)
+    assert await counterpart.status() == "firing"
+    await counterpart.open().deliver(resolved(), memory)
+    assert await counterpart.status() == "resolved"
+
+
+@pytest.mark.parametrize("state", ["pending", "firing", "no_data"])
 @pytest.mark.parametrize("severity", ["critical", "warning", "info"])
 async def test_every_state_and_severity_is_delivered(counterpart: Counterpart, state: str, severity: str) -> None:
     await counterpart.open().deliver(notification(msgspec.structs.replace(TOLD, state=state, severity=severity)), {})

@@ -15,24 +15,58 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import aiohttp
 import msgspec
+from msgspec import Struct
 from yarl import URL
 
 from streammon.clock import Clock, system_clock
+from streammon.durations import Duration, seconds
 from streammon.errors import Backpressure, ConfigError, Reason, Rejected, Retryable
 from streammon_sinks.notify.secrets import Secret, SecretValue, scrub
+
+T = TypeVar("T")
 
 MAX_BODY_BYTES: Final = 65_536
 MAX_REASON_CHARS: Final = 500
 LONGEST_WAIT_S: Final = 3600.0
 SHORTEST_WAIT_S: Final = 1.0
 _PASSING: Final = {408, 425}
+
+
+class HttpDescription(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", forbid_unknown_fields=True
+):
+    """What every channel over HTTP has in the notifier's file."""
+
+    timeout: Duration = "10s"
+    """How long one delivery may take before it is tried again later."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_s <= 300:
+            raise ValueError("timeout: has to be more than 0 and at most 5m")
+
+    @property
+    def timeout_s(self) -> float:
+        return seconds(self.timeout)
+
+    def check_secrets(self, name: str) -> None:
+        """Read each secret of the channel once, so that a missing one is found before it is needed.
+
+        Raises:
+            ConfigError: naming the channel, the field, and where the secret should be.
+        """
+        for field in self.__struct_fields__:
+            value = getattr(self, field)
+            found = value if isinstance(value, dict) else {"": value}
+            for part, secret in found.items():
+                if isinstance(secret, Secret):
+                    secret.read(f"channel {name}: {field}" + f".{part}" * bool(part))
 
 
 class Reply(NamedTuple):
@@ -42,10 +76,10 @@ class Reply(NamedTuple):
     body: bytes
     retry_after_s: float | None = None
 
-    def json(self) -> Any:
-        """The body, decoded; None if it is no JSON."""
+    def read(self, type_: type[T]) -> T | None:
+        """The body, decoded; None if it is no JSON of that type."""
         try:
-            return msgspec.json.decode(self.body)
+            return msgspec.json.decode(self.body, type=type_)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
@@ -76,20 +110,27 @@ class Http:
         except ConfigError as error:
             raise Retryable(str(error)) from None
 
+    def where(self, url: str | SecretValue) -> str:
+        """The channel and the host, for errors."""
+        return f"channel {self.channel}: {self._address(url).host}"
+
     async def post(
-        self, url: str | SecretValue, body: bytes, headers: Mapping[str, str | SecretValue] | None = None
+        self,
+        url: str | SecretValue,
+        body: bytes,
+        headers: Mapping[str, str | SecretValue] | None = None,
+        secrets: Sequence[SecretValue] = (),
     ) -> Reply:
-        """Post JSON; a 2xx reply.
+        """Post JSON; a 2xx reply. ``secrets``: those in the body; they are known of the URL and the headers.
 
         Raises:
             Retryable: or `Backpressure`; see above.
             Rejected: see above.
         """
         given = {"Content-Type": "application/json", **(headers or {})}
-        secrets = [each for each in (url, *given.values()) if isinstance(each, SecretValue)]
-        address = self._address(url)
-        reply = await self._exchange(address, body, {name: _told(value) for name, value in given.items()})
-        where = f"channel {self.channel}: {address.host}"
+        secrets = [*secrets, *(each for each in (url, *given.values()) if isinstance(each, SecretValue))]
+        where = self.where(url)
+        reply = await self._exchange(self._address(url), body, {name: _told(value) for name, value in given.items()})
         if isinstance(reply, Failure):
             raise Retryable(f"{where} {scrub(reply.problem, secrets)}")
         judge(where, reply, secrets)
