@@ -18,10 +18,15 @@ from streammon.errors import Backpressure, StreammonError
 from streammon.results import Alert
 from streammon_sinks.notify.channel import Notification
 from tests.sinks.builders import START, alert
-from tests.sinks.notify import fake_opsgenie, fake_pagerduty, fake_webhook
+from tests.sinks.notify import fake_opsgenie, fake_pagerduty, fake_slack, fake_webhook
 from tests.sinks.notify.counterparts import MARKER, RETRY_AFTER_S, Counterpart, Fault, Kind
 
-KINDS: dict[str, Kind] = {**fake_opsgenie.KINDS, **fake_pagerduty.KINDS, **fake_webhook.KINDS}
+KINDS: dict[str, Kind] = {
+    **fake_opsgenie.KINDS,
+    **fake_pagerduty.KINDS,
+    **fake_slack.KINDS,
+    **fake_webhook.KINDS,
+}
 FAULTS = [(name, fault) for name, kind in KINDS.items() for fault in kind.verdicts]
 
 
