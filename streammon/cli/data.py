@@ -21,7 +21,8 @@ import msgspec
 import typer
 
 from streammon import wire
-from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition, connect, reached
+from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition, connect
+from streammon.broker.reading import unread
 from streammon.cli.base import Output, OutputOption, app, command, print_json, print_rows
 from streammon.cli.roles import RESULTS_FILE
 from streammon.config import Settings
@@ -229,7 +230,7 @@ async def tail(
         reader = await broker.reader([topic], start)
         try:
             ends = await reader.ends() if exit_ else None
-            while not stop.is_set() and (ends is None or not reached(reader, ends)):
+            while not stop.is_set() and (ends is None or unread(reader, ends)):
                 for partition, records in (await reader.poll(0.2)).items():
                     for record in records:
                         if ticks or record.value != TICK:

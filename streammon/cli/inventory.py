@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from streammon.broker import Record, connect, to_the_end
+from streammon.broker import Record, connect
+from streammon.broker.reading import read
 from streammon.cli.base import Output, OutputOption, app, command, print_rows, together
 from streammon.cli.roles import opened
 from streammon.clock import system_clock
@@ -63,11 +65,8 @@ async def inventory_list(settings: Settings, output: OutputOption = Output.TABLE
     """List every component that has sent heartbeats, and how it is; works without the service, on both brokers."""
     broker = await connect(settings)
     try:
-        reader = await broker.reader([HEARTBEATS])
-        try:
-            newest = {record.key: record async for _, record in to_the_end(reader)}
-        finally:
-            await reader.close()
+        async with aclosing(read(broker, [HEARTBEATS])) as batches:
+            newest = {record.key: record async for _, records in batches for record in records}
     finally:
         await broker.close()
     columns = ("id", "role", "host", "state", "age_s", "version")

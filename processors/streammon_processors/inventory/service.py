@@ -26,14 +26,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 from prometheus_client import Gauge
 
-from streammon.broker import Broker, Outgoing, Reader, to_the_end
+from streammon.broker import Broker, Outgoing, Reader
+from streammon.broker.reading import read
 from streammon.commands import Acknowledge, AnyCommand
 from streammon.config import Settings
 from streammon.errors import ConfigError, Fatal, Retryable, StreammonError
@@ -210,11 +211,9 @@ class InventoryService:
 
     async def _told(self) -> list[Alert]:
         """Our own alerts, in the order of their transitions."""
-        reader = await self.broker.reader(["alerts"])
-        try:
-            return [alert async for _, record in to_the_end(reader) if (alert := our_alert(record.value))]
-        finally:
-            await reader.close()
+        async with aclosing(read(self.broker, ["alerts"])) as batches:
+            found = [our_alert(record.value) async for _, records in batches for record in records]
+        return [alert for alert in found if alert]
 
     async def _leave(self) -> None:
         self._taken += 1
