@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from streammon.broker import Outgoing
-from streammon.errors import Reason
+from streammon.errors import Reason, Rejected
 from streammon.topics import LARGE_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER
 
@@ -39,3 +41,27 @@ def dead_letter(
         ("error", detail[:_MAX_ERROR_CHARACTERS].encode(errors="replace")),
     )
     return Outgoing(TOPIC, topic.encode(), value, headers, to_partition)
+
+
+class Placed(Protocol):
+    """A record as it was read, by us or by Faust."""
+
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+def dead_letter_of(topic: str, record: Placed, error: Rejected, *, to_partition: int | None = None) -> Outgoing:
+    """The `dead_letter` of a whole record of a topic."""
+    return dead_letter(
+        error.reason,
+        error.detail,
+        topic=topic,
+        value=record.value,
+        partition=record.partition,
+        offset=record.offset,
+        to_partition=to_partition,
+    )

@@ -16,7 +16,7 @@ from msgspec import Struct
 from streammon import wire
 from streammon.broker import Outgoing, Record
 from streammon.config import Settings
-from streammon.deadletter import dead_letter
+from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.events import EventType
 from streammon.tick import TICK
@@ -70,21 +70,10 @@ class TenantMinutes:
             try:
                 self._count(record)
             except Rejected as error:
-                yield self._dead_letter(topic, record, error)
+                yield dead_letter_of(topic, record, error, to_partition=self._partition)
         self._broker_ms = record.timestamp
         if self._closed_before != closed_before or record.value == TICK:
             yield from self._publish()
-
-    def _dead_letter(self, topic: str, record: Record, error: Rejected) -> Outgoing:
-        return dead_letter(
-            error.reason,
-            error.detail,
-            topic=topic,
-            value=record.value,
-            partition=record.partition,
-            offset=record.offset,
-            to_partition=self._partition,
-        )
 
     def _count(self, record: Record) -> None:
         for batch in wire.decode(EventType.INFERENCE, record.value or b""):

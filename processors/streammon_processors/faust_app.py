@@ -34,14 +34,14 @@ from prometheus_client import Counter
 
 from streammon.broker.kafka.security import aiokafka_options
 from streammon.commands import AnyCommand
-from streammon.deadletter import dead_letter
-from streammon.errors import ConfigError, Reason, Rejected
-from streammon.events import SCHEMA, STRUCTS, Event
+from streammon.deadletter import dead_letter_of
+from streammon.errors import ConfigError, Rejected
+from streammon.events import STRUCTS, Event
 from streammon.heartbeat import Heartbeat
 from streammon.results import RESULTS
 from streammon.tick import TICK
 from streammon.topics import HEARTBEATS, INPUT_TOPICS, LARGE_RECORD_BYTES
-from streammon.wire import SCHEMA_HEADER, decode
+from streammon.wire import SCHEMA_HEADER, decode, read_message
 
 if TYPE_CHECKING:
     from faust.types.tuples import Message
@@ -170,14 +170,7 @@ class _Topic(faust.Topic):
         app: Any = self.app
         name = schema.name
         REFUSED.labels(name, verdict.reason.value).inc()
-        letter = dead_letter(
-            verdict.reason,
-            verdict.detail,
-            topic=name,
-            value=message.value,
-            partition=message.partition,
-            offset=message.offset,
-        )
+        letter = dead_letter_of(name, message, verdict)
         producer = await app.maybe_start_producer()
         where = f"{app.prefix}{letter.topic}"
         await producer.send_and_wait(where, letter.key, letter.value, None, None, dict(letter.headers))
@@ -188,7 +181,7 @@ def decoder(name: str) -> Callable[[bytes], Any]:
     if name in INPUT_TOPICS:
         return lambda value: _events(name, value)
     typed = msgspec.json.Decoder(TYPES[name])
-    return lambda value: _message(typed, value)
+    return lambda value: read_message(typed.decode, value)
 
 
 def _events(name: str, value: bytes) -> list[Event]:
@@ -200,15 +193,3 @@ def _events(name: str, value: bytes) -> list[Event]:
         rows = (batch.rows.event(row) for row in range(len(batch.rows)) if row not in faults)
         found += [msgspec.convert(row, STRUCTS[type_]) for row in rows]
     return found
-
-
-def _message(typed: msgspec.json.Decoder[Any], value: bytes) -> Any:
-    try:
-        message = typed.decode(value)
-    except msgspec.ValidationError as error:
-        raise Rejected(Reason.INVALID_EVENT, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected(Reason.INVALID_JSON, str(error)) from None
-    if message.schema != SCHEMA:
-        raise Rejected(Reason.UNKNOWN_SCHEMA, f"schema is {message.schema}; this version reads {SCHEMA}")
-    return message

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from streammon.errors import Reason, Rejected
-from streammon.events import SCHEMA
+from streammon.errors import Rejected
 from streammon.results import RESULTS, Result
 from streammon.tick import TICK
+from streammon.wire import read_message
 from streammon_sinks.delivery import Item, Refused
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
@@ -39,12 +39,6 @@ def decode_all(items: Sequence[Item]) -> tuple[list[Decoded], list[Refused]]:
 def _decode(item: Item) -> Result | None:
     if item.record.value is None:
         return None
-    try:
-        result: Result = _DECODERS[item.where.topic].decode(item.record.value)
-    except msgspec.ValidationError as error:
-        raise Rejected(Reason.INVALID_EVENT, f"not a result of {item.where.topic}: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected(Reason.INVALID_JSON, str(error)) from None
-    if result.schema != SCHEMA:
-        raise Rejected(Reason.UNKNOWN_SCHEMA, f"schema is {result.schema}; this version reads {SCHEMA}")
+    topic = item.where.topic
+    result: Result = read_message(_DECODERS[topic].decode, item.record.value, f"not a result of {topic}: ")
     return result

@@ -43,6 +43,7 @@ from streammon.wire.batch import (
 from streammon.wire.columns import FieldSpec
 from streammon.wire.decoding import Codec, batch_of, claimed_events, codec_of, decode, well_formed
 from streammon.wire.encoding import encode
+from streammon.wire.messages import read_message
 from streammon.wire.plain import Wanted
 from streammon.wire.routing import Routed, route
 from streammon.wire.rows import ColumnRows, ObjectRows
@@ -75,6 +76,7 @@ __all__ = [
     "combinations",
     "decode",
     "encode",
+    "read_message",
     "route",
     "well_formed",
 ]

@@ -10,13 +10,12 @@ from msgspec import Struct
 
 from streammon.broker import Outgoing, Record
 from streammon.config import WindowSettings
-from streammon.deadletter import dead_letter
+from streammon.deadletter import dead_letter_of
 from streammon.errors import Reason, Rejected
-from streammon.events import SCHEMA
 from streammon.results import OTHER, Window
 from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
-from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER
+from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER, read_message
 from streammon_processors.revisions import Revisions, RevisionsMemory
 from streammon_processors.rollups.growing import Growing, Grown, Memory, Rolling, Sessions
 from streammon_processors.rollups.sums import Sums
@@ -179,17 +178,7 @@ class RollupTask:
         try:
             return _decode(record.value or b"")
         except Rejected as error:
-            self._letters.append(
-                dead_letter(
-                    error.reason,
-                    error.detail,
-                    topic=topic,
-                    value=record.value,
-                    partition=record.partition,
-                    offset=record.offset,
-                    to_partition=self._partition,
-                )
-            )
+            self._letters.append(dead_letter_of(topic, record, error, to_partition=self._partition))
             return None
 
     def _rebuild(self, record: Record) -> None:
@@ -370,14 +359,7 @@ class _Source:
 
 def _decode(value: bytes) -> Window:
     """Raises Rejected."""
-    try:
-        window = _WINDOW.decode(value)
-    except msgspec.ValidationError as error:
-        raise Rejected(Reason.INVALID_EVENT, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected(Reason.INVALID_JSON, str(error)) from None
-    if window.schema != SCHEMA:
-        raise Rejected(Reason.UNKNOWN_SCHEMA, f"schema is {window.schema}; known: {SCHEMA}")
+    window = read_message(_WINDOW.decode, value)
     if not 0 <= window.start_unix_s < window.end_unix_s < MAX_TIME_UNIX_S:
         raise Rejected(Reason.BAD_TIME, f"the window is [{window.start_unix_s}, {window.end_unix_s})")
     return window

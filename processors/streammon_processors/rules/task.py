@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from streammon.broker import Outgoing, Record
-from streammon.deadletter import dead_letter
-from streammon.errors import Reason, Rejected
+from streammon.deadletter import dead_letter_of
+from streammon.errors import Rejected
 from streammon.events import SCHEMA
 from streammon.results import Alert, Kind
 from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
-from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER
+from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER, read_message
 from streammon_processors.rules.alerts import Episode, Labels, firing, orphaned, resolved
 from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.shapes import Shape
@@ -143,17 +143,9 @@ class RulesTask:
         if record.value == TICK:
             return
         try:
-            window, content = _decode(record.value or b"")
+            window, content = read_message(_decode, record.value or b"")
         except Rejected as error:
-            yield dead_letter(
-                error.reason,
-                error.detail,
-                topic=topic,
-                value=record.value,
-                partition=record.partition,
-                offset=record.offset,
-                to_partition=self._partition,
-            )
+            yield dead_letter_of(topic, record, error, to_partition=self._partition)
             return
         rules = self._rules_for(window)
         if reason := self._reason_to_skip(window, rules):
@@ -256,18 +248,19 @@ def _size_bytes(key: _Key) -> int:
     return len(msgspec.json.encode(key)) + 200
 
 
-def _decode(value: bytes) -> tuple[_Window, dict[str, Any]]:
-    """What every rule needs of the record, and all of it. Raises Rejected."""
-    try:
-        content = msgspec.json.decode(value)
-        window = msgspec.convert(content, _Window)
-    except msgspec.ValidationError as error:
-        raise Rejected(Reason.INVALID_EVENT, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected(Reason.INVALID_JSON, str(error)) from None
-    if window.schema != SCHEMA:
-        raise Rejected(Reason.UNKNOWN_SCHEMA, f"schema is {window.schema}; known: {SCHEMA}")
-    return window, content
+class _Read(NamedTuple):
+    window: _Window
+    content: dict[str, Any]
+
+    @property
+    def schema(self) -> int:
+        return self.window.schema
+
+
+def _decode(value: bytes) -> _Read:
+    """What every rule needs of the record, and all of it."""
+    content = msgspec.json.decode(value)
+    return _Read(msgspec.convert(content, _Window), content)
 
 
 def _value(content: Any, path: Iterable[str]) -> float | None:
