@@ -16,7 +16,6 @@ What `beating` promises:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -34,6 +33,7 @@ from streammon.clock import Clock, system_clock
 from streammon.config import Settings
 from streammon.errors import Retryable, StreammonError
 from streammon.events import SCHEMA, _schema
+from streammon.file_lock import FileLock
 from streammon.telemetry import log
 from streammon.topics import HEARTBEATS
 from streammon.wire import SCHEMA_HEADER
@@ -178,46 +178,30 @@ class _Heart:
 @contextmanager
 def _identity(settings: Settings, role: str) -> Iterator[str]:
     """The id of this component, ours alone until the block ends."""
-    with _instance(settings, role) as instance:
-        yield f"{role}@{host_name(settings)}/{instance}"
-
-
-@contextmanager
-def _instance(settings: Settings, role: str) -> Iterator[str]:
+    name = f"{role}@{host_name(settings)}"
     if settings.bootstrap and settings.kafka.instance_id:
-        yield settings.kafka.instance_id
+        yield f"{name}/{settings.kafka.instance_id}"
         return
     directory = settings.data_dir.expanduser().absolute()
-    with _number(directory / "instances", role) as number:
-        yield f"{blake2b(str(directory).encode(), digest_size=3).hexdigest()}.{number}"
-
-
-@contextmanager
-def _number(directory: Path, role: str) -> Iterator[int]:
-    """The first number that no other process has taken there; the system gives it back when a process ends."""
-    file = _locked(directory, role)
-    if file is None:
-        yield os.getpid()
-        return
-    number, descriptor = file
+    number, lock = _first_free(directory / "instances", role)
     try:
-        yield number
+        yield f"{name}/{blake2b(str(directory).encode(), digest_size=3).hexdigest()}.{number}"
     finally:
-        os.close(descriptor)
+        if lock is not None:
+            lock.release()
 
 
-def _locked(directory: Path, role: str) -> tuple[int, int] | None:
+def _first_free(directory: Path, role: str) -> tuple[int, FileLock | None]:
+    """The first number that no other process has taken there, and the lock on it; ours where no file can be locked."""
     with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
         for number in range(MOST_ALIKE):
-            descriptor = os.open(directory / f"{role}.{number}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            lock = FileLock(directory / f"{role}.{number}")
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                continue
+                if lock.take():
+                    return number, lock
             except OSError:  # a file system without locks
-                os.close(descriptor)
-                return None
-            return number, descriptor
-    return None
+                lock.release()
+                break
+            lock.release()
+    return os.getpid(), None

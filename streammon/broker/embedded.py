@@ -45,6 +45,7 @@ from streammon.broker.sqlite_log import Incoming, Place, Topic
 from streammon.clock import Clock, system_clock
 from streammon.config import Settings
 from streammon.errors import Backpressure, ConfigError, Fatal, RecordTooLarge, Retryable, StreammonError
+from streammon.file_lock import FileLock
 from streammon.telemetry import log
 from streammon.topics import DAY_S, TopicSpec
 
@@ -186,7 +187,7 @@ class EmbeddedBroker:
         on_revoke: AssignmentCallback,
     ) -> _Member:
         """``on_revoke`` is never called: an active member stays active until it is closed."""
-        lock = _FileLock(self._directory / "groups" / f"{quote(group, safe='')}.lock")
+        lock = FileLock(self._directory / "groups" / f"{quote(group, safe='')}.lock")
         member = _Member(self._log, group, await self._partitions(topics), lock, on_assign)
         self._members.add(member)
         return member
@@ -537,7 +538,7 @@ class _Member:
         log_: _Log,
         group: str,
         ids: Mapping[TopicPartition, int],
-        lock: _FileLock,
+        lock: FileLock,
         on_assign: AssignmentCallback,
     ) -> None:
         self._log, self._group, self._ids = log_, group, ids
@@ -646,26 +647,6 @@ class _Transactor:
 
 
 # ---------------------------------------------------------------- small tools
-
-
-class _FileLock:
-    """An exclusive lock on a file, held until released or until the process is gone, however it ended."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab")
-
-    def take(self) -> bool:
-        """Whether we hold it now; once released it is never taken again."""
-        if self._file.closed:
-            return False
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def release(self) -> None:
-        self._file.close()
 
 
 def _locked(path: Path) -> IO[bytes]:
