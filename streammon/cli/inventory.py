@@ -18,7 +18,7 @@ from streammon.cli.roles import opened
 from streammon.clock import system_clock
 from streammon.config import Settings
 from streammon.errors import ConfigError
-from streammon.heartbeat import PATIENCE, decode_heartbeat
+from streammon.heartbeat import decode_heartbeat
 from streammon.ping import ping_url, pinging
 from streammon.topics import HEARTBEATS
 
@@ -74,13 +74,15 @@ async def inventory_list(settings: Settings, output: OutputOption = Output.TABLE
 
 
 def _rows(newest: Mapping[bytes | None, Record], now: float) -> Iterator[dict[str, Any]]:
+    from streammon_processors.inventory.roster import Seen
+
     for _, record in sorted(newest.items(), key=lambda item: item[0] or b""):
         try:
             heartbeat = decode_heartbeat(record.value or b"")  # of a tombstone, too: whoever it was is forgotten
         except msgspec.DecodeError:
             continue
-        age_s = max(0.0, now - record.timestamp / 1000)
-        silent = heartbeat.state != "stopping" and age_s > PATIENCE * heartbeat.interval_s
-        state = "silent" if silent else "stopped" if heartbeat.state == "stopping" else heartbeat.state
+        seen = Seen(heartbeat, record.timestamp / 1000)
+        state = heartbeat.state if seen.is_alive(now) else seen.state(now)
+        age_s = max(0.0, now - seen.at_unix_s)
         row = msgspec.to_builtins(heartbeat)
         yield row | {"state": state, "age_s": round(age_s, 1), "details": heartbeat.details}

@@ -41,7 +41,11 @@ class Seen(Struct, frozen=True):
         return not self.stopped and now - self.at_unix_s <= self.patience_s
 
     def is_silent(self, now: float) -> bool:
-        return not self.stopped and now - self.at_unix_s > self.patience_s
+        return not self.stopped and not self.is_alive(now)
+
+    def state(self, now: float) -> str:
+        """``alive``, ``silent`` or ``stopped``."""
+        return "stopped" if self.stopped else "alive" if self.is_alive(now) else "silent"
 
     def is_present(self, now: float, expectation: Expectation) -> bool:
         """Alive, or stopped in order and not for too long."""

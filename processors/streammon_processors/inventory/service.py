@@ -270,11 +270,7 @@ def _command(value: bytes | None) -> Acknowledge | None:
 
 
 def _show(roster: Mapping[str, Seen], book: Book, now: float) -> None:
-    states = [_state(seen, now) for seen in roster.values()]
+    states = [seen.state(now) for seen in roster.values()]
     for state in ("alive", "silent", "stopped"):
         COMPONENTS.labels(state).set(sum(each == state for each in states))
     ABSENT.set(len(book.open))
-
-
-def _state(seen: Seen, now: float) -> str:
-    return "stopped" if seen.stopped else "alive" if seen.is_alive(now) else "silent"
