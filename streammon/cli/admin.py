@@ -139,7 +139,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", State.OK, version)
     for module, extra in EXTRAS.items():
-        found = module in sys.modules or find_spec(module) is not None  # Faust, once imported, has no spec
+        found = _is_installed(module)
         detail = "installed" if found else f"not installed; pip install 'streammon[{extra}]' if you need it"
         yield Finding(f"extra {extra}", State.OK if found else State.WARNING, detail)
     yield _data_dir(settings.data_dir)
@@ -209,8 +209,13 @@ async def _topics_are_right(settings: Settings) -> tuple[State, str]:
     return State.OK, "as they should be"
 
 
+def _is_installed(module: str) -> bool:
+    """Faust, once imported, has no spec."""
+    return module in sys.modules or find_spec(module) is not None
+
+
 async def _elasticsearch_answers(settings: Settings) -> tuple[State, str]:
-    if find_spec("elasticsearch") is None:
+    if not _is_installed("elasticsearch"):
         return State.WARNING, "not checked, the extra is not installed"
     from streammon_sinks.elasticsearch import open_client
 

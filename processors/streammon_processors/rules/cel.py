@@ -84,7 +84,7 @@ def parse(text: str, variables: Mapping[str, str], functions: Collection[Functio
     try:
         checked = environment.compile(written)
     except RuntimeError as error:
-        raise ExpressionError(_said(str(error), text, written, variables)) from None
+        raise ExpressionError(_said(str(error), text)) from None
     return _Tree(checked.serialize()).root, {"BOOL": TRUTH, "DOUBLE": NUMBER}.get(checked.return_type().name(), TEXT)
 
 
@@ -153,7 +153,7 @@ _ERROR: Final = re.compile(r"<input>:(\d+):(\d+): (.*)")
 _TYPES: Final = {"double": "number", "bool": "truth value", "string": "text"}
 
 
-def _said(message: str, text: str, written: str, variables: Collection[str]) -> str:
+def _said(message: str, text: str) -> str:
     """The library's first complaint, in the terms of rules."""
     found = _ERROR.search(message)
     if not found:
