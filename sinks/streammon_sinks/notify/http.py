@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import aiohttp
 import msgspec
@@ -67,6 +67,9 @@ class HttpDescription(
             for part, secret in found.items():
                 if isinstance(secret, Secret):
                     secret.read(f"channel {name}: {field}" + f".{part}" * bool(part))
+
+
+D = TypeVar("D", bound=HttpDescription)
 
 
 class Reply(NamedTuple):
@@ -161,6 +164,21 @@ class Http:
             return Failure(f"did not answer within {self.timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Failure(_why(error))
+
+
+class HttpChannel(Generic[D]):
+    """What every channel over HTTP holds: its description and the way out. The session is the caller's."""
+
+    def __init__(
+        self, name: str, description: D, session: aiohttp.ClientSession, *, clock: Clock = system_clock
+    ) -> None:
+        """Raises ConfigError: a secret is not there."""
+        self._http = Http(name, session, description.timeout_s, clock)
+        self._description = description
+        description.check_secrets(name)
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 def judge(where: str, reply: Reply, secrets: list[SecretValue]) -> None:

@@ -9,15 +9,13 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 from msgspec import Struct
 
-from streammon.clock import Clock, system_clock
 from streammon.errors import Retryable
 from streammon.results import Severity
 from streammon_sinks.notify.channel import Memory, Notification
-from streammon_sinks.notify.http import Http, HttpDescription
+from streammon_sinks.notify.http import HttpChannel, HttpDescription
 from streammon_sinks.notify.pagerduty import dedup_key, source_of
 from streammon_sinks.notify.secrets import Secret, SecretValue
 from streammon_sinks.notify.told import cut, headline, labels_of, length, line, state_of, story
@@ -56,16 +54,8 @@ class _Answer(Struct, rename="camel"):
     request_id: str
 
 
-class OpsgenieChannel:
+class OpsgenieChannel(HttpChannel[Opsgenie]):
     """Sends the requests of one `Opsgenie`."""
-
-    def __init__(
-        self, name: str, description: Opsgenie, session: aiohttp.ClientSession, *, clock: Clock = system_clock
-    ) -> None:
-        """Raises ConfigError: a secret is not there."""
-        self._http = Http(name, session, description.timeout_s, clock)
-        self._description = description
-        description.check_secrets(name)
 
     async def deliver(self, notification: Notification, memory: Memory) -> Memory:
         key = self._http.secret("api_key", self._description.api_key)
@@ -76,9 +66,6 @@ class OpsgenieChannel:
         if reply.read(_Answer) is None:
             raise Retryable(f"{self._http.where(url)} did not answer as Opsgenie does")
         return memory
-
-    async def close(self) -> None:
-        """Nothing is held: the session is the caller's."""
 
 
 def request(notification: Notification, description: Opsgenie) -> tuple[str, dict[str, Any]]:

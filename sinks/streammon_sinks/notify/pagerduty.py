@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 from msgspec import Struct
 
-from streammon.clock import Clock, system_clock
 from streammon.errors import Retryable
 from streammon.results import Alert
 from streammon_sinks.notify.channel import Memory, Notification
-from streammon_sinks.notify.http import Http, HttpDescription
+from streammon_sinks.notify.http import HttpChannel, HttpDescription
 from streammon_sinks.notify.secrets import Secret
 from streammon_sinks.notify.told import (
     address,
@@ -58,16 +56,8 @@ class _Answer(Struct):
     status: str
 
 
-class PagerDutyChannel:
+class PagerDutyChannel(HttpChannel[PagerDuty]):
     """Sends the events of one `PagerDuty`."""
-
-    def __init__(
-        self, name: str, description: PagerDuty, session: aiohttp.ClientSession, *, clock: Clock = system_clock
-    ) -> None:
-        """Raises ConfigError: a secret is not there."""
-        self._http = Http(name, session, description.timeout_s, clock)
-        self._description = description
-        description.check_secrets(name)
 
     async def deliver(self, notification: Notification, memory: Memory) -> Memory:
         key = self._http.secret("routing_key", self._description.routing_key)
@@ -77,9 +67,6 @@ class PagerDutyChannel:
         if answer is None or answer.status != "success":
             raise Retryable(f"{self._http.where(self._description.url)} did not answer as PagerDuty does")
         return memory
-
-    async def close(self) -> None:
-        """Nothing is held: the session is the caller's."""
 
 
 def event(notification: Notification) -> dict[str, Any]:

@@ -17,15 +17,13 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 from msgspec import Struct
 
-from streammon.clock import Clock, system_clock
 from streammon.errors import Backpressure, Reason, Rejected, Retryable
 from streammon.results import Alert
 from streammon_sinks.notify.channel import Memory, Notification
-from streammon_sinks.notify.http import Http, HttpDescription, Reply
+from streammon_sinks.notify.http import HttpChannel, HttpDescription, Reply
 from streammon_sinks.notify.secrets import Secret, SecretValue, scrub
 from streammon_sinks.notify.told import (
     address,
@@ -94,16 +92,8 @@ class _Answer(Struct):
     channel: str = ""
 
 
-class SlackChannel:
+class SlackChannel(HttpChannel[Slack]):
     """Posts the messages of one `Slack`."""
-
-    def __init__(
-        self, name: str, description: Slack, session: aiohttp.ClientSession, *, clock: Clock = system_clock
-    ) -> None:
-        """Raises ConfigError: a secret is not there."""
-        self._http = Http(name, session, description.timeout_s, clock)
-        self._description = description
-        description.check_secrets(name)
 
     async def deliver(self, notification: Notification, memory: Memory) -> Memory:
         if memory.get("last") == notification.id:
@@ -114,9 +104,6 @@ class SlackChannel:
             await self._http.post(url, msgspec.json.encode(content))
             return {"last": notification.id}
         return {"last": notification.id, **await self._say(notification, content, memory)}
-
-    async def close(self) -> None:
-        """Nothing is held: the session is the caller's."""
 
     async def _say(self, notification: Notification, content: dict[str, Any], memory: Memory) -> Memory:
         """Edit what there is of a group that is over; post what is news."""

@@ -15,12 +15,10 @@ from collections.abc import Callable, Mapping
 from string import Template
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 
-from streammon.clock import Clock, system_clock
 from streammon_sinks.notify.channel import Memory, Notification
-from streammon_sinks.notify.http import Http, HttpDescription
+from streammon_sinks.notify.http import HttpChannel, HttpDescription
 from streammon_sinks.notify.secrets import Secret, SecretValue
 from streammon_sinks.notify.told import headline, labels_of, line, state_of, story
 
@@ -53,25 +51,13 @@ class Webhook(HttpDescription, frozen=True, tag="webhook"):
         _map_texts(self.body, _check_template)
 
 
-class WebhookChannel:
+class WebhookChannel(HttpChannel[Webhook]):
     """Posts to the URL of a `Webhook`."""
-
-    def __init__(
-        self, name: str, description: Webhook, session: aiohttp.ClientSession, *, clock: Clock = system_clock
-    ) -> None:
-        """Raises ConfigError: a secret is not there."""
-        self._http = Http(name, session, description.timeout_s, clock)
-        self._description = description
-        self._clock = clock
-        description.check_secrets(name)
 
     async def deliver(self, notification: Notification, memory: Memory) -> Memory:
         body = body_of(notification, self._description.body)
         await self._http.post(self._told("url", self._description.url), body, self._headers(notification, body))
         return memory
-
-    async def close(self) -> None:
-        """Nothing is held: the session is the caller's."""
 
     def _headers(self, notification: Notification, body: bytes) -> dict[str, str | SecretValue]:
         description = self._description
@@ -81,7 +67,7 @@ class WebhookChannel:
             headers["Authorization"] = SecretValue(f"Bearer {self._http.secret('token', description.token).reveal()}")
         if description.signing_secret:
             key = self._http.secret("signing_secret", description.signing_secret)
-            headers["Streammon-Signature"] = signature(key, body, int(self._clock()))
+            headers["Streammon-Signature"] = signature(key, body, int(self._http.clock()))
         return headers
 
     def _told(self, field: str, value: Secret | str) -> str | SecretValue:
