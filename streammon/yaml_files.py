@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ def parse_yaml(text: str, type_: type[T], name: str) -> T:
     try:  # not strict: YAML 1.1 reads 1e-3 as text
         return msgspec.convert(content, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(name, root, type_, str(error))) from None
+        raise ConfigError(_explain(name, root, content, type_, str(error))) from None
 
 
 def place_of(file: Path, keys: Iterable[str | int]) -> str:
@@ -69,43 +70,97 @@ def _refuse_repeated_keys(name: str, node: yaml.Node | None) -> None:
             _refuse_repeated_keys(name, value)
 
 
-def _explain(name: str, root: yaml.Node | None, type_: type[Any], message: str) -> str:
+def _explain(name: str, root: yaml.Node | None, content: Any, type_: type[Any], message: str) -> str:
     """The decoder's message, its path (``$.rules[0].above``) turned into a place in the file and a value."""
     problem, _, path = message.partition(" - at ")
-    keys = _keys(path, problem)
+    keys = _with_names(_keys(path, problem), content, type_, message)
     nodes = list(_descend(root, keys))
     last = nodes[-1] if nodes else None
     of_named = [f"{keys[0].removesuffix('s')} {named.value!r}" for node in nodes for named in _children(node, "name")]
     field = ".".join(key for key in keys[1 : len(nodes) - 1] if not key.isdecimal())
-    value = f" = {last.value[:80]!r}" if isinstance(last, yaml.ScalarNode) else ""
-    allowed = _allowed(inspect.type_info(type_), keys, nodes)
+    types = list(_along(inspect.type_info(type_), keys, nodes))
+    secret = any(map(_confidential, types))
+    value = f" = {last.value[:80]!r}" if isinstance(last, yaml.ScalarNode) and not secret else ""
+    allowed = _allowed(types, keys)
+    problem += "; a secret is not written here, only where it is kept" if secret else ""
     problem += f"; allowed: {', '.join(allowed)}" if allowed else ""
     return ": ".join(part for part in (_at(name, last), *of_named[-1:], field + value, problem) if part)
 
 
 def _keys(path: str, problem: str) -> list[str]:
     """Of ``$.rules[0].above`` and "unknown field `x`": rules, 0, above, x."""
-    return re.findall(r"[\w-]+", path.rpartition("$")[2]) + re.findall(r"`([\w.-]+)`", problem)[:1]
+    return re.findall(r"[\w-]+|\.{3}", path.rpartition("$")[2]) + re.findall(r"`([\w.-]+)`", problem)[:1]
 
 
-def _allowed(info: inspect.Type, keys: list[str], nodes: list[yaml.Node]) -> Iterable[str]:
-    """What the type allows at the end of the keys: values of a choice, or the fields of an object."""
+def _with_names(keys: list[str], content: Any, type_: type[Any], message: str) -> list[str]:
+    """The decoder writes ``...`` for a key that the file chose; the keys with it in place of that."""
     for depth, key in enumerate(keys):
-        here = _struct(info, nodes[depth] if depth < len(nodes) else None)
-        if isinstance(here, inspect.StructType):
-            fields = {field.encode_name: field.type for field in here.fields}
-            if here.tag_field == key:
-                return ()
-            if key not in fields:
-                return [*([here.tag_field] if here.tag_field else []), *fields]
-            info = fields[key]
-        elif isinstance(here, inspect.ListType | inspect.VarTupleType | inspect.SetType):
-            info = here.item_type
-        elif isinstance(here, inspect.DictType):
-            info = here.value_type
-        else:
-            return _tags(here) if isinstance(here, inspect.UnionType) else ()
-    return _choices(info)
+        if key == "...":
+            keys = [*keys[:depth], _culprit(keys[:depth], content, type_, message), *keys[depth + 1 :]]
+    return keys
+
+
+def _culprit(above: list[str], content: Any, type_: type[Any], message: str) -> str:
+    """The key of the mapping at ``above`` that alone brings the same message."""
+    mapping = reduce(lambda inner, key: inner[_key(inner, key)], above, content)
+    return next((str(key) for key in mapping if _message(_only(key, above, content), type_) == message), "...")
+
+
+def _only(key: Any, above: list[str], content: Any) -> Any:
+    """The content with nothing but ``key`` in the mapping at ``above``."""
+    if not above:
+        return {key: content[key]}
+    changed, place = content.copy(), _key(content, above[0])
+    changed[place] = _only(key, above[1:], content[place])
+    return changed
+
+
+def _key(content: Any, key: str) -> Any:
+    return int(key) if isinstance(content, list) else next(each for each in content if str(each) == key)
+
+
+def _message(content: Any, type_: type[Any]) -> str:
+    try:
+        msgspec.convert(content, type_, strict=False)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _along(info: inspect.Type | None, keys: list[str], nodes: list[yaml.Node]) -> Iterator[inspect.Type]:
+    """The types along the keys, from the root on: one more than keys, or fewer if a key leads nowhere."""
+    for depth, key in enumerate(keys):
+        if info is None:
+            return
+        yield (here := _struct(info, nodes[depth] if depth < len(nodes) else None))
+        info = _inner(here, key)
+    if info is not None:
+        yield info
+
+
+def _inner(here: inspect.Type, key: str) -> inspect.Type | None:
+    if isinstance(here, inspect.StructType):
+        return next((field.type for field in here.fields if field.encode_name == key), None)
+    if isinstance(here, inspect.ListType | inspect.VarTupleType | inspect.SetType):
+        return here.item_type
+    return here.value_type if isinstance(here, inspect.DictType) else None
+
+
+def _allowed(types: list[inspect.Type], keys: list[str]) -> Iterable[str]:
+    """What is allowed at the end of the keys: values of a choice, or the fields of an object."""
+    end = types[-1]
+    if len(types) > len(keys):
+        return _choices(end)
+    if isinstance(end, inspect.StructType):
+        tag = [end.tag_field] if end.tag_field else []
+        return () if keys[len(types) - 1] in tag else [*tag, *(field.encode_name for field in end.fields)]
+    return _tags(end) if isinstance(end, inspect.UnionType) else ()
+
+
+def _confidential(info: inspect.Type) -> bool:
+    """Whether an error must not show what was written there: structs of secrets say so by ``confidential = True``."""
+    options = info.types if isinstance(info, inspect.UnionType) else (info,)
+    return any(getattr(each.cls, "confidential", False) for each in options if isinstance(each, inspect.StructType))
 
 
 def _struct(info: inspect.Type, node: yaml.Node | None) -> inspect.Type:

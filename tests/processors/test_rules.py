@@ -555,7 +555,7 @@ def test_version_changes_with_what_decides_and_with_nothing_else() -> None:
             "source: resource",
             "allowed: count, throughput_per_s, gauges.NAME.min|",
         ),
-        ("summary: slow", "where: {version: 1.10}", "where: Expected `str`, got `float`"),
+        ("summary: slow", "where: {version: 1.10}", "where.version = '1.10': Expected `str`, got `float`"),
         ("summary: slow", "contact: x", ":3:5: rule 'slow': Object missing required field `summary`"),
         ("rules:", "rule:", ":3:3: Object contains unknown field `rule`; allowed: rules"),
         ("name: slow", "name: a b", ":3:11: rule 'a b': name = 'a b': Expected `str` matching regex"),

@@ -1,0 +1,56 @@
+"""YAML files of people: what an error says, where, and what it does not repeat."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import pytest
+from msgspec import Struct
+
+from streammon.errors import ConfigError
+from streammon.yaml_files import parse_yaml
+
+
+class Hidden(Struct, forbid_unknown_fields=True):
+    confidential: ClassVar[bool] = True
+    env: str
+
+
+class Part(Struct, forbid_unknown_fields=True):
+    kind: Literal["a", "b"] = "a"
+    hidden: Hidden | None = None
+    inner: dict[str, int] = {}
+
+
+class File(Struct, forbid_unknown_fields=True):
+    parts: dict[str, Part] = {}
+    lists: list[dict[str, Part]] = []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("parts: {one: {kind: a}, two: {kind: c}}", "f:1:37: two.kind = 'c': Invalid enum value 'c'; allowed: a, b"),
+        ("parts: {a: {}, b: {colour: 3}}", "f:1:28: b.colour = '3': Object contains unknown field `colour`"),
+        ("parts: {x: {inner: {k: 1, l: z}}}", "f:1:30: x.inner.l = 'z': Expected `int`, got `str`"),
+        ("lists: [{a: {}}, {b: {}, c: {kind: x}}]", "f:1:36: c.kind = 'x': Invalid enum value 'x'"),
+        ("parts: {one: 7}", "f:1:14: one = '7': Expected `object`, got `int`"),
+    ],
+)
+def test_an_error_below_a_name_of_the_file_says_which_name(text: str, said: str) -> None:
+    assert said in message(text)
+
+
+@pytest.mark.parametrize("hidden", ["hush", "{env: 7, hush: 1}", "{env: [hush]}", "{value: hush}"])
+def test_what_stands_where_a_secret_belongs_is_not_repeated(hidden: str) -> None:
+    said = message(f"parts: {{one: {{hidden: {hidden}}}}}")
+    assert said.startswith("f:1:")
+    assert "one.hidden" in said
+    assert "a secret is not written here, only where it is kept" in said
+    assert "= " not in said
+
+
+def message(text: str, type_: Any = File) -> str:
+    with pytest.raises(ConfigError) as raised:
+        parse_yaml(text, type_, "f")
+    return str(raised.value)
