@@ -29,7 +29,8 @@ from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
 
-from streammon.broker import Broker, Outgoing, Reader, Record, Start, TopicPartition
+from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition
+from streammon.broker.reading import Places, read, unread
 from streammon.telemetry import log
 from streammon.topics import SNAPSHOTS
 from streammon_processors.task import Processor, Task, in_steps, outputs_of
@@ -37,8 +38,6 @@ from streammon_processors.task import Processor, Task, in_steps, outputs_of
 BATCH_RECORDS = 500
 MERGE_MS = 1000
 """Topics are merged by the broker's time to within a second: batches stay long."""
-
-Places = Mapping[TopicPartition, int]
 
 
 @dataclass(frozen=True)
@@ -197,24 +196,6 @@ async def bounds(broker: Broker, topics: Sequence[str], start: Start) -> tuple[P
         await reader.close()
 
 
-async def read(
-    broker: Broker, topics: Sequence[str], start: Start = "earliest", ends: Places | None = None
-) -> AsyncGenerator[tuple[TopicPartition, list[Record]]]:
-    """The records of some topics from ``start`` to ``ends``, or to where they end now."""
-    reader = await broker.reader(topics, start)
-    try:
-        ends = ends or await reader.ends()
-        while _unread(reader, ends):
-            for partition, records in (await reader.poll()).items():
-                yield partition, [record for record in records if record.offset < ends[partition]]
-    finally:
-        await reader.close()
-
-
-def _unread(reader: Reader, ends: Places) -> list[TopicPartition]:
-    return [each for each, position in reader.positions().items() if position < ends[each]]
-
-
 async def _merged(
     broker: Broker, offsets: Places, ends: Places, cuts: Places
 ) -> AsyncGenerator[tuple[TopicPartition, list[Record]]]:
@@ -223,7 +204,7 @@ async def _merged(
     waiting = {each: deque[Record]() for each in offsets}
     try:
         while True:
-            if any(not waiting[each] for each in _unread(reader, ends)):
+            if any(not waiting[each] for each in unread(reader, ends)):
                 for partition, records in (await reader.poll()).items():
                     waiting[partition].extend(record for record in records if record.offset < ends[partition])
             elif any(waiting.values()):

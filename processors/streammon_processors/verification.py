@@ -20,7 +20,8 @@ from typing import NamedTuple
 import msgspec
 
 from streammon.broker import Broker, Outgoing, TopicPartition
-from streammon_processors.replay import Places, Range, Replay, bounds, prepare, read
+from streammon.broker.reading import Places, read
+from streammon_processors.replay import Range, Replay, bounds, prepare
 from streammon_processors.task import Processor
 
 CLOCKS_S = 60.0

@@ -18,12 +18,13 @@ import pytest
 from streammon.broker import Broker, Outgoing, Record, TopicPartition
 from streammon.broker.embedded import EmbeddedBroker
 from streammon.broker.kafka import KafkaBroker
+from streammon.broker.reading import read
 from streammon.config import Settings
 from streammon.servers import Server
 from streammon.topics import state_topics, topic_specs
 from streammon_processors import history
 from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
-from streammon_processors.replay import Beginning, Range, prepare, read
+from streammon_processors.replay import Beginning, Range, prepare
 from streammon_processors.rules import Rules, RulesTask
 from streammon_processors.runtime import run_processor
 from streammon_processors.task import Output, Processor, Step, Stepwise, Task, time_field
