@@ -28,11 +28,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
+from streammon.config import read_secret, secret_of
 from streammon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
-
     from streammon.config import KafkaSettings, SaslSettings, TlsSettings
 
 RENEW_AT = 0.8
@@ -88,7 +87,7 @@ def _ssl_context(tls: TlsSettings) -> ssl.SSLContext:
     context.check_hostname = tls.verify_hostname
     if tls.certificate_file is not None:
         # Without a password of some kind OpenSSL would ask for it on the terminal.
-        password = _secret("kafka.tls.key_password", tls.key_password, tls.key_password_file) or ""
+        password = secret_of("kafka.tls.key_password", tls.key_password, tls.key_password_file) or ""
         try:
             context.load_cert_chain(tls.certificate_file, tls.key_file, password)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -123,7 +122,7 @@ def _librdkafka_tls(tls: TlsSettings) -> dict[str, Any]:
         "ssl.ca.location": tls.ca_file,
         "ssl.certificate.location": tls.certificate_file,
         "ssl.key.location": tls.key_file or tls.certificate_file,
-        "ssl.key.password": _secret("kafka.tls.key_password", tls.key_password, tls.key_password_file),
+        "ssl.key.password": secret_of("kafka.tls.key_password", tls.key_password, tls.key_password_file),
     }
     return {name: str(value) for name, value in options.items() if value is not None}
 
@@ -132,24 +131,7 @@ def _librdkafka_tls(tls: TlsSettings) -> dict[str, Any]:
 
 
 def _password(sasl: SaslSettings) -> str | None:
-    return _secret("kafka.sasl.password", sasl.password, sasl.password_file)
-
-
-def _secret(field: str, given: SecretStr | None, file: Path | None) -> str | None:
-    """From the configuration or a file, where the line end that editors put behind it does not count."""
-    if given is not None:
-        return given.get_secret_value()
-    return None if file is None else _read(f"{field}_file", file)
-
-
-def _read(field: str, file: Path) -> str:
-    try:
-        content = file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{field} = {str(file)!r}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if not content:
-        raise ConfigError(f"{field} = {str(file)!r}: the file is empty")
-    return content
+    return secret_of("kafka.sasl.password", sasl.password, sasl.password_file)
 
 
 # ---------------------------------------------------------------- tokens
@@ -207,7 +189,7 @@ class _TokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka i
 
 def _from_file(sasl: SaslSettings, now: float) -> Token:
     assert sasl.token_file is not None
-    value = _read("kafka.sasl.token_file", sasl.token_file)
+    value = read_secret("kafka.sasl.token_file", sasl.token_file)
     return Token(value, _expiry(value) or now + UNKNOWN_LIFE_S)
 
 
@@ -242,7 +224,7 @@ def _from_endpoint(sasl: SaslSettings, now: float) -> Token:
 
 def _request(sasl: SaslSettings) -> urllib.request.Request:
     assert sasl.token_endpoint is not None
-    secret = _secret("kafka.sasl.client_secret", sasl.client_secret, sasl.client_secret_file)
+    secret = secret_of("kafka.sasl.client_secret", sasl.client_secret, sasl.client_secret_file)
     credentials = ":".join(urllib.parse.quote(part or "", safe="") for part in (sasl.client_id, secret))
     form = {"grant_type": "client_credentials"} | ({"scope": sasl.scope} if sasl.scope else {})
     return urllib.request.Request(  # noqa: S310 - http(s)
