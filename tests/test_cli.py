@@ -104,6 +104,10 @@ COMMANDS = {
     "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
     "query": ["--since", "--until", "--where", "--limit", "--output"], "schema": ["--asyncapi"],
     "replay": ["--from", "--to", "--verify", "--envelope", "--rules", "--output"],
+    "ack": ["--note", "--by", "--output"], "silence": ["--for", "--note", "--by", "--output"],
+    "unsilence": ["--note", "--by", "--output"], "alerts": ["--all", "--output"], "silences": ["--all", "--output"],
+    "audit list": ["--alert", "--by", "--from", "--to", "--output"],
+    "rules report": ["--from", "--to", "--flap", "--output"],
 }  # fmt: skip
 COMMON = ["--config", "--bootstrap", "--data-dir", "--metrics-port", "--log-level"]
 

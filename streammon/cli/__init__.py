@@ -17,7 +17,7 @@ def main() -> None:
     """The ``streammon`` program."""
     _collect_garbage_rarely()
     _import_leanly()
-    from streammon.cli import admin, data, replay, roles, up  # noqa: F401 - importing registers the commands
+    from streammon.cli import admin, data, people, replay, roles, up  # noqa: F401 - importing registers the commands
     from streammon.cli.base import EXTRAS, app
 
     try:
