@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from itertools import takewhile
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -395,30 +395,40 @@ async def read_alert_log(broker: Broker, *, keep_transitions: bool = False, with
     return log
 
 
-async def follow(broker: Broker, log: AlertLog, *, stop: asyncio.Event, poll_s: float = 0.5) -> None:
-    """Keep ``log`` up to date until ``stop``. A broker that is away is waited for, and read again from the start."""
+class Folded(Protocol):
+    """What takes in the records of some topics one by one; the same record again changes nothing."""
+
+    complete: bool
+
+    def add(self, topic: str, record: Record) -> None: ...
+
+
+async def follow(
+    broker: Broker, folded: Folded, *, stop: asyncio.Event, topics: Sequence[str] = TOPICS, poll_s: float = 0.5
+) -> None:
+    """Keep ``folded`` up to date until ``stop``. A broker that is away is waited for, and read again from the start."""
     pauses = Backoff().pauses()
     while not stop.is_set():
         try:
-            await _follow(broker, log, stop, poll_s)
+            await _follow(broker, folded, stop, topics, poll_s)
         except Retryable as error:
-            logger.warning("what people do is not seen while the broker is away", error=str(error))
+            logger.warning("what people do is not seen while the broker is away", topics=topics, error=str(error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), next(pauses))
 
 
-async def _follow(broker: Broker, log: AlertLog, stop: asyncio.Event, poll_s: float) -> None:
-    reader: Reader = await broker.reader(TOPICS)
+async def _follow(broker: Broker, folded: Folded, stop: asyncio.Event, topics: Sequence[str], poll_s: float) -> None:
+    reader: Reader = await broker.reader(topics)
     try:
         ends = await reader.ends()
         while not stop.is_set():
             for where, records in (await reader.poll(poll_s)).items():
-                _add_all(log, where, records)
-            log.complete = log.complete or not unread(reader, ends)
+                _add_all(folded, where, records)
+            folded.complete = folded.complete or not unread(reader, ends)
     finally:
         await reader.close()
 
 
-def _add_all(log: AlertLog, where: TopicPartition, records: Iterable[Record]) -> None:
+def _add_all(folded: Folded, where: TopicPartition, records: Iterable[Record]) -> None:
     for record in records:
-        log.add(where.topic, record)
+        folded.add(where.topic, record)
