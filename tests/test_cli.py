@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, data, main, replay, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli import admin, data, main, people, replay, roles, up  # noqa: F401 - importing registers the commands
 from streammon.cli.base import app, retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable

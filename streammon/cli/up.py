@@ -111,7 +111,7 @@ async def _run(
                 deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
                 deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
                 follow(broker, people, stop=stop),
-                follow(broker, groups, topics=groups.TOPICS, stop=stop),
+                *([follow(broker, groups, topics=groups.TOPICS, stop=stop)] if _hears_pagerduty(settings) else []),
             )
     page_store.close()
 
@@ -127,6 +127,11 @@ def _callbacks(broker: Broker, people: AlertLog, groups: Groups, settings: Callb
 
     slack, pagerduty = secret("slack_signing_secret"), secret("pagerduty_signing_secret")
     return callback_routes(broker, people, groups, slack=slack, pagerduty=pagerduty)
+
+
+def _hears_pagerduty(settings: Settings) -> bool:
+    secrets = settings.callbacks
+    return (secrets.pagerduty_signing_secret or secrets.pagerduty_signing_secret_file) is not None
 
 
 def _status() -> Status:

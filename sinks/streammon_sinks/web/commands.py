@@ -52,9 +52,7 @@ from streammon.errors import Backpressure, Reason, Rejected, StreammonError
 from streammon.results import Alert
 from streammon.telemetry import log as logger
 from streammon_sinks.notify.pagerduty import dedup_key
-from streammon_sinks.notify.pagerduty_inbound import pagerduty_commands
 from streammon_sinks.notify.secrets import SecretValue
-from streammon_sinks.notify.slack_inbound import slack_commands
 
 COMMANDS: Final = "/v1/commands"
 CALLBACKS: Final = "/v1/callbacks"
@@ -247,12 +245,14 @@ def callback_routes(
     bucket = limit or Limit()
     routes = []
     if slack is not None:
+        from streammon_sinks.notify.slack_inbound import slack_commands
 
         def pressed(headers: Mapping[str, str], body: bytes, now: float) -> Iterable[Command]:
             return slack_commands(headers, body, slack, now)
 
         routes.append(_callback(broker, log, "slack", pressed, clock, bucket))
     if pagerduty is not None:
+        from streammon_sinks.notify.pagerduty_inbound import pagerduty_commands
 
         def happened(headers: Mapping[str, str], body: bytes, now: float) -> Iterable[Command]:
             return pagerduty_commands(headers, body, pagerduty, now, alerts_of=lambda key: groups.alerts_of(log, key))
