@@ -157,24 +157,6 @@ class SaslSettings(Section):
         return [("token_endpoint", "token_file"), ("client_id",), secret], ["scope", "token_ca_file"]
 
 
-def secret_of(field: str, given: SecretStr | None, file: Path | None) -> str | None:
-    """From the configuration or a file, where the line end that editors put behind it does not count."""
-    if given is not None:
-        return given.get_secret_value()
-    return None if file is None else read_secret(f"{field}_file", file)
-
-
-def read_secret(field: str, file: Path) -> str:
-    """The text of a file that holds a secret. Raises `ConfigError`, naming ``field``."""
-    try:
-        content = file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{field} = {str(file)!r}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if not content:
-        raise ConfigError(f"{field} = {str(file)!r}: the file is empty")
-    return content
-
-
 def _given(section: Section) -> list[str]:
     return [name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default]
 
@@ -302,6 +284,47 @@ class RuleSettings(Section):
     """YAML files with rules."""
 
 
+class HeartbeatSettings(Section):
+    """What every long-running command says of itself on the topic ``heartbeats``."""
+
+    interval_s: float = Field(10.0, ge=0.05)
+    """How often; who says nothing for three of these intervals is silent."""
+
+
+class InventorySettings(Section):
+    """The inventory, ``streammon inventory run``: who fell silent."""
+
+    file: UserPath | None = None
+    """YAML file that says who is expected; without it, whoever was there once is."""
+    grace_s: float = Field(60.0, ge=0)
+    """How long the inventory watches before it misses somebody whom it has never seen."""
+    blind_s: float = Field(60.0, gt=0)
+    """An inventory that does not even see its own heartbeats for this long ends, to be started anew."""
+
+
+class PingSettings(Section):
+    """The ping to somebody outside who calls when it stays away, such as healthchecks.io or Dead Man's Snitch."""
+
+    url: SecretStr | None = None
+    """Where to send a GET request while all is well; whoever knows it can keep the alarm off, so it is a secret."""
+    url_file: UserPath | None = None
+    """File to read ``url`` from."""
+    interval_s: float = Field(60.0, gt=0)
+    """How often; let the service outside wait at least twice as long."""
+    timeout_s: float = Field(10.0, gt=0)
+    """How long one request may take; there are three at most an interval."""
+    stale_s: float = Field(60.0, gt=0)
+    """Without a new window for this long, ``up`` and ``notify`` send no ping."""
+    roles: tuple[str, ...] = ("process", "rules", "notify")
+    """The inventory sends a ping only while somebody of each of these roles is alive."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.url is not None and self.url_file is not None:
+            raise _impossible(self, "url_file", "is given, and so is url: remove one of them")
+        return self
+
+
 class WebSettings(Section):
     """The page and the HTTP intake of ``streammon up``."""
 
@@ -367,6 +390,9 @@ class Settings(BaseSettings):
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
     sqlite: SqliteSettings = SqliteSettings()
     rules: RuleSettings = RuleSettings()
+    heartbeat: HeartbeatSettings = HeartbeatSettings()
+    inventory: InventorySettings = InventorySettings()
+    ping: PingSettings = PingSettings()
     web: WebSettings = WebSettings()
     callbacks: CallbackSettings = CallbackSettings()
 

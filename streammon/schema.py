@@ -8,8 +8,9 @@ import msgspec
 
 from streammon import __version__
 from streammon.events import KEYS, SCHEMA, STRUCTS
+from streammon.heartbeat import Heartbeat
 from streammon.results import RESULTS
-from streammon.topics import TOPIC_OF
+from streammon.topics import HEARTBEATS, TOPIC_OF
 
 _JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
@@ -17,7 +18,7 @@ _JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 def types() -> dict[str, type[msgspec.Struct]]:
     """Every type that has a schema, by its ``type`` on the wire."""
     results = {str(struct.__struct_config__.tag): struct for struct in RESULTS.values()}
-    return {**{event.value: struct for event, struct in STRUCTS.items()}, **results}
+    return {**{event.value: struct for event, struct in STRUCTS.items()}, **results, "heartbeat": Heartbeat}
 
 
 def json_schema(name: str) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def asyncapi(prefix: str) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(structs.values(), ref_template="#/components/schemas/{name}")
     topics = {TOPIC_OF[event]: (event.value, "/".join(KEYS[event])) for event in STRUCTS}
     topics |= {topic: (str(struct.__struct_config__.tag), "series") for topic, struct in RESULTS.items()}
+    topics[HEARTBEATS] = ("heartbeat", "component id")
     return {
         "asyncapi": "3.0.0",
         "info": {

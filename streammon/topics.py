@@ -48,7 +48,8 @@ INPUT_TOPICS: dict[str, EventType] = {
 TOPIC_OF: dict[EventType, str] = {event: topic for topic, event in INPUT_TOPICS.items()}
 
 _INPUT_RETENTION_S = {"inference": 1 * DAY_S, "logs": 184 * DAY_S}
-_COMPACTED = ("alerts", "heartbeats")
+HEARTBEATS = "heartbeats"
+"""Who is there, by component: see `streammon.heartbeat`."""
 NOTIFIER = ("pages", "notifications", "deliveries")
 """What the notifier reads in one order, what it decides to deliver, what became of that. One partition each, because
 groups, silences and inhibitions are across all alerts."""
@@ -67,7 +68,7 @@ def state_topics(processors: Iterable[str], partitions: int) -> list[TopicSpec]:
 
 
 def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rollups", "rules")) -> list[TopicSpec]:
-    """Every topic streammon uses, with ``partitions`` partitions each."""
+    """Every topic streammon uses, with ``partitions`` partitions each, but for those that are in one order."""
     inputs = [
         TopicSpec(name, partitions, _INPUT_RETENTION_S.get(name, 30 * DAY_S), log_append_time=True)
         for name in INPUT_TOPICS
@@ -77,8 +78,10 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rol
         for name in ("windows", "drift", "runs", "commands")
     ]
     pager = [TopicSpec(name, 1, 30 * DAY_S, log_append_time=True) for name in NOTIFIER]
-    compacted = [TopicSpec(name, partitions, None, compact=True) for name in _COMPACTED]
+    alerts = TopicSpec("alerts", partitions, None, compact=True)
+    # One partition, because whoever judges by an inventory has to see everybody; and by the time of one clock.
+    heartbeats = TopicSpec(HEARTBEATS, 1, None, compact=True, log_append_time=True)
     large = LARGE_RECORD_BYTES
     history = TopicSpec(SNAPSHOTS, partitions, None, compact=True, log_append_time=True, max_record_bytes=large)
     deadletter = TopicSpec("deadletter", partitions, 14 * DAY_S, max_record_bytes=large)
-    return [*inputs, *results, *pager, *compacted, *state_topics(processors, partitions), history, deadletter]
+    return [*inputs, *results, *pager, alerts, heartbeats, *state_topics(processors, partitions), history, deadletter]

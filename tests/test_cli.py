@@ -25,7 +25,16 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, data, main, people, replay, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli import (  # noqa: F401 - importing registers the commands
+    admin,
+    data,
+    inventory,
+    main,
+    people,
+    replay,
+    roles,
+    up,
+)
 from streammon.cli.base import app, retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
@@ -100,6 +109,7 @@ def silent() -> socket.socket:
 COMMANDS = {
     "up": ["--demo", "--port", "--rules"], "agent": [], "process": [], "notify": [], "doctor": ["--output"],
     "rules run": ["--rules"], "rules check": [], "sink": ["sqlite", "elasticsearch"],
+    "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
     "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
     "query": ["--since", "--until", "--where", "--limit", "--output"], "schema": ["--asyncapi"],
@@ -619,7 +629,7 @@ def test_starting_leaves_behind_no_threads_for_linear_algebra_and_no_variable_th
 def test_every_type_has_a_json_schema() -> None:
     document = json.loads(inside("schema").output)
     assert set(EventType) <= set(document)
-    assert len(document) == len(EventType) + len(RESULTS)
+    assert len(document) == len(EventType) + len(RESULTS) + len(["heartbeat"])
     for name, schema in document.items():
         assert schema["$schema"].startswith("https://json-schema.org/")
         assert json.loads(inside("schema", name).output) == schema

@@ -14,7 +14,7 @@ All reads are *read committed*. Topic names carry no prefix here; the implementa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -195,6 +195,21 @@ class Broker(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def reached(reader: Reader, ends: Mapping[TopicPartition, int]) -> bool:
+    """Whether the reader has come to these `Reader.ends`."""
+    positions = reader.positions()
+    return all(positions.get(partition, 0) >= end for partition, end in ends.items())
+
+
+async def to_the_end(reader: Reader) -> AsyncIterator[tuple[TopicPartition, Record]]:
+    """What is there now, and then no more."""
+    ends = await reader.ends()
+    while not reached(reader, ends):
+        for partition, records in (await reader.poll(0.2)).items():
+            for record in records:
+                yield partition, record
 
 
 async def connect(settings: Settings) -> Broker:

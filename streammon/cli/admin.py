@@ -139,7 +139,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", State.OK, version)
     for module, extra in EXTRAS.items():
-        found = find_spec(module) is not None
+        found = module in sys.modules or find_spec(module) is not None  # Faust, once imported, has no spec
         detail = "installed" if found else f"not installed; pip install 'streammon[{extra}]' if you need it"
         yield Finding(f"extra {extra}", State.OK if found else State.WARNING, detail)
     yield _data_dir(settings.data_dir)

@@ -48,6 +48,7 @@ def _program(
 
 
 EXTRAS = {
+    "faust": "inventory",
     "psutil": "agent",
     "river": "processor",
     "elasticsearch": "elasticsearch",

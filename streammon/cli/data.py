@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError
 from datetime import datetime
 from enum import StrEnum
@@ -21,7 +21,7 @@ import msgspec
 import typer
 
 from streammon import wire
-from streammon.broker import Broker, Outgoing, Reader, Record, Start, TopicPartition, connect
+from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition, connect, reached
 from streammon.cli.base import Output, OutputOption, app, command, print_json, print_rows
 from streammon.cli.roles import RESULTS_FILE
 from streammon.config import Settings
@@ -229,7 +229,7 @@ async def tail(
         reader = await broker.reader([topic], start)
         try:
             ends = await reader.ends() if exit_ else None
-            while not stop.is_set() and (ends is None or not _reached(reader, ends)):
+            while not stop.is_set() and (ends is None or not reached(reader, ends)):
                 for partition, records in (await reader.poll(0.2)).items():
                     for record in records:
                         if ticks or record.value != TICK:
@@ -239,11 +239,6 @@ async def tail(
             await reader.close()
     finally:
         await broker.close()
-
-
-def _reached(reader: Reader, ends: Mapping[TopicPartition, int]) -> bool:
-    positions = reader.positions()
-    return all(positions.get(partition, 0) >= end for partition, end in ends.items())
 
 
 def _print_record(partition: TopicPartition, record: Record, envelope: bool) -> None:

@@ -271,9 +271,12 @@ def _silence_json(quiet: Quiet, log: AlertLog, now_unix_s: float) -> dict[str, A
 
 
 def _silence_row(quiet: Quiet, log: AlertLog, now_unix_s: float) -> dict[str, Any]:
+    from streammon.alert_log import short_ids
+
     lifted = f" (lifted by {quiet.lifted.by})" if quiet.lifted else ""
+    ids = short_ids(each.silence.id for each in log.silences())
     return {
-        "id": quiet.silence.id,
+        "id": ids[quiet.silence.id],
         "state": quiet.state(now_unix_s),
         "matchers": _matched(quiet.silence),
         "until": clock_time(quiet.ends_unix_s) + lifted,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,8 @@ from streammon.broker import Broker, connect
 from streammon.cli.base import app, command, retrying, together
 from streammon.config import Settings
 from streammon.errors import ConfigError
+from streammon.heartbeat import beating
+from streammon.ping import Flow, ping_url, pinging
 from streammon.telemetry import health_server, log
 from streammon.topics import TopicSpec, topic_specs
 
@@ -31,9 +33,18 @@ PROCESSORS = ("windows", "rollups")
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, stop: asyncio.Event, processors: Iterable[Processor] = ()
+    settings: Settings,
+    stop: asyncio.Event,
+    processors: Iterable[Processor] = (),
+    *,
+    role: str,
+    details: Mapping[str, str] | None = None,
+    beat_s: float | None = None,
 ) -> AsyncIterator[Broker]:
-    """The broker, with all topics there, and the health server; waits for a broker that is still starting."""
+    """The broker, with all topics there, and the health server; waits for a broker that is still starting.
+
+    As long as the block runs, heartbeats say that somebody in this ``role`` is there; see `beating` for ``beat_s``.
+    """
     waiting_for: list[str | None] = ["the broker"]
     async with health_server(settings.metrics_port, lambda: waiting_for[0]):
         broker = await retrying(lambda: connect(settings), stop)
@@ -43,7 +54,8 @@ async def opened(
             if created:
                 log.info("topics created", topics=created)
             waiting_for[0] = None
-            yield broker
+            async with beating(broker, settings, role, lambda: waiting_for[0], details=details, every_s=beat_s):
+                yield broker
         finally:
             waiting_for[0] = "stopping"
             await broker.close()
@@ -62,7 +74,7 @@ async def agent(settings: Settings, stop: asyncio.Event) -> None:
     """Measure this host once a second and publish it to the `resources` topic."""
     from streammon_agents.host import run_host_agent
 
-    async with opened(settings, stop) as broker:
+    async with opened(settings, stop, role="agent") as broker:
         await run_host_agent(broker, settings, stop=stop)
 
 
@@ -98,7 +110,8 @@ async def process(
 
     settings = with_rules(settings, rules)
     processors = [processor(name, settings) for name in names or PROCESSORS]
-    async with opened(settings, stop, processors) as broker:
+    details = {"processors": " ".join(processor.name for processor in processors)}
+    async with opened(settings, stop, processors, role="process", details=details) as broker:
         running = (run_processor(broker, each, settings, stop=stop) for each in processors)
         await together(stop, *running)
 
@@ -123,7 +136,7 @@ async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = 
             rules=names,
             fix="streammon process --rules FILE, or rules.files in its configuration",
         )
-    async with opened(settings, stop) as broker:
+    async with opened(settings, stop, role="rules") as broker:
         await run_processor(broker, processor, settings, stop=stop)
 
 
@@ -168,7 +181,7 @@ async def sink(
     """Deliver results to a store: at least once, under deterministic ids."""
     from streammon_sinks.delivery import deliver
 
-    async with opened(settings, stop) as broker:
+    async with opened(settings, stop, role="sink", details={"destination": name.value}) as broker:
         group, destination = _sink(name, settings)
         backoff = Backoff(longest_s=settings.elasticsearch.max_backoff_s)
         await deliver(broker, group, ["windows", "alerts"], destination, stop=stop, backoff=backoff)
@@ -192,5 +205,10 @@ async def notify(settings: Settings, stop: asyncio.Event) -> None:
     from streammon_sinks.delivery import deliver
     from streammon_sinks.notify.console import ConsoleNotifier
 
-    async with opened(settings, stop) as broker:
-        await deliver(broker, "notify-console", ["alerts"], ConsoleNotifier(sys.stdout), stop=stop)
+    ping_url(settings.ping)  # a wrong one is found before anything is started
+    async with opened(settings, stop, role="notify") as broker:
+        await together(
+            stop,
+            deliver(broker, "notify-console", ["alerts"], ConsoleNotifier(sys.stdout), stop=stop),
+            pinging(settings.ping, Flow(broker, settings.ping.stale_s), stop=stop),
+        )

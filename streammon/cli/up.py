@@ -15,8 +15,10 @@ from prometheus_client import Gauge
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
-from streammon.config import CallbackSettings, Settings, WebSettings, secret_of
+from streammon.config import CallbackSettings, Settings, WebSettings
 from streammon.errors import ConfigError
+from streammon.ping import Flow, ping_url, pinging
+from streammon.secret_files import secret
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ async def up(
     # a bad rule file is found before anything is started
     rollups, rule_processor = rollups_processor(settings), rules_processor(settings)
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
-    async with opened(settings, stop) as broker:
+    ping_url(settings.ping)
+    async with opened(settings, stop, role="up") as broker:
         await _run(broker, rollups, rule_processor, settings, demo, stop)
 
 
@@ -112,6 +115,7 @@ async def _run(
                 deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
                 follow(broker, people, stop=stop),
                 *([follow(broker, groups, topics=groups.TOPICS, stop=stop)] if _hears_pagerduty(settings) else []),
+                pinging(settings.ping, Flow(broker, settings.ping.stale_s), stop=stop),
             )
     page_store.close()
 
@@ -121,11 +125,11 @@ def _callbacks(broker: Broker, people: AlertLog, groups: Groups, settings: Callb
     from streammon_sinks.notify.secrets import SecretValue
     from streammon_sinks.web.commands import callback_routes
 
-    def secret(name: str) -> SecretValue | None:
-        given = secret_of(f"callbacks.{name}", getattr(settings, name), getattr(settings, f"{name}_file"))
+    def of(name: str) -> SecretValue | None:
+        given = secret(f"callbacks.{name}", getattr(settings, name), getattr(settings, f"{name}_file"))
         return None if given is None else SecretValue(given)
 
-    slack, pagerduty = secret("slack_signing_secret"), secret("pagerduty_signing_secret")
+    slack, pagerduty = of("slack_signing_secret"), of("pagerduty_signing_secret")
     return callback_routes(broker, people, groups, slack=slack, pagerduty=pagerduty)
 
 

@@ -16,13 +16,15 @@ import msgspec
 import pytest
 from aiohttp import ClientSession, web
 from msgspec.structs import replace
+from pydantic import SecretStr, ValidationError
 
 from streammon.alert_log import AlertLog, follow
 from streammon.broker import Broker, Outgoing
 from streammon.broker.reading import read
+from streammon.cli import up
 from streammon.commands import AnyCommand, Matcher
-from streammon.config import WebSettings
-from streammon.errors import Backpressure, Retryable
+from streammon.config import CallbackSettings, Settings, WebSettings
+from streammon.errors import Backpressure, ConfigError, Retryable
 from streammon.telemetry import serve_http
 from streammon_sinks.notify.pagerduty import dedup_key
 from streammon_sinks.notify.secrets import SecretValue
@@ -259,6 +261,23 @@ async def test_without_a_secret_there_is_no_callback(site: Site) -> None:
     assert callback_routes(site.broker, site.log, site.groups, slack=None, pagerduty=None) == []
     one = callback_routes(site.broker, site.log, site.groups, slack=SecretValue("x"), pagerduty=None)
     assert [route.path for route in one] == ["/v1/callbacks/slack"]
+
+
+def test_up_hears_those_whose_secret_is_configured_in_a_file_too(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    given = {
+        (): CallbackSettings(),
+        ("/v1/callbacks/slack",): CallbackSettings(slack_signing_secret_file=tmp_path / "secret"),
+        ("/v1/callbacks/pagerduty",): CallbackSettings(pagerduty_signing_secret=SecretStr(SECRET)),
+    }
+    for paths, settings in given.items():
+        routes = up._callbacks(site.broker, site.log, site.groups, settings)
+        assert tuple(route.path for route in routes) == paths
+        assert up._hears_pagerduty(Settings(callbacks=settings)) == ("/v1/callbacks/pagerduty" in paths)
+    with pytest.raises(ValidationError, match="remove one of them"):
+        CallbackSettings(slack_signing_secret=SecretStr(SECRET), slack_signing_secret_file=tmp_path / "secret")
+    with pytest.raises(ConfigError, match=r"callbacks\.slack_signing_secret_file"):
+        up._callbacks(site.broker, site.log, site.groups, CallbackSettings(slack_signing_secret_file=tmp_path / "no"))
 
 
 def test_groups_are_bounded_and_the_newest_message_about_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
-from streammon.config import read_secret, secret_of
 from streammon.errors import ConfigError
+from streammon.secret_files import read_secret, secret
 
 if TYPE_CHECKING:
     from streammon.config import KafkaSettings, SaslSettings, TlsSettings
@@ -87,7 +87,7 @@ def _ssl_context(tls: TlsSettings) -> ssl.SSLContext:
     context.check_hostname = tls.verify_hostname
     if tls.certificate_file is not None:
         # Without a password of some kind OpenSSL would ask for it on the terminal.
-        password = secret_of("kafka.tls.key_password", tls.key_password, tls.key_password_file) or ""
+        password = secret("kafka.tls.key_password", tls.key_password, tls.key_password_file) or ""
         try:
             context.load_cert_chain(tls.certificate_file, tls.key_file, password)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -122,16 +122,13 @@ def _librdkafka_tls(tls: TlsSettings) -> dict[str, Any]:
         "ssl.ca.location": tls.ca_file,
         "ssl.certificate.location": tls.certificate_file,
         "ssl.key.location": tls.key_file or tls.certificate_file,
-        "ssl.key.password": secret_of("kafka.tls.key_password", tls.key_password, tls.key_password_file),
+        "ssl.key.password": secret("kafka.tls.key_password", tls.key_password, tls.key_password_file),
     }
     return {name: str(value) for name, value in options.items() if value is not None}
 
 
-# ---------------------------------------------------------------- secrets
-
-
 def _password(sasl: SaslSettings) -> str | None:
-    return secret_of("kafka.sasl.password", sasl.password, sasl.password_file)
+    return secret("kafka.sasl.password", sasl.password, sasl.password_file)
 
 
 # ---------------------------------------------------------------- tokens
@@ -224,8 +221,8 @@ def _from_endpoint(sasl: SaslSettings, now: float) -> Token:
 
 def _request(sasl: SaslSettings) -> urllib.request.Request:
     assert sasl.token_endpoint is not None
-    secret = secret_of("kafka.sasl.client_secret", sasl.client_secret, sasl.client_secret_file)
-    credentials = ":".join(urllib.parse.quote(part or "", safe="") for part in (sasl.client_id, secret))
+    client_secret = secret("kafka.sasl.client_secret", sasl.client_secret, sasl.client_secret_file)
+    credentials = ":".join(urllib.parse.quote(part or "", safe="") for part in (sasl.client_id, client_secret))
     form = {"grant_type": "client_credentials"} | ({"scope": sasl.scope} if sasl.scope else {})
     return urllib.request.Request(  # noqa: S310 - http(s)
         sasl.token_endpoint,

@@ -1,0 +1,51 @@
+"""CEL as rules read it: typed, every number a double, and errors in the columns that a person wrote."""
+
+from __future__ import annotations
+
+import pytest
+
+from streammon_processors.rules.cel import (
+    NUMBER,
+    TEXT,
+    TRUTH,
+    Call,
+    Constant,
+    ExpressionError,
+    Function,
+    Label,
+    Variable,
+    parse,
+)
+
+VARIABLES = {"duration_s.p99": NUMBER, "error_rate": NUMBER, "count": NUMBER}
+AVERAGE = Function("avg_over", ((NUMBER, TEXT),))
+
+
+def test_whole_numbers_may_be_written_and_dotted_names_are_one_variable() -> None:
+    assert parse("duration_s.p99 > 1", VARIABLES, [AVERAGE]) == (
+        Call("_>_", (Variable("duration_s.p99"), Constant(1.0))),
+        TRUTH,
+    )
+
+
+def test_functions_of_ours_and_labels_are_nodes() -> None:
+    tree, _ = parse('avg_over(error_rate, "10m") > 0.1 && labels["a-b"] == "10"', VARIABLES, [AVERAGE])
+    average = Call("avg_over", (Variable("error_rate"), Constant("10m")))
+    expected = Call("_>_", (average, Constant(0.1))), Call("_==_", (Label("a-b"), Constant("10")))
+    assert tree == Call("_&&_", expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("error_rat > 0.1", "column 1: 'error_rat' is not known here"),
+        ("count > 10 || 1", "column 12: found no matching overload for '_||_' applied to '(truth value, number)'"),
+        ('count > 1 && eval("x")', "column 18: 'eval' is not known here"),
+        ("count >", "Syntax error"),
+        ("[1, 2].exists(x, x > 1)", "no place in a rule"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_column(text: str, said: str) -> None:
+    with pytest.raises(ExpressionError) as refusal:
+        parse(text, VARIABLES, [AVERAGE])
+    assert said in str(refusal.value)
