@@ -257,6 +257,18 @@ async def test_a_callback_that_is_not_signed_is_refused_and_costs_nobody_his_tur
     assert (await site.post(body, "/v1/callbacks/slack", **headers))[0] == 200
 
 
+async def test_a_press_about_many_alerts_is_one_and_too_many_presses_are_sent_away(site: Site) -> None:
+    many = [(f"a{n}", 1) for n in range(BURST + 1)]
+    await site.broker.append([outgoing("alerts", id_, alert(id_), 1) for id_, _ in many])
+    await eventually(lambda: len(site.log.alerts) > BURST, what="the alerts")
+    body, headers = slack_press(site, many)
+    assert (await site.post(body, "/v1/callbacks/slack", **headers))[0] == 200
+    assert len(await site.written()) == BURST + 1
+    body, headers = slack_press(site, [("a", 1)])
+    answers = [(await site.post(body, "/v1/callbacks/slack", **headers))[0] for _ in range(BURST)]
+    assert answers == [200] * (BURST - 1) + [429]
+
+
 async def test_without_a_secret_there_is_no_callback(site: Site) -> None:
     assert callback_routes(site.broker, site.log, site.groups, slack=None, pagerduty=None) == []
     one = callback_routes(site.broker, site.log, site.groups, slack=SecretValue("x"), pagerduty=None)

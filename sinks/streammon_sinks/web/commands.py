@@ -101,14 +101,14 @@ class Limit:
     _tokens: float = float(BURST)
     _looked_at: float = -math.inf
 
-    def take(self, count: int = 1) -> None:
+    def take(self) -> None:
         """Raises `Backpressure`, with when there will be enough."""
         now = self.monotonic()
         filled = BURST if self._looked_at == -math.inf else self._tokens + PER_S * (now - self._looked_at)
         self._tokens, self._looked_at = min(float(BURST), filled), now
-        if count > self._tokens:
-            raise Backpressure(f"more than {PER_S:g} commands a second", (min(count, BURST) - self._tokens) / PER_S)
-        self._tokens -= count
+        if self._tokens < 1:
+            raise Backpressure(f"more than {PER_S:g} commands a second", (1 - self._tokens) / PER_S)
+        self._tokens -= 1
 
 
 # -- the page's buttons --------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def _callback(broker: Broker, log: AlertLog, name: str, read: Read, clock: Clock
             if not log.complete:
                 raise Backpressure("the alerts have not been read yet")
             records = _records(log, name, read(request.headers, body, clock()))
-            bucket.take(len(records))
+            bucket.take()  # one press, however many alerts it is about
             if records:
                 await broker.append(records)
             return web.Response()  # Slack shows the person whatever else there is
