@@ -111,7 +111,8 @@ class AlertLog:
         self.complete = False
         """Whether everything there was at the start has been read."""
         self._ended: dict[str, None] = {}
-        self._acknowledged: dict[tuple[str, int], Acknowledge] = {}
+        self._acknowledged: dict[tuple[str, int], Acknowledge] = {}  # by the first who did; it is that which counts
+        self._asked_again: dict[tuple[str, int], Acknowledge] = {}
         self._silences: dict[str, Silence] = {}
         self._lifted: dict[str, Unsilence] = {}
 
@@ -153,12 +154,14 @@ class AlertLog:
         match command:
             case Acknowledge():
                 self._acknowledged.setdefault((command.alert_id, command.transition), command)
+                self._asked_again[command.alert_id, command.transition] = command
             case Silence():
                 self._silences.setdefault(command.id, command)
             case Unsilence():
                 self._lifted.setdefault(command.silence_id, command)
         _bound(self.told)
         _bound(self._acknowledged)
+        _bound(self._asked_again)
         _bound(self._silences)
         _bound(self._lifted)
 
@@ -200,7 +203,7 @@ class AlertLog:
 
     def waiting(self, alert: Alert, now_unix_s: float) -> Acknowledge | None:
         """The acknowledgement that was given a moment ago, and that the alert does not show yet."""
-        given = self._acknowledged.get((alert.id, alert.transition))
+        given = self._asked_again.get((alert.id, alert.transition))
         return given if given and now_unix_s - given.time_unix_s < UNHEARD_S else None
 
     # ------------------------------------------------------------------ silences

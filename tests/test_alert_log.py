@@ -191,6 +191,15 @@ def test_an_acknowledgement_that_makes_no_sense_is_refused_with_the_reason(
 def test_an_acknowledgement_without_effect_may_be_given_again_after_a_minute() -> None:
     assert isinstance(acknowledge(log_of(alert("a"), ack("a", at=139)), "a", ANN), Ready)
     assert isinstance(acknowledge(log_of(alert("a"), ack("a", at=141)), "a", ANN), Refusal)
+    again = log_of(alert("a"), ack("a", at=20), ack("a", at=180, by="bob"))
+    assert "already by bob, 20 s ago" in why(acknowledge(again, "a", ANN))[1]
+
+
+def test_of_two_the_first_has_acknowledged() -> None:
+    log = log_of(alert("a", 2, "acknowledged"), ack("a", 1, at=20), ack("a", 1, at=30, by="bob"))
+    given = log.acknowledgement(log.alerts["a"].alert)
+    assert given is not None
+    assert given.by == "ann"
 
 
 def test_an_alert_that_fired_anew_can_be_acknowledged_anew() -> None:
