@@ -271,6 +271,10 @@ class SqliteSettings(Section):
     """Windows older than this are deleted."""
     max_rows: int = Field(1_000_000, ge=1000)
     """The oldest windows are deleted beyond this many; a row takes 1 to 5 kB."""
+    alert_retention_s: float = Field(184 * DAY_S, gt=0)
+    """What happened to alerts longer ago than this is deleted from their history."""
+    max_transitions: int = Field(200_000, ge=1000)
+    """The oldest transitions of alerts are deleted beyond this many; a row takes about 1 kB."""
 
 
 class RuleSettings(Section):
@@ -332,6 +336,28 @@ class WebSettings(Section):
     """A larger request body is answered with 413."""
     max_backlog_bytes: int = Field(64 * 1024**2, ge=1024)
     """With more accepted bytes than this not yet durable, the intake answers 429."""
+    origins: tuple[Annotated[str, Field(pattern="^https?://[^/]+$")], ...] = ()
+    """Other addresses the page is reached at, such as https://monitor.example.com: there too people may act."""
+
+
+class CallbackSettings(Section):
+    """Slack's and PagerDuty's calls to us: what people do there becomes commands. Each is off without its secret."""
+
+    slack_signing_secret: SecretStr | None = None
+    """Signing secret of the Slack app, whose interactivity URL is ``/v1/callbacks/slack``."""
+    slack_signing_secret_file: UserPath | None = None
+    """File to read ``slack_signing_secret`` from."""
+    pagerduty_signing_secret: SecretStr | None = None
+    """Secret of the PagerDuty webhook subscription (v3), which calls ``/v1/callbacks/pagerduty``."""
+    pagerduty_signing_secret_file: UserPath | None = None
+    """File to read ``pagerduty_signing_secret`` from."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        for name in ("slack_signing_secret", "pagerduty_signing_secret"):
+            if {name, f"{name}_file"} <= set(_given(self)):
+                raise _impossible(self, f"{name}_file", f"is given, and so is {name}: remove one of them")
+        return self
 
 
 class Settings(BaseSettings):
@@ -368,6 +394,7 @@ class Settings(BaseSettings):
     inventory: InventorySettings = InventorySettings()
     ping: PingSettings = PingSettings()
     web: WebSettings = WebSettings()
+    callbacks: CallbackSettings = CallbackSettings()
 
     @classmethod
     def settings_customise_sources(

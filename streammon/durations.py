@@ -44,3 +44,9 @@ def shown(seconds_: float) -> str:
         if seconds_ >= size_s and seconds_ % size_s == 0:
             return f"{seconds_ / size_s:g} {unit}"
     return f"{seconds_:g} s"
+
+
+def roughly(seconds_: float) -> str:
+    """Any duration in one unit, rounded down, for people: 59 s, 2 min, 7 h, 3 d."""
+    whole = round(max(0.0, seconds_))
+    return shown(whole - whole % next(size_s for size_s in (86_400, 3600, 60, 1) if whole >= size_s or size_s == 1))

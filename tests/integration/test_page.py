@@ -23,12 +23,18 @@ from aiohttp import web
 from msgspec.structs import replace
 from playwright.async_api import Browser, Page, Request, async_playwright
 
+from streammon.alert_log import AlertLog, follow
+from streammon.broker import Broker
+from streammon.config import WebSettings
 from streammon.results import Alert, Completeness, Distribution, Gauge, Window
 from streammon.sketch import Sketch
 from streammon.telemetry import serve_http
 from streammon_sinks.sqlite import ResultStore
+from streammon_sinks.web.commands import command_routes
 from streammon_sinks.web.overview import Status
 from streammon_sinks.web.page import page_routes
+from tests.people import opened, outgoing
+from tests.support import eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -228,13 +234,19 @@ def store(tmp_path: Path) -> Iterator[ResultStore]:
 
 
 @asynccontextmanager
-async def serving(store: ResultStore, port: int = 0) -> AsyncIterator[int]:
+async def serving(store: ResultStore, port: int = 0, broker: Broker | None = None) -> AsyncIterator[int]:
+    """The page; with a broker, people may act."""
     status = Status(consumer_lag=12, watermark_lag_s=1.4, components={"windows": "running"})
-    stop, app = asyncio.Event(), web.Application()
-    app.add_routes(page_routes(store, lambda: status, stop=stop))
+    stop, app, people = asyncio.Event(), web.Application(), None if broker is None else AlertLog()
+    app.add_routes(page_routes(store, lambda: status, stop=stop, people=people))
+    if broker is not None and people is not None:
+        app.add_routes(command_routes(broker, people, WebSettings()))
+        following = asyncio.create_task(follow(broker, people, stop=stop, poll_s=0.05))
     async with serve_http(app, "127.0.0.1", port) as bound:
         yield bound
         stop.set()
+    if broker is not None:
+        await following
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -430,3 +442,156 @@ async def test_page_fits_its_screen_and_follows_the_colours_of_the_system(
             )
             await seen.page.screenshot(path=screenshots(tmp_path) / f"page-{width}-{scheme}.png")
     assert seen.complaints == []
+
+
+# -- acting --------------------------------------------------------------------------------------------
+
+CAUSES = [
+    {"what": "deploy of shop 3.1.0", "why": "of the same service, just before", "score": 0.92, "lag_s": 64.0},
+    {"what": "gpu 0 of gpu-3 throttled", "why": "its clock fell together with the onset", "score": 0.41, "lag_s": 8.0},
+    {"what": EVIL, "why": EVIL, "score": 0.1},
+]
+
+
+@asynccontextmanager
+async def acting(store: ResultStore, directory: Path, *alerts: Alert) -> AsyncIterator[tuple[str, Broker]]:
+    """A page where people act on these alerts, which are in the log and in the store."""
+    broker = await opened(directory, *((each, 2) for each in alerts))
+    store.write_alerts(alerts)
+    async with serving(store, broker=broker) as port:
+        yield f"http://127.0.0.1:{port}", broker
+    await broker.close()
+
+
+async def noted(store: ResultStore, broker: Broker, alert: Alert) -> None:
+    """What the rules do with an acknowledgement."""
+    await broker.append([outgoing("alerts", alert.id, alert, 2)])
+    store.write_alerts([alert])
+
+
+async def test_a_person_acknowledges_and_is_asked_for_a_name_once(
+    browser: Browser, store: ResultStore, tmp_path: Path
+) -> None:
+    first, other = (
+        alert("a1"),
+        alert("a2", severity="warning", summary="The queue of shop/ranker is long", rule="queue"),
+    )
+    async with acting(store, tmp_path / "log", first, other) as (address, broker):
+        seen = await visit(browser, address)
+        page = seen.page
+        await page.get_by_role("button", name="Acknowledge").first.click()
+        await page.get_by_label("Your name").fill("ann")
+        await page.get_by_role("button", name="Save").click()
+        await page.get_by_text("acknowledged by ann").wait_for()
+        await page.get_by_text("the rules have yet to take note of it").wait_for()
+        assert await page.get_by_role("button", name="Acknowledge").count() == 1, "of the other alert"
+        await noted(store, broker, replace(first, state="acknowledged", transition=2))
+        await page.get_by_text("CRITICAL ACKNOWLEDGED").wait_for()
+        await page.get_by_role("button", name="Acknowledge").click()
+        await page.get_by_text("acknowledged by ann").nth(1).wait_for()
+        assert await page.locator("#me").inner_text() == "acting as ann"
+        assert seen.complaints == []
+
+
+async def test_a_person_who_gives_no_name_has_done_nothing(
+    browser: Browser, store: ResultStore, tmp_path: Path
+) -> None:
+    async with acting(store, tmp_path / "log", alert("a1")) as (address, _):
+        page = (await visit(browser, address)).page
+        for leave in ("Escape", "Cancel"):
+            await page.get_by_role("button", name="Acknowledge").click()
+            if leave == "Escape":
+                await page.keyboard.press("Escape")
+            else:
+                await page.get_by_role("button", name="Cancel").click()
+            await page.locator("#who").wait_for(state="hidden")
+        assert await page.get_by_role("button", name="Acknowledge").is_enabled()
+        assert await page.locator("#said").is_hidden()
+
+
+async def test_a_silence_is_made_shown_and_lifted(browser: Browser, store: ResultStore, tmp_path: Path) -> None:
+    async with acting(store, tmp_path / "log", alert("a1")) as (address, _):
+        seen = await visit(browser, address)
+        page = seen.page
+        await page.evaluate("() => localStorage.setItem('streammon.name', 'ann')")
+        await page.get_by_role("button", name="Silence 1 h").click()
+        await page.get_by_text("silenced until").wait_for()
+        (line,) = await element_texts(page, "#silences li")
+        assert line.startswith('rule="slow-predictions", service="shop", model="ranker" until ')
+        assert "by ann" in line
+        await page.get_by_role("button", name="Lift").click()
+        await page.locator("#silences-section").wait_for(state="hidden")
+        await page.get_by_role("button", name="Silence 1 h").wait_for()
+        assert seen.complaints == []
+
+
+async def test_what_cannot_be_done_is_said(browser: Browser, store: ResultStore, tmp_path: Path) -> None:
+    first = alert("a1")
+    async with acting(store, tmp_path / "log", first) as (address, broker):
+        page = (await visit(browser, address)).page
+        await page.evaluate("() => localStorage.setItem('streammon.name', 'ann')")
+        await page.get_by_role("button", name="Acknowledge").wait_for()
+        await broker.append([outgoing("alerts", "a1", replace(first, state="resolved", transition=2), 2)])
+
+        async def told() -> bool:
+            await page.get_by_role("button", name="Acknowledge").click()
+            return "is resolved already" in await page.locator("#said").inner_text()
+
+        await eventually(told, what="the refusal")
+
+
+async def test_details_have_all_a_person_needs_and_run_nothing(
+    browser: Browser, store: ResultStore, tmp_path: Path
+) -> None:
+    full = alert("a1", evidence={"causes": CAUSES, "window": {}}, escalation=["lead", "head"])
+    async with acting(store, tmp_path / "log", full) as (address, _):
+        seen = await visit(browser, address)
+        page = seen.page
+        await page.get_by_text("What to do, and likely causes").click()
+        (text,) = await element_texts(page, ".parts")
+        for part in (
+            "roll it back", "deploy of shop 3.1.0", "of the same service, just before · 1 min 4 s before · score 0.92",
+            full.condition, "service=shop, model=ranker", "#ml-oncall", "lead, head", "runbook", EVIL,
+        ):  # fmt: skip
+            assert part in text
+        assert await page.locator(".parts a").get_attribute("href") == full.runbook_url
+        assert await page.locator("img").count() == 0
+        assert seen.complaints == []
+
+
+async def test_without_a_log_there_is_nothing_to_press(browser: Browser, store: ResultStore, address: str) -> None:
+    store.write_alerts([alert("a1")])
+    page = (await visit(browser, address)).page
+    await page.get_by_text("Predictions of shop/ranker are slow").wait_for()
+    assert await page.locator("#alerts button").count() == 0
+
+
+async def test_the_page_with_deeds_fits_its_screen(browser: Browser, store: ResultStore, tmp_path: Path) -> None:
+    fill(store)
+    alerts = [
+        alert("a1", evidence={"causes": CAUSES}, escalation=["lead"]),
+        alert("a2", severity="warning", rule="queue", summary="The queue of shop/ranker is long"),
+        alert("a3", severity="info", rule="gpu", labels={"host": "gpu-3"}, summary="GPU 0 of gpu-3 is hot"),
+    ]
+    async with acting(store, tmp_path / "log", *alerts) as (address, broker):
+        seen = await visit(browser, address, viewport={"width": 1280, "height": 1000})
+        page = seen.page
+        await page.evaluate("() => { localStorage.setItem('streammon.name', 'ann'); drawMe(); }")
+        await page.get_by_role("button", name="Acknowledge").nth(1).click()
+        await page.get_by_text("acknowledged by ann").wait_for()
+        await noted(store, broker, replace(alerts[1], state="acknowledged", transition=2))
+        await page.locator("#alert-a3").get_by_role("button", name="Silence 1 h").click()
+        await page.get_by_text("silenced until").wait_for()
+        await page.get_by_text("WARNING ACKNOWLEDGED").wait_for()
+        await page.get_by_text("What to do, and likely causes").click()
+        await seen.drawn(10)
+        for scheme, _, _ in LOOKS:
+            await page.emulate_media(color_scheme=scheme)
+            for width, height in ((1280, 1000), (400, 1200)):
+                await page.set_viewport_size({"width": width, "height": height})
+                assert await page.evaluate("() => document.documentElement.scrollWidth") <= width
+                await page.screenshot(path=screenshots(tmp_path) / f"acting-{width}-{scheme}.png")
+        await page.locator("#me").click()
+        await page.get_by_label("Your name").wait_for()
+        await page.screenshot(path=screenshots(tmp_path) / "acting-who.png")
+        assert seen.complaints == []

@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from streammon.config import SqliteSettings
 from streammon.errors import ConfigError, Fatal, Retryable
 from streammon.tick import TICK
 from streammon_sinks import sqlite
+from streammon_sinks.ids import window_id
 from streammon_sinks.sqlite import ResultStore, SqliteSink
 from tests.sinks.builders import START, alert, item, resource_window, rollup, window
 
@@ -259,7 +261,7 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
 def test_a_newer_file_is_refused(store: ResultStore, path: Path) -> None:
     store.close()
     query(path, "PRAGMA user_version = 9")
-    with pytest.raises(ConfigError, match="has schema 9, this streammon reads 1"):
+    with pytest.raises(ConfigError, match="has schema 9, this streammon reads 2: update streammon"):
         ResultStore.open(path)
 
 
@@ -303,3 +305,91 @@ def test_every_results_file_is_filled_by_a_group_of_its_own(tmp_path: Path) -> N
     one, other = ResultStore.open(tmp_path / "one.sqlite"), ResultStore.open(tmp_path / "other.sqlite")
     assert one.group != other.group
     assert ResultStore.open(tmp_path / "one.sqlite").group == one.group, "a restart goes on where it was"
+
+
+# -- the history of alerts -----------------------------------------------------------------------------
+
+VERSION_1 = """
+CREATE TABLE windows (
+    id TEXT NOT NULL, source TEXT NOT NULL, start_unix_s REAL NOT NULL, written_unix_s REAL NOT NULL,
+    body TEXT NOT NULL,
+    end_unix_s REAL AS (json_extract(body, '$.end_unix_s')), part TEXT AS (json_extract(body, '$.part')),
+    revision INTEGER AS (json_extract(body, '$.revision')), series TEXT AS (json_extract(body, '$.series')),
+    count INTEGER AS (json_extract(body, '$.count')), error_rate REAL AS (json_extract(body, '$.error_rate')),
+    p99_s REAL AS (json_extract(body, '$.duration_s.p99')), PRIMARY KEY (source, start_unix_s, id)
+);
+CREATE INDEX windows_by_age ON windows (written_unix_s);
+CREATE TABLE alerts (
+    id TEXT PRIMARY KEY, "transition" INTEGER NOT NULL, updated_unix_s REAL NOT NULL, body TEXT NOT NULL,
+    state TEXT AS (json_extract(body, '$.state')), rule TEXT AS (json_extract(body, '$.rule'))
+) WITHOUT ROWID;
+CREATE INDEX alerts_by_time ON alerts (updated_unix_s);
+CREATE TABLE store (id TEXT NOT NULL);
+INSERT INTO store VALUES ('0123456789abcdef');
+PRAGMA application_id = 1398033746;
+PRAGMA user_version = 1;
+"""
+"""What the last version without a history made."""
+
+
+def of_version_1(path: Path) -> None:
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    body = msgspec.json.encode(alert(2, state="resolved")).decode()
+    db.execute('INSERT INTO alerts (id, "transition", updated_unix_s, body) VALUES (?, 2, ?, ?)', ("a1", START, body))
+    old = window(0)
+    row = (window_id(old), old.source, old.start_unix_s, START, msgspec.json.encode(old).decode())
+    db.execute("INSERT INTO windows (id, source, start_unix_s, written_unix_s, body) VALUES (?, ?, ?, ?, ?)", row)
+    db.commit()
+    db.close()
+
+
+def test_every_transition_stays_in_the_history_without_its_evidence(store: ResultStore) -> None:
+    changes = [alert(1), alert(2, state="acknowledged"), alert(3, state="resolved")]
+    for each in (*changes, *changes):
+        store.write_alerts([each])
+    store.write(ended=["a1"])
+    assert store.alerts() == []
+    assert store.alert_history() == [msgspec.structs.replace(each, evidence={}) for each in changes]
+    assert [each.transition for each in store.alert_history(limit=2)] == [2, 3]
+
+
+def test_the_history_is_bounded_by_age_and_number(store: ResultStore, clock: Clock) -> None:
+    store.write_alerts([alert(n) for n in range(5)])
+    clock.now += 100
+    store.write_alerts([alert(n) for n in range(5, 9)])
+    assert [store.prune_history(50, 1000, at_most=3) for _ in range(3)] == [3, 2, 0]
+    assert [store.prune_history(YEAR_S, 2) for _ in range(2)] == [2, 0]
+    assert [each.transition for each in store.alert_history()] == [7, 8]
+
+
+async def test_the_sink_prunes_the_history_faster_than_it_writes(store: ResultStore, path: Path) -> None:
+    sink = SqliteSink(store, SqliteSettings(max_transitions=1000))
+    for first in range(0, 3000, 500):
+        await sink.write([item(n, alert(n), topic="alerts") for n in range(first, first + 500)])
+    assert query(path, "SELECT count(*) FROM alert_history") == [(1000,)]
+
+
+def test_a_file_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(path: Path) -> None:
+    of_version_1(path)
+    with pytest.raises(ConfigError, match=r"has schema 1, this streammon reads 2: `streammon up` .* up to date"):
+        ResultStore.open(path, read_only=True)
+    for _ in range(2):  # the second time there is nothing to do
+        store = ResultStore.open(path)
+        assert store.group == "sink-sqlite-0123456789abcdef", "it goes on where it was"
+        assert store.windows("inference", 0) == [window(0)]
+        assert store.alerts() == [alert(2, state="resolved")]
+        assert store.alert_history() == [alert(2, state="resolved", evidence={})]
+        store.close()
+    assert query(path, "PRAGMA user_version") == [(2,)]
+
+
+def test_an_upgrade_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
+    of_version_1(path)
+    query(path, "CREATE VIEW alert_history_by_age AS SELECT 1")  # in the way of the index of that name
+    with pytest.raises(ConfigError, match="cannot be used"):
+        ResultStore.open(path)
+    assert query(path, "PRAGMA user_version") == [(1,)]
+    query(path, "DROP VIEW alert_history_by_age")  # nobody holds it
+    ResultStore.open(path).close()

@@ -16,9 +16,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from streammon.alert_log import AlertLog
 from streammon.clock import Clock
 from streammon_sinks.sqlite import Place, ResultStore, Snapshot
-from streammon_sinks.web.overview import SOURCES, Board, Status
+from streammon_sinks.web.overview import SOURCES, Board, People, Status
 
 POLL_S: Final = 0.3
 """How often the store is looked at, at most, while anybody looks at the page."""
@@ -35,6 +36,7 @@ StatusOf = Callable[[], Status | Awaitable[Status]]
 
 class _Answer(NamedTuple):
     place: Place
+    people: int
     at: float
     body: bytes
 
@@ -48,8 +50,10 @@ class Live:
         status: StatusOf,
         clock: Clock,
         monotonic: Callable[[], float] = time.monotonic,
+        people: AlertLog | None = None,
     ) -> None:
         self._store, self._status, self._clock, self._monotonic = store, status, clock, monotonic
+        self._log = people
         self._lock = asyncio.Lock()
         self._place = Place()
         self._version = 0
@@ -59,31 +63,38 @@ class Live:
         self._answers: dict[int, _Answer] = {}
 
     async def version(self) -> int:
-        """A number that grows when windows or alerts were written. Raises `Retryable`."""
+        """A number that grows when windows or alerts were written, or people did something. Raises `Retryable`."""
         async with self._lock:
             if self._monotonic() - self._looked_at >= POLL_S:
                 await asyncio.to_thread(self._catch_up)
-            return self._version
+            return self._version + (self._log.version if self._log else 0)
 
     async def overview(self, range_s: int) -> bytes:
         """The `Overview` of the last ``range_s`` seconds, as JSON. Raises `Retryable`."""
         status = self._status()
         if inspect.isawaitable(status):
             status = await status
+        people = self._people()
         async with self._lock:
-            return await asyncio.to_thread(self._overview, range_s, status)
+            return await asyncio.to_thread(self._overview, range_s, status, people)
+
+    def _people(self) -> People | None:
+        if self._log is None:
+            return None
+        return People(self._log, self._log.active_silences(self._clock()), self._log.version)
 
     # ------------------------------------------------------------------ in a thread
 
-    def _overview(self, range_s: int, status: Status) -> bytes:
+    def _overview(self, range_s: int, status: Status, people: People | None) -> bytes:
         self._asked_at[range_s] = self._monotonic()
         self._catch_up()
         now, known = self._monotonic(), self._answers.get(range_s)
-        if known and known.place == self._place and now - known.at < FRESH_S:
+        version = people.version if people else 0
+        if known and (known.place, known.people) == (self._place, version) and now - known.at < FRESH_S:
             return known.body
         alerts = self._store.alerts(MAX_STORED_ALERTS)
-        body = msgspec.json.encode(self._boards[range_s].overview(self._clock(), status, alerts))
-        self._answers[range_s] = _Answer(self._place, now, body)
+        body = msgspec.json.encode(self._boards[range_s].overview(self._clock(), status, alerts, people))
+        self._answers[range_s] = _Answer(self._place, version, now, body)
         return body
 
     def _catch_up(self) -> None:

@@ -21,6 +21,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from streammon.alert_log import AlertLog, Quiet
 from streammon.results import Alert, Distribution, Severity, Window
 from streammon.sketch import Sketch, merge
 
@@ -32,7 +33,9 @@ MAX_HOSTS: Final = 20
 """Groups beyond these are counted, not charted: the busiest models, the first hosts by name."""
 MAX_ACTIVE: Final = 100
 MAX_ENDED: Final = 5
-"""Alerts that are shown; the others are counted."""
+MAX_SILENCES: Final = 20
+"""Alerts and silences that are shown; the others are counted."""
+MAX_CAUSES: Final = 5
 
 SOURCES: Final = ("inference", "resource")
 
@@ -107,6 +110,34 @@ class HostView(Struct, frozen=True, kw_only=True):
     network_transmit_bytes_per_s: Points
 
 
+class Deed(Struct, frozen=True, kw_only=True):
+    """Somebody acknowledged an alert. ``waiting``: a moment ago, and the alert does not show it yet."""
+
+    by: str
+    via: str
+    time_unix_s: float
+    note: str | None = None
+    waiting: bool = False
+
+
+class SilenceView(Struct, frozen=True, kw_only=True):
+    """A silence that holds now."""
+
+    id: str
+    matchers: list[str]
+    by: str
+    note: str | None
+    ends_unix_s: float
+
+
+class People(NamedTuple):
+    """What people did, at one moment. ``log`` is asked for single alerts only, because it may be growing."""
+
+    log: AlertLog
+    silences: Sequence[Quiet]
+    version: int
+
+
 class Overview(Struct, frozen=True, kw_only=True):
     """Everything on the page, as ``GET /api/overview`` returns it. Points belong to ``times_unix_s``, one each."""
 
@@ -122,8 +153,16 @@ class Overview(Struct, frozen=True, kw_only=True):
     indicators: list[Indicator]
     components: dict[str, str]
     alerts: list[Alert]
-    """Active ones first, by severity, then the last resolved; without their evidence."""
+    """Active ones first, by severity, then the last resolved; of their evidence, the likely causes alone."""
     alerts_left_out: int
+    can_act: bool
+    """Whether the page takes commands."""
+    acknowledged: dict[str, Deed]
+    """Who works on what, by the id of the alert."""
+    silenced: dict[str, str]
+    """The silence that holds for an alert."""
+    silences: list[SilenceView]
+    silences_left_out: int
     models: list[ModelView]
     models_left_out: int
     hosts: list[HostView]
@@ -296,7 +335,9 @@ class Board:
         self._cut_unix_s = self._first * self.step_s
         self._drop_old()
 
-    def overview(self, now_unix_s: float, status: Status, alerts: Sequence[Alert]) -> Overview:
+    def overview(
+        self, now_unix_s: float, status: Status, alerts: Sequence[Alert], people: People | None = None
+    ) -> Overview:
         """The board as of now; buckets that have left the range are forgotten."""
         last = self._number(now_unix_s)
         self._first = max(self._first, last - ceil(self.range_s / self.step_s) + 1)
@@ -310,6 +351,7 @@ class Board:
         hosts = self._group(numbers, lambda bucket: bucket.hosts)
         busiest = sorted(models, key=lambda key: (-sum(part.count for part in models[key].values()), key))
         shown = shown_alerts(alerts)
+        silences = people.silences if people else []
         cut = self._cut_unix_s
         return Overview(
             now_unix_s=now_unix_s,
@@ -322,6 +364,11 @@ class Board:
             components=status.components,
             alerts=shown,
             alerts_left_out=len(alerts) - len(shown),
+            can_act=people is not None,
+            acknowledged=_acknowledged(shown, people, now_unix_s),
+            silenced=_silenced(shown, silences),
+            silences=list(map(_silence_view, silences[:MAX_SILENCES])),
+            silences_left_out=max(0, len(silences) - MAX_SILENCES),
             models=[self._model(key, numbers, models[key]) for key in busiest[:MAX_MODELS]],
             models_left_out=max(0, len(models) - MAX_MODELS),
             hosts=[self._host(name, numbers, hosts[name]) for name in sorted(hosts)[:MAX_HOSTS]],
@@ -393,7 +440,7 @@ _SEVERITIES: Final[tuple[Severity, ...]] = ("critical", "warning", "info")
 
 
 def shown_alerts(alerts: Iterable[Alert]) -> list[Alert]:
-    """What is active, by state and severity, then the last that ended; bounded, and without their evidence."""
+    """What is active, by state and severity, then the last that ended; bounded, and with likely causes alone."""
 
     def urgency(alert: Alert) -> tuple[int, int, float]:
         severity = 0 if alert.state == "resolved" else _SEVERITIES.index(alert.severity)
@@ -402,7 +449,54 @@ def shown_alerts(alerts: Iterable[Alert]) -> list[Alert]:
     ordered = sorted(alerts, key=urgency)
     active = [alert for alert in ordered if alert.state != "resolved"][:MAX_ACTIVE]
     ended = [alert for alert in ordered if alert.state == "resolved"][:MAX_ENDED]
-    return [msgspec.structs.replace(alert, evidence={}) for alert in active + ended]
+    return [msgspec.structs.replace(alert, evidence=_causes(alert)) for alert in active + ended]
+
+
+class Cause(Struct, frozen=True, omit_defaults=True):
+    """What may be behind an alert, and why it is suspected: the ``causes`` of its evidence."""
+
+    what: str
+    why: str
+    score: float | None = None
+    lag_s: float | None = None
+
+
+def _causes(alert: Alert) -> dict[str, list[Cause]]:
+    try:
+        causes = msgspec.convert(alert.evidence.get("causes", []), list[Cause])
+    except msgspec.ValidationError:
+        return {}
+    cut = (msgspec.structs.replace(each, what=each.what[:500], why=each.why[:500]) for each in causes[:MAX_CAUSES])
+    return {"causes": list(cut)} if causes else {}
+
+
+def _acknowledged(alerts: Iterable[Alert], people: People | None, now_unix_s: float) -> dict[str, Deed]:
+    if people is None:
+        return {}
+    given = {alert.id: _deed(people.log, alert, now_unix_s) for alert in alerts}
+    return {id_: deed for id_, deed in given.items() if deed}
+
+
+def _deed(log: AlertLog, alert: Alert, now_unix_s: float) -> Deed | None:
+    waiting = log.waiting(alert, now_unix_s) if alert.state in ("firing", "no_data") else None
+    given = waiting or log.acknowledgement(alert)
+    if given is None:
+        return None
+    return Deed(by=given.by, via=given.via, time_unix_s=given.time_unix_s, note=given.note, waiting=waiting is not None)
+
+
+def _silenced(alerts: Iterable[Alert], silences: Sequence[Quiet]) -> dict[str, str]:
+    active = [alert for alert in alerts if alert.state != "resolved"]
+    found = {alert.id: next((each.silence.id for each in silences if each.matches(alert)), None) for alert in active}
+    return {alert_id: silence_id for alert_id, silence_id in found.items() if silence_id}
+
+
+def _silence_view(quiet: Quiet) -> SilenceView:
+    silence = quiet.silence
+    matchers = [str(matcher) for matcher in silence.matchers]
+    return SilenceView(
+        id=silence.id, matchers=matchers, by=silence.by, note=silence.note, ends_unix_s=quiet.ends_unix_s
+    )
 
 
 _COUNTERS: Final = ("late", "rejected", "duplicate", "dropped", "missing")

@@ -54,37 +54,122 @@ function safeLink(url) {
   } catch { return null; }
 }
 
-function alertItem(alert) {
-  const over = alert.state === "resolved";
-  const contact = alert.contact ? make("span", { className: "quiet" }, ` · ${alert.contact}`) : null;
+function details(alert) {
+  const parts = [], part = (name, ...content) => parts.push(make("dt", {}, name), make("dd", {}, ...content));
+  const { resolution_steps: steps = [], escalation = [], evidence: { causes = [] } = {} } = alert;
+  if (steps.length) part("What to do", make("ol", {}, ...steps.map((step) => make("li", {}, step))));
+  if (causes.length) part("Likely causes", make("ol", {}, ...causes.map(({ what, why, score, lag_s: lag }) => make("li", {}, what,
+    make("small", {}, [why, lag ? `${span(Math.abs(lag))} ${lag > 0 ? "before" : "after"}` : "", score === undefined ? "" : `score ${number(score, 2)}`].filter(Boolean).join(" · "))))));
+  part("Condition", alert.condition);
+  part("About", Object.entries(alert.labels).map(([name, value]) => `${name}=${value}`).join(", ") || "everything");
+  if (alert.contact) part("Contact", alert.contact);
+  if (escalation.length) part("Escalates to", escalation.join(", "));
   const link = alert.runbook_url ? safeLink(alert.runbook_url) : null;
-  const steps = alert.resolution_steps ?? [];
-  const item = make("li", { className: over ? "resolved good" : SEVERITY[alert.severity] },
+  if (link) part("Read", link);
+  part("Rule", `${alert.rule} · `, make("code", {}, alert.id.slice(0, 12)));
+  const title = causes.length && steps.length ? "What to do, and likely causes" : causes.length ? "Likely causes" : steps.length ? "What to do" : "Details";
+  return make("details", {}, make("summary", {}, title), make("dl", { className: "parts" }, ...parts));
+}
+
+const sameSeries = (alert) => [["rule", alert.rule], ...Object.entries(alert.labels)].map(([label, value]) => ({ label, operator: "=", value }));
+
+function buttons(alert, deed, silenced) {
+  if (!overview.can_act || alert.state === "resolved") return null;
+  const can = ["firing", "no_data"].includes(alert.state) && !deed?.waiting;
+  const ack = can && make("button", { type: "button", className: "main", onclick: ({ target }) => send(target, { type: "ack", alert_id: alert.id, transition: alert.transition },
+    `Acknowledged: ${alert.summary}`) }, "Acknowledge");
+  const silence = !silenced && make("button", { type: "button", title: "No notifications about this rule and series for an hour", onclick: ({ target }) => send(target,
+    { type: "silence", matchers: sameSeries(alert), for_s: 3600 }, `Silenced for 1 h: ${alert.rule}`) }, "Silence 1 h");
+  return make("div", { className: "buttons" }, ack || null, silence || null);
+}
+
+function alertItem(alert) {
+  const over = alert.state === "resolved", deed = overview.acknowledged[alert.id], silenced = overview.silenced[alert.id];
+  const until = overview.silences.find((silence) => silence.id === silenced)?.ends_unix_s;
+  const worked = deed && make("div", { className: "quiet" }, `acknowledged by ${deed.by} at ${moment(deed.time_unix_s)}`, deed.note ? `: ${deed.note}` : "", deed.waiting ? " (the rules have yet to take note of it)" : "");
+  const item = make("li", { className: `${over ? "resolved good" : SEVERITY[alert.severity]} ${alert.state === "acknowledged" ? "acknowledged" : ""} ${silenced ? "silenced" : ""}` },
     make("div", { className: "alert-line" },
       make("span", { className: "badge" }, over ? `resolved ${alert.severity}` : `${alert.severity} ${alert.state.replace("_", " ")}`),
-      make("strong", {}, alert.summary), make("span", { className: "quiet when" })),
-    make("div", { className: "quiet" }, alert.condition, contact, link && " · ", link),
-    steps.length ? make("details", {}, make("summary", {}, "What to do"),
-      make("ol", {}, ...steps.map((step) => make("li", {}, step)))) : null);
-  item.id = `alert-${alert.id}-${alert.transition}`;
+      make("strong", {}, alert.summary), silenced ? make("span", { className: "tag" }, `silenced${until ? ` until ${moment(until)}` : ""}`) : null, make("span", { className: "quiet when" })),
+    make("div", { className: "quiet" }, alert.condition, alert.contact ? ` · ${alert.contact}` : ""),
+    worked ?? null,
+    make("div", { className: "alert-foot" }, details(alert), buttons(alert, deed, silenced)));
+  item.id = `alert-${alert.id}`;
   return item;
 }
 
-function drawAlerts({ alerts, alerts_left_out, now_unix_s }) {
-  const list = $("alerts"), key = alerts.map((alert) => `${alert.id} ${alert.transition}`).join("\n") + alerts_left_out;
+function drawAlerts({ alerts, alerts_left_out, now_unix_s, acknowledged, silenced, silences }) {
+  const list = $("alerts"), key = JSON.stringify([alerts.map((alert) => [alert.id, alert.transition, acknowledged[alert.id], silenced[alert.id]]), silences, alerts_left_out]);
   if (list.dataset.key !== key) {  // what is open or has the focus stays so until something changes
     list.dataset.key = key;
-    const open = new Set([...list.querySelectorAll("details[open]")].map((each) => each.parentNode.id));
+    const open = new Set([...list.querySelectorAll("details[open]")].map((each) => each.closest("li").id));
+    const focus = document.activeElement?.closest("#alerts > li")?.id;
     list.replaceChildren(...alerts.map(alertItem));
     for (const item of list.children) if (open.has(item.id)) item.querySelector("details").open = true;
+    if (focus) $(focus)?.querySelector("summary").focus();
     if (!alerts.length) list.append(make("li", { className: "none" }, "No alerts"));
     if (alerts_left_out) list.append(make("li", { className: "none" }, `and ${alerts_left_out} older`));
+    drawSilences();
   }
   alerts.forEach((alert, i) => {
     const lasted = span((alert.ended_unix_s ?? now_unix_s) - alert.started_unix_s);
     list.children[i].querySelector(".when").textContent =
       alert.state === "resolved" ? `ended ${moment(alert.ended_unix_s ?? alert.updated_unix_s)}, lasted ${lasted}` : `since ${moment(alert.started_unix_s)}, ${lasted}`;
   });
+}
+
+function drawSilences() {
+  const { silences, silences_left_out: left } = overview;
+  $("silences-section").hidden = !silences.length;
+  $("silences").replaceChildren(...silences.map((silence) => make("li", {},
+    make("code", {}, silence.matchers.join(", ")), make("span", { className: "quiet" }, `until ${moment(silence.ends_unix_s)}, by ${silence.by}${silence.note ? `: ${silence.note}` : ""}`),
+    make("button", { type: "button", onclick: ({ target }) => send(target, { type: "unsilence", silence_id: silence.id }, `Lifted: ${silence.matchers.join(", ")}`) }, "Lift"))));
+  if (left) $("silences").append(make("li", { className: "quiet" }, `and ${left} more: streammon silences`));
+}
+
+// -- acting ---------------------------------------------------------------------------------------------
+
+const NAME = "streammon.name";
+
+function me() {
+  try { return localStorage.getItem(NAME); } catch { return null; }
+}
+
+function askName() {  // the name, or null if the person thought better of it
+  const dialog = $("who");
+  $("name").value = me() ?? "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => {
+    const name = dialog.returnValue === "ok" ? $("name").value.trim() : "";
+    if (name) try { localStorage.setItem(NAME, name); } catch { /* asked again next time */ }
+    drawMe();
+    resolve(name || null);
+  }, { once: true }));
+}
+
+function drawMe() {
+  $("me").hidden = !me();
+  $("me").textContent = `acting as ${me()}`;
+}
+
+function say(text, bad) {
+  Object.assign($("said"), { textContent: text, hidden: false, className: bad ? "bad" : "quiet" });
+}
+
+async function send(button, command, done) {
+  const by = me() ?? await askName();
+  if (!by) return;
+  button.disabled = true;
+  try {
+    const answer = await fetch("/v1/commands", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...command, by }), signal: AbortSignal.timeout(15000) });
+    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail ?? `answered ${answer.status}`);
+    say(done, false);
+    ask();
+  } catch (error) {
+    say(`Not done: ${error.message}`, true);
+    button.disabled = false;
+  }
 }
 
 // -- charts ---------------------------------------------------------------------------------------------
@@ -226,6 +311,9 @@ function listen() {
 }
 
 for (const id of ["range", "models-filter", "hosts-filter"]) $(id).addEventListener("change", id === "range" ? ask : draw);
+$("me").addEventListener("click", askName);
+$("who-cancel").addEventListener("click", () => $("who").close());
+drawMe();
 document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 setInterval(ask, ASK_AT_LEAST_MS);

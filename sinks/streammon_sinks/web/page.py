@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
+from streammon.alert_log import AlertLog
 from streammon.clock import Clock, system_clock
 from streammon.errors import ConfigError, Retryable
 from streammon.telemetry import log
@@ -49,15 +50,22 @@ _FRESH: Final = _HEADERS | {"Cache-Control": "no-store"}
 
 
 def page_routes(
-    store: ResultStore, status: StatusOf, *, stop: asyncio.Event, clock: Clock = system_clock
+    store: ResultStore,
+    status: StatusOf,
+    *,
+    stop: asyncio.Event,
+    clock: Clock = system_clock,
+    people: AlertLog | None = None,
 ) -> list[web.RouteDef]:
     """The routes to mount. ``stop`` ends the streams, which would otherwise hold up the server's end.
+
+    ``people``: what they do; without it the page has no buttons. `streammon_sinks.web.commands` takes what they send.
 
     Raises:
         ConfigError: plotly is not installed.
     """
     _plotly_version()
-    live, streams = Live(store, status, clock), _Streams()
+    live, streams = Live(store, status, clock, people=people), _Streams()
 
     async def page(_: web.Request) -> web.Response:
         return web.Response(text=_page(), content_type="text/html", headers=_FRESH)

@@ -1,0 +1,128 @@
+"""The audit: everything that people told streammon, and what became of it.
+
+A command is a record, so the audit is the topic `commands`, read against `alerts`. An acknowledgement names the
+transition that its giver saw; it was applied if the next transition of the alert says ``acknowledged``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+
+from msgspec import Struct
+
+from streammon.alert_log import AlertLog
+from streammon.commands import Acknowledge, AnyCommand, Approve, Silence, Unsilence
+from streammon.results import Alert, AlertState
+
+States = Mapping[tuple[str, int], AlertState]
+"""The state of each transition that is known: of an alert's id, and its number."""
+
+
+class Outcome(StrEnum):
+    """What became of a command. The values go over the wire: add, never rename."""
+
+    APPLIED = "applied"
+    WAITING = "waiting"  # the alert has not changed since
+    REPEATED = "repeated"  # somebody was faster
+    OVERTAKEN = "overtaken"  # the alert changed before the command came
+    NO_EFFECT = "no_effect"  # it was about nothing, or nothing any more
+    UNKNOWN = "unknown"  # what would tell is not in the log any more, or never was
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One command of one person."""
+
+    id: str
+    time_unix_s: float
+    """By the clock of whoever sent it."""
+    taken_unix_s: float
+    """By the broker's clock."""
+    by: str
+    via: str
+    what: str
+    target: str
+    """The alert's id, the silence's, or what the silence is about."""
+    outcome: Outcome
+    rule: str | None = None
+    note: str | None = None
+
+
+def audit(log: AlertLog, states: States) -> list[Entry]:
+    """Every command in ``log``, the oldest first; ``states``: as many transitions as there are."""
+    return sorted(_entries(log, states), key=lambda entry: (entry.taken_unix_s, entry.id))
+
+
+def _entries(log: AlertLog, states: States) -> Iterator[Entry]:
+    acknowledged: set[tuple[str, int]] = set()
+    lifted: set[str] = set()
+    rules = {id_: kept.alert.rule for id_, kept in log.alerts.items()}
+    for told in log.told.values():
+        command = told.command
+        yield Entry(
+            id=command.id,
+            time_unix_s=command.time_unix_s,
+            taken_unix_s=told.taken_unix_s,
+            by=command.by,
+            via=command.via,
+            what=str(command.__struct_config__.tag),
+            target=target_of(command),
+            outcome=_outcome(log, states, command, acknowledged, lifted),
+            rule=rules.get(command.alert_id) if isinstance(command, Acknowledge) else None,
+            note=command.note,
+        )
+
+
+def target_of(command: AnyCommand) -> str:
+    match command:
+        case Acknowledge():
+            return command.alert_id
+        case Silence():
+            return ", ".join(map(str, command.matchers))
+        case Unsilence():
+            return command.silence_id
+        case Approve():
+            return command.target_id
+
+
+def _outcome(
+    log: AlertLog, states: States, command: AnyCommand, acknowledged: set[tuple[str, int]], lifted: set[str]
+) -> Outcome:
+    match command:
+        case Acknowledge():
+            seen = command.alert_id, command.transition
+            repeated = seen in acknowledged
+            acknowledged.add(seen)
+            return Outcome.REPEATED if repeated else _acknowledged(log, states, *seen)
+        case Silence():
+            lasts = command.ends_unix_s > max(command.starts_unix_s, command.time_unix_s)
+            return Outcome.APPLIED if lasts else Outcome.NO_EFFECT
+        case Unsilence():
+            repeated = command.silence_id in lifted
+            lifted.add(command.silence_id)
+            return Outcome.REPEATED if repeated else _lifted(log, command)
+        case Approve():
+            return Outcome.UNKNOWN  # who waits for it says so elsewhere
+
+
+def _acknowledged(log: AlertLog, states: States, alert_id: str, transition: int) -> Outcome:
+    following = states.get((alert_id, transition + 1))
+    if following is not None:
+        return Outcome.APPLIED if following == "acknowledged" else Outcome.OVERTAKEN
+    newest = log.alerts.get(alert_id)
+    stands = newest is not None and newest.alert.transition == transition
+    if stands and newest is not None and newest.alert.state == "resolved":
+        return Outcome.NO_EFFECT
+    return Outcome.WAITING if stands else Outcome.UNKNOWN
+
+
+def _lifted(log: AlertLog, command: Unsilence) -> Outcome:
+    silences = {quiet.silence.id: quiet.silence for quiet in log.silences()}
+    silence = silences.get(command.silence_id)
+    if silence is None:
+        return Outcome.NO_EFFECT
+    return Outcome.APPLIED if command.time_unix_s < silence.ends_unix_s else Outcome.NO_EFFECT
+
+
+def states_of(transitions: Mapping[tuple[str, int], Alert]) -> dict[tuple[str, int], AlertState]:
+    return {place: alert.state for place, alert in transitions.items()}
