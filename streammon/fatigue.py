@@ -225,7 +225,7 @@ def _is_worse(alert: Alert, before: Alert) -> bool:
 def _must_have_fired(transitions: Sequence[Alert]) -> bool:
     """Although no firing is left: only what fired is acknowledged, or resolved later than right after pending (0)."""
     newest = transitions[-1]
-    return newest.state == "acknowledged" or (newest.state == "resolved" and newest.transition >= 2)
+    return newest.state == "acknowledged" or (newest.state == "resolved" and newest.has_fired)
 
 
 # -- deeds ---------------------------------------------------------------------------------------------

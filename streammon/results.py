@@ -201,6 +201,11 @@ class Alert(Result, tag_field="type", tag="alert"):
     runbook_url: str | None = None
     evidence: dict[str, Any] = {}
 
+    @property
+    def has_fired(self) -> bool:
+        """Whether anybody may be told: pending (transition 0) is a breach that may not last, and may end as such."""
+        return self.state != "pending" and (self.state != "resolved" or self.transition != 1)
+
 
 RESULTS: dict[str, type[Result]] = {"windows": Window, "drift": Drift, "runs": Run, "alerts": Alert}
 """The result topics and what they carry."""

@@ -333,6 +333,16 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """
         return _quantiles(qs, self.scale, self.zero_count, self._positive, self._negative, minimum, maximum)
 
+    def above(self, threshold: float) -> int:
+        """How many values are greater; those in the bucket of the threshold, within 1.1 % of it, are not counted."""
+        if not threshold:
+            return int(self._positive.counts.sum())
+        bucket = int(bucket_index(np.array([abs(threshold)]), self.scale)[0])
+        if threshold > 0:
+            return int(self._positive.counts[max(0, bucket + 1 - self.offset) :].sum())
+        smaller = self._negative.counts[: max(0, bucket - self.negative_offset)].sum()
+        return int(smaller + self._positive.counts.sum()) + self.zero_count
+
     def merge(self, other: Sketch) -> Sketch:
         """The sketch of both sets of values."""
         return merge((self, other))

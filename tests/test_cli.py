@@ -197,6 +197,7 @@ def test_a_rule_file_that_is_no_yaml_is_told_where(tmp_path: Path) -> None:
 def test_a_rule_on_windows_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     rule = {
         "name": "many", "source": "inference", "field": "count", "severity": "info", "summary": "many", "above": 1,
+        "resolution_steps": ["look"], "contact": "#oncall", "escalation": ["lead"], "runbook_url": "https://x.example",
     }  # fmt: skip
     (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"window": "3s"}]}))
     done = program("rules", "check", tmp_path / "rules.yaml")
@@ -204,6 +205,9 @@ def test_a_rule_on_windows_that_cannot_be_made_is_refused(tmp_path: Path) -> Non
     assert b"windows of 3s cannot be made of the base windows" in done.stderr
     (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"window": "4s"}]}))
     assert program("rules", "check", tmp_path / "rules.yaml").returncode == 0
+    (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"contact": None, "resolution_steps": []}]}))
+    done = program("rules", "check", tmp_path / "rules.yaml")
+    assert (done.returncode, b"rule 'many' lacks resolution_steps, contact" in done.stderr) == (2, True)
 
 
 # --- emit and tail --------------------------------------------------------------------------------------------------

@@ -34,14 +34,22 @@ def rollups_processor(settings: Settings) -> Processor:
         lambda partition: RollupTask(partition, settings.windows, asked),
         outputs,
         idle_tick_s=tick_s,
+        files=settings.rules.files,
     )
 
 
 def rules_processor(settings: Settings) -> Processor:
-    """Windows to alerts."""
-    rules = _rules(settings)
+    """Windows to alerts; and what people say of them."""
+    rules, base_s = _rules(settings), settings.windows.size_s
     outputs = (Output("alerts", time_field("updated_unix_s"), compact=True),)
-    return Processor("rules", ("windows",), lambda partition: RulesTask(rules, partition), outputs)
+    inputs = ("windows", "commands")
+    return Processor(
+        "rules",
+        inputs,
+        lambda partition: RulesTask(rules, partition, base_s=base_s),
+        outputs,
+        files=settings.rules.files,
+    )
 
 
 def _rules(settings: Settings) -> Rules:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -111,6 +112,8 @@ class Processor:
     """Every topic it writes, but for the dead letters."""
     idle_tick_s: float | None = None
     """How long an input partition is idle before time passes in it by a tick record; `windows.idle_tick_s` if None."""
+    files: tuple[Path, ...] = ()
+    """What it was made from, beside the settings: when one of them changes, it is made anew."""
 
     @property
     def group(self) -> str:

@@ -215,7 +215,11 @@ async def alerts(
 
     async with _reading(settings) as (_, log):
         now = time.time()
-        found = [kept.alert for kept in log.alerts.values()] if all_ else log.active()
+        found = log.active()
+        if all_:
+            found = [
+                kept.alert for kept in log.alerts.values() if kept.alert.state == "pending" or kept.alert.has_fired
+            ]
         found.sort(key=lambda alert: (alert.state == "resolved", -alert.started_unix_s, alert.id))
         ids, quiet = short_ids(log.alerts), log.active_silences(now)
         rows = [_alert_row(log, alert, quiet) for alert in found]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,14 +107,14 @@ async def process(
     Rollups are the windows of windows.rollups_s, and those that the rules in --rules or rules.files look at.
     """
     from streammon_processors.registry import processor
-    from streammon_processors.runtime import run_processor
+    from streammon_processors.reloading import run_reloading
 
     settings = with_rules(settings, rules)
-    processors = [processor(name, settings) for name in names or PROCESSORS]
+    made = [partial(processor, name, settings) for name in names or PROCESSORS]
+    processors = [make() for make in made]
     details = {"processors": " ".join(processor.name for processor in processors)}
     async with opened(settings, stop, processors, role="process", details=details) as broker:
-        running = (run_processor(broker, each, settings, stop=stop) for each in processors)
-        await together(stop, *running)
+        await together(stop, *(run_reloading(broker, make, settings, stop=stop) for make in made))
 
 
 rules_app = typer.Typer(help="Alert rules: run them on the windows, or check a file of them.", no_args_is_help=True)
@@ -122,14 +123,14 @@ app.add_typer(rules_app, name="rules")
 
 @command(rules_app, "run")
 async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = None) -> None:
-    """Evaluate alert rules on the `windows` topic and publish to `alerts`."""
+    """Evaluate alert rules on the `windows` topic and publish to `alerts`. Rules that change are taken over."""
     from streammon_processors.builtin import rules_processor
-    from streammon_processors.runtime import run_processor
+    from streammon_processors.reloading import run_reloading
 
     settings = with_rules(settings, rules)
     if not settings.rules.files:
         raise ConfigError("no rules to run: name a file with --rules or in rules.files")
-    processor = rules_processor(settings)  # a bad rule file is found before anything is started
+    rules_processor(settings)  # a bad rule file is found before anything is started
     if names := _in_need_of_rollups(settings):
         log.warning(
             "these rules look at windows that are made only where `streammon process` is given the same rules",
@@ -137,7 +138,7 @@ async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = 
             fix="streammon process --rules FILE, or rules.files in its configuration",
         )
     async with opened(settings, stop, role="rules") as broker:
-        await run_processor(broker, processor, settings, stop=stop)
+        await run_reloading(broker, lambda: rules_processor(settings), settings, stop=stop)
 
 
 def _in_need_of_rollups(settings: Settings) -> list[str]:
@@ -155,12 +156,16 @@ def _in_need_of_rollups(settings: Settings) -> list[str]:
 def rules_check(
     settings: Settings, files: Annotated[list[Path], typer.Argument(help="Rule files.", show_default=False)]
 ) -> None:
-    """Read rule files and say what is wrong with them, or how many rules they hold."""
-    from streammon_processors.rules import load_rules
+    """Read rule files and say what is wrong with them, or how many rules they hold.
+
+    A rule has to say what a person needs who is woken by it: resolution_steps, contact, escalation, runbook_url.
+    """
+    from streammon_processors.rules import load_rules, refuse_incomplete
     from streammon_processors.shapes import plan
 
     rules = load_rules(files, settings.windows.inference_distributions)
     plan(settings.windows.size_s, settings.windows.rollups_s, rules.asked)  # whether their windows can be made
+    refuse_incomplete(rules)
     count = len(rules.by_name)
     print(f"{count} rule{'' if count == 1 else 's'}, all good")
 

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from streammon.alert_log import AlertLog
-    from streammon_processors.task import Processor
     from streammon_sinks.web.commands import Groups
     from streammon_sinks.web.overview import Status
 
@@ -49,18 +49,17 @@ async def up(
 
     Without --bootstrap nothing else is needed: the log and the results are SQLite files under --data-dir.
     """
-    from streammon_processors.builtin import rollups_processor, rules_processor
+    from streammon_processors.builtin import rollups_processor
 
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
-    # a bad rule file is found before anything is started
-    rollups, rule_processor = rollups_processor(settings), rules_processor(settings)
+    rollups_processor(settings)  # a bad rule file is found before anything is started
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     ping_url(settings.ping)
     async with opened(settings, stop, role="up") as broker:
-        await _run(broker, rollups, rule_processor, settings, demo, stop)
+        await _run(broker, settings, demo, stop)
 
 
 def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -69,16 +68,14 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
     return settings.model_copy(update={"web": WebSettings(**changed)})
 
 
-async def _run(
-    broker: Broker, rollups: Processor, rules: Processor, settings: Settings, demo: bool, stop: asyncio.Event
-) -> None:
+async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Event) -> None:
     from aiohttp import web
 
     from streammon.alert_log import AlertLog, follow
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
-    from streammon_processors.builtin import windows_processor
-    from streammon_processors.runtime import run_processor
+    from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
+    from streammon_processors.reloading import run_reloading
     from streammon_sinks.delivery import deliver
     from streammon_sinks.notify.console import ConsoleNotifier
     from streammon_sinks.sqlite import ResultStore, SqliteSink
@@ -108,9 +105,10 @@ async def _run(
             await together(
                 stop,
                 run_host_agent(broker, settings, stop=stop),
-                run_processor(broker, windows_processor(settings), settings, stop=stop),
-                run_processor(broker, rollups, settings, stop=stop),
-                run_processor(broker, rules, settings, stop=stop),
+                *(
+                    run_reloading(broker, partial(make, settings), settings, stop=stop)
+                    for make in (windows_processor, rollups_processor, rules_processor)
+                ),
                 deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
                 deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
                 follow(broker, people, stop=stop),

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
+
+import msgspec
 
 from streammon.broker import Outgoing
+from streammon.commands import Acknowledge
 from streammon.config import Settings, WindowSettings
+from streammon.tick import TICK
 from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
 from streammon_processors.contract import PARTITION, Logs, ProcessorContract, Stored, run
 from streammon_processors.rollups import RollupTask
-from streammon_processors.rules import Rules, RulesTask
+from streammon_processors.rules import Rule, Rules, RulesTask
+from streammon_processors.rules.description import Worse
 from streammon_processors.shapes import Asked, hopping, session
 from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
 from tests.rollup_oracle import windows_log
@@ -66,8 +72,50 @@ class TestRollups(ProcessorContract):
         return rollup_logs(seed)
 
 
+@cache
+def rule_logs(seed: int) -> Logs:
+    """Real windows, and commands that are about no alert of theirs: what those change depends on when they come."""
+    ack = Acknowledge(id="1", time_unix_s=1.0, by="somebody", alert_id="none of these", transition=1)
+    commands = [msgspec.json.encode(ack), b"{", TICK, None]
+    return {**window_logs(seed), "commands": [Stored(value, at, 1000) for at, value in enumerate(commands)]}
+
+
 class TestRules(ProcessorContract):
     processor = replace(rules_processor(SETTINGS), task=lambda number: RulesTask(Rules((SLOW, HOT)), number))
 
     def logs(self, seed: int) -> Logs:
-        return window_logs(seed)
+        return rule_logs(seed)
+
+
+def rule(name: str, expr: str, **fields: Any) -> Rule:
+    source = fields.pop("source", "inference")
+    return Rule(name=name, source=source, expr=expr, severity="warning", summary="{value}", **fields)
+
+
+RECENT = (
+    rule(
+        "mean", 'avg_over(duration_s.mean, "8s") > 0.2', ladder=(Worse(severity="critical", expr="duration_s.p99 > 1"),)
+    ),
+    rule("tail", 'quantile(0.9, "10s") > duration_s.p50', keep_firing_for="4s"),
+    rule("burnt", 'burn_rate(duration_s, 0.2, 0.9, "6s") > 1 && labels.model != "x"'),
+    rule("gone", "error_rate > 0.3", no_data="fire", no_data_for="6s", warm_up="2s", for_="2s"),
+    rule("grown", 'delta(gauges.temperature.max, "12s") > 0.1', source="resource", no_data="resolve", no_data_for="8s"),
+)
+LONG = (
+    rule("mean-of-long", 'avg_over(throughput_per_s, "2h") > 0.5', window=36.0, where={"service": "shop"}),
+    rule("gone-for-long", "count > 3", window=12.0, no_data="fire", no_data_for="2h"),
+)
+
+
+class TestRulesThatReadTheLogAgain(ProcessorContract):
+    processor = replace(rules_processor(SETTINGS), task=lambda number: RulesTask(Rules(RECENT), number))
+
+    def logs(self, seed: int) -> Logs:
+        return rule_logs(seed)
+
+
+class TestRulesThatKeepTheirPast(ProcessorContract):
+    processor = replace(rules_processor(SETTINGS), task=lambda number: RulesTask(Rules((*LONG, *RECENT)), number))
+
+    def logs(self, seed: int) -> Logs:
+        return {**rule_logs(seed), "windows": rollup_logs(seed)["windows"]}

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from streammon.broker import Headers, Outgoing
+from streammon.commands import Acknowledge, Matcher, Silence
 from streammon.errors import ConfigError
 from streammon.results import Alert, Completeness, Distribution, Gauge, Window
 from streammon.sketch import Sketch
 from streammon.tick import TICK
 from streammon_processors.rules import MAX_STATE_BYTES, Rule, Rules, RulesTask, WindowOf, load_rules
+from streammon_processors.rules.description import Worse
 from streammon_processors.shapes import Asked, session, tumbling
 
 SIZE_S = 2.0
@@ -75,8 +77,8 @@ def window(index: int, p99: float | None = 0.1, series: dict[str, str] = RANKER,
     return Window(**(defaults | fields))
 
 
-def log(windows: Iterable[Window]) -> list[Stored]:
-    return [Stored(msgspec.json.encode(each), offset) for offset, each in enumerate(windows)]
+def log(windows: Iterable[Window], first: int = 0) -> list[Stored]:
+    return [Stored(msgspec.json.encode(each), offset) for offset, each in enumerate(windows, first)]
 
 
 def task(*rules: Rule, max_state_bytes: int = MAX_STATE_BYTES) -> RulesTask:
@@ -89,7 +91,18 @@ def alerts(outputs: Iterable[Outgoing]) -> list[Alert]:
 
 
 def run(subject: RulesTask, *windows: Window) -> list[Alert]:
-    return alerts(subject.process("windows", log(windows)))
+    """What anybody is told of."""
+    return [each for each in follow(subject, *windows) if each.transition and not never_fired(each)]
+
+
+def never_fired(alert: Alert) -> bool:
+    return alert.state == "resolved" and alert.transition == 1
+
+
+def follow(subject: RulesTask, *windows: Window) -> list[Alert]:
+    """Every transition."""
+    first = subject._next.get("windows", 0)
+    return alerts(subject.process("windows", log(windows, first)))
 
 
 def states(found: Iterable[Alert]) -> list[tuple[str, float]]:
@@ -230,7 +243,8 @@ def test_evidence_is_the_window_without_its_sketches() -> None:
 
 
 def test_alert_goes_to_the_partition_of_its_window_under_its_id() -> None:
-    (output,) = task().process("windows", log(values(0.5, 0.5)))
+    pending, output = task().process("windows", log(values(0.5, 0.5)))
+    assert pending.key == output.key
     alert = msgspec.json.decode(output.value or b"", type=Alert)
     assert (output.partition, output.key) == (3, alert.id.encode())
     assert dict(output.headers) == {"streammon-schema": b"1"}
@@ -240,6 +254,136 @@ def test_label_that_looks_like_a_template_is_not_expanded_and_unknown_names_stay
     rule = changed(summary="{model} {nothing}", for_s=0.0)
     (alert,) = run(task(rule), window(0, 0.5, {"model": "{value}"}))
     assert alert.summary == "{value} {nothing}"
+
+
+# --- pending, acknowledged, silent
+
+
+def acknowledge(subject: RulesTask, *given: Alert, transition: int | None = None) -> list[Alert]:
+    """What comes of somebody acknowledging these alerts."""
+    commands = [
+        Acknowledge(
+            id=f"c{number}",
+            time_unix_s=99.0,
+            by="kim",
+            alert_id=alert.id,
+            transition=alert.transition if transition is None else transition,
+            note="on it",
+        )
+        for number, alert in enumerate(given)
+    ]
+    return alerts(
+        subject.process("commands", [Stored(msgspec.json.encode(each), at) for at, each in enumerate(commands)])
+    )
+
+
+def test_a_breach_that_has_not_held_yet_is_pending_and_nobody_is_told() -> None:
+    pending, fired, resolved = follow(task(), *values(0.5, 0.5, 0.1))
+    assert [(alert.state, alert.transition) for alert in (pending, fired, resolved)] == [
+        ("pending", 0),
+        ("firing", 1),
+        ("resolved", 2),
+    ]
+    assert [alert.has_fired for alert in (pending, fired, resolved)] == [False, True, True]
+    assert pending.id == fired.id == resolved.id
+    begun, ended = follow(task(), *values(0.5, 0.1))
+    assert (ended.state, ended.transition, ended.has_fired) == ("resolved", 1, False)
+    assert begun.id == ended.id
+
+
+def test_acknowledging_is_a_transition_that_says_who_and_ends_with_the_alert() -> None:
+    subject = task(changed(for_s=0.0))
+    (fired,) = run(subject, window(0, 0.5))
+    (known,) = acknowledge(subject, fired)
+    assert (known.id, known.state, known.transition) == (fired.id, "acknowledged", 2)
+    assert known.evidence["acknowledged"] == {"by": "kim", "via": "cli", "time_unix_s": 99.0, "note": "on it"}
+    assert (known.condition, known.summary, known.value) == (fired.condition, fired.summary, fired.value)
+    assert run(subject, window(1, 0.5)) == []
+    (resolved,) = run(subject, window(2, 0.1))
+    assert (resolved.state, resolved.transition) == ("resolved", 3)
+    assert acknowledge(subject, fired) == [], "it has ended"
+
+
+def test_only_the_state_that_a_person_saw_is_acknowledged() -> None:
+    subject = task(changed(for_s=0.0))
+    (fired,) = run(subject, window(0, 0.5))
+    before = skipped("nothing_to_acknowledge")
+    assert acknowledge(subject, fired, transition=0) == []
+    assert acknowledge(subject, fired, transition=2) == []
+    assert len(acknowledge(subject, fired, fired)) == 1, "twice is once"
+    assert skipped("nothing_to_acknowledge") == before + 3
+
+
+def test_an_acknowledgement_survives_a_restart_and_what_gets_worse_fires_anew() -> None:
+    rules = changed(for_s=0.0, severity="warning", ladder=(Worse(severity="critical", above=1.0),))
+    subject = task(rules)
+    (fired,) = run(subject, window(0, 0.5))
+    acknowledge(subject, fired)
+    again = task(rules)
+    again.restore(subject.snapshot())
+    assert again.offsets() == {"commands": 1, "windows": 1}
+    worse, milder, resolved = run(again, *(window(at, p99) for at, p99 in ((1, 0.6), (2, 2.0), (3, 0.5), (4, 0.1))))
+    assert (worse.state, worse.severity, worse.transition) == ("firing", "critical", 3)
+    assert (milder.state, milder.severity, milder.transition) == ("firing", "warning", 4)
+    assert (resolved.state, resolved.transition) == ("resolved", 5)
+
+
+def test_other_commands_are_nothing_to_rules_and_what_is_no_command_is_a_dead_letter() -> None:
+    silence = Silence(
+        id="s", time_unix_s=1.0, by="kim", starts_unix_s=1.0, ends_unix_s=2.0,
+        matchers=[Matcher(label="rule", operator="=", value="slow")],
+    )  # fmt: skip
+    records = [msgspec.json.encode(silence), TICK, b'{"type":"dance"}']
+    (dead,) = task().process("commands", [Stored(value, at) for at, value in enumerate(records)])
+    assert (dead.topic, dead.partition, dead.value) == ("deadletter", 3, records[2])
+    assert dict(dead.headers)["topic"] == b"commands"
+
+
+SILENT: dict[str, Any] = {"no_data_for": "10s", "warm_up": "4s", "for_s": 0.0}
+
+
+@pytest.mark.parametrize(("no_data", "expected"), [("hold", []), ("fire", ["no_data"]), ("resolve", ["resolved"])])
+def test_a_series_that_falls_silent_while_firing(no_data: Any, expected: list[str]) -> None:
+    subject = task(changed(no_data=no_data, **SILENT))
+    run(subject, *values(0.1, 0.1, 0.5))
+    others = [window(at, 0.1, {"service": "other"}) for at in range(3, 9)]
+    found = run(subject, *others)
+    assert [alert.state for alert in found] == expected
+    assert [alert.updated_unix_s for alert in found] == [16.0] * len(expected), "the first start 10 s after its end"
+
+
+def test_silence_fires_by_the_passing_of_broker_time_when_nobody_writes() -> None:
+    subject = task(changed(no_data="fire", **SILENT))
+    first = log(values(0.1, 0.1, 0.1))
+    subject.process("windows", [each._replace(timestamp=7000) for each in first])
+    assert list(subject.waiting) == ["windows"]
+    ticks = [Stored(TICK, 3 + at, timestamp=7000 + 1000 * at) for at in range(40)]
+    (silent,) = alerts(subject.process("windows", ticks))
+    assert (silent.state, silent.transition, silent.value) == ("no_data", 1, None)
+    assert silent.condition == "no data for 10 s"
+    assert silent.updated_unix_s == pytest.approx(16.0), "10 s of silence, by a clock that is 10 s behind"
+    assert not subject.waiting, "everybody is silent already"
+
+
+def test_a_log_in_which_nobody_wrote_is_no_silence_of_the_series() -> None:
+    subject = task(changed(no_data="fire", **SILENT))
+    first = [each._replace(timestamp=7000) for each in log(values(0.1, 0.1, 0.1))]
+    later = Stored(msgspec.json.encode(window(3, 0.1)), 3, timestamp=9_000_000)
+    assert subject.process("windows", [*first, later]) == []
+
+
+def test_a_series_is_missed_only_when_it_has_been_there_for_a_while() -> None:
+    subject = task(changed(no_data="fire", **SILENT))
+    run(subject, window(0, 0.1), *(window(at, 0.1, {"service": "other"}) for at in range(3)))
+    assert run(subject, *(window(at, 0.1, {"service": "third"}) for at in range(3, 8))) == []
+
+
+def test_a_series_that_is_heard_again_resolves_its_silence() -> None:
+    subject = task(changed(no_data="fire", **SILENT))
+    run(subject, *values(0.1, 0.1, 0.1), *(window(at, 0.1, {"service": "other"}) for at in range(3, 9)))
+    (resolved,) = run(subject, window(9, 0.1))
+    assert (resolved.state, resolved.transition, resolved.labels) == ("resolved", 2, RANKER)
+    assert resolved.condition == "p99 of duration_s 100 ms ≤ 200 ms"
 
 
 # --- replay, restore, bounds
@@ -301,13 +445,13 @@ def test_any_cut_with_a_restore_in_between_gives_the_same_bytes(
 ) -> None:
     records, cuts = cut_log
     rules = (changed(for_s=0.0, name="now"), SLOW, IDLE)
-    whole = task(*rules, max_state_bytes=900)
+    whole = task(*rules, max_state_bytes=1800)
     expected = whole.process("windows", records)
 
     outputs: list[Outgoing] = []
     snapshot = task().snapshot()
     for part in parts(records, cuts):
-        subject = task(*rules, max_state_bytes=900)
+        subject = task(*rules, max_state_bytes=1800)
         subject.restore(snapshot)
         outputs += subject.process("windows", part)
         snapshot = subject.snapshot()
@@ -404,7 +548,7 @@ def test_breaches_beyond_the_bound_are_counted_and_the_others_go_on() -> None:
     before = skipped("too_many_episodes")
     names = [{"service": str(number)} for number in range(5)]
     windows = (window(index, 0.5, each) for index in range(2) for each in names)
-    found = run(task(max_state_bytes=480), *windows)
+    found = run(task(max_state_bytes=780), *windows)
     assert [alert.labels for alert in found] == names[:2]
     assert skipped("too_many_episodes") == before + 6
 
@@ -416,11 +560,11 @@ def test_full_snapshot_fits_into_one_record(label: str) -> None:
     start = 1_738_332_202.123456
     found = run(subject, *(window(0, 0.5, each, start_unix_s=start, end_unix_s=start + 2) for each in names))
     assert len(found) + skipped("too_many_episodes") - before == 5000
-    assert 0.8 * MAX_STATE_BYTES < len(subject.snapshot()) <= MAX_STATE_BYTES
+    assert 0.5 * MAX_STATE_BYTES < len(subject.snapshot()) <= MAX_STATE_BYTES
 
 
 def test_room_is_given_back_when_alerts_end() -> None:
-    subject = task(max_state_bytes=240)
+    subject = task(max_state_bytes=450)
     for index, name in enumerate("abc"):
         episode = [window(3 * index + step, p99, {"service": name}) for step, p99 in enumerate((0.5, 0.5, 0.1))]
         assert [alert.state for alert in run(subject, *episode)] == ["firing", "resolved"]
@@ -438,13 +582,19 @@ def test_window_too_large_for_evidence_is_left_out_and_the_alert_says_so() -> No
     assert alert.evidence == {"note": "window_too_large"}
 
 
+def test_what_no_rule_reads_of_a_window_may_be_broken() -> None:
+    value = msgspec.json.encode(window(0, 0.5))[:-1] + b',"x":"\xff"}'
+    (output,) = task(changed(for_s=0.0)).process("windows", [Stored(value)])
+    assert alerts([output])[0].evidence == {"note": "window_unreadable"}
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
         (b"{", b"invalid_json"),
         (None, b"invalid_json"),
-        (b'{"type":"window","x":"\xff"}', b"invalid_json"),
-        (b"[" * 100_000, b"invalid_json"),
+        (b'{"type":"window","x":"\xff"}', b"invalid_event"),
+        (b"[" * 100_000, b"invalid_event"),
         (b'{"type":"alert"}', b"invalid_event"),
         (msgspec.json.encode(window(0, start_unix_s=1e12)), b"invalid_event"),
         (msgspec.json.encode(window(0, schema=2)), b"unknown_schema"),
@@ -455,11 +605,11 @@ def test_record_that_is_no_window_becomes_a_dead_letter_and_the_next_is_evaluate
     value: bytes | None, reason: bytes
 ) -> None:
     good = log(values(0.5, 0.5))
-    dead, fired = task().process("windows", [good[0], Stored(value, 7), good[1]])
+    pending, dead, fired = task().process("windows", [good[0], Stored(value, 7), good[1]._replace(offset=8)])
     headers = dict(dead.headers)
     assert (dead.topic, dead.partition, dead.value) == ("deadletter", 3, value)
     assert (headers["reason"], headers["topic"], headers["offset"]) == (reason, b"windows", b"7")
-    assert fired.topic == "alerts"
+    assert pending.topic == fired.topic == "alerts"
 
 
 # --- files
@@ -500,9 +650,7 @@ def test_rule_on_a_distribution_that_windows_leave_out_is_refused(tmp_path: Path
     file = tmp_path / "rules.yaml"
     file.write_text(GOOD, encoding="utf-8")
     assert load_rules([file], ["duration_s"]).rules
-    with pytest.raises(
-        ConfigError, match=r"'slow' asks for 'duration_s.p99'.*inference_distributions lacks duration_s"
-    ):
+    with pytest.raises(ConfigError, match=r"'slow' asks for 'duration_s'.*inference_distributions lacks duration_s"):
         load_rules([file], ["ttft_s"])
 
 

@@ -323,8 +323,9 @@ def test_alerts_that_need_somebody_come_first_and_without_their_evidence() -> No
 
 
 def test_alerts_that_ended_do_not_bury_the_charts() -> None:
-    ended = [alert(n, f"r{n}", state="resolved") for n in range(8)]
-    overview = Board(900, 2.0).overview(NOW, STATUS, [alert(0, "a1"), *ended])
+    ended = [alert(n + 2, f"r{n}", state="resolved") for n in range(8)]
+    never_fired = alert(1, "n1", state="resolved")
+    overview = Board(900, 2.0).overview(NOW, STATUS, [alert(0, "a1"), *ended, never_fired])
     assert [each.id for each in overview.alerts] == ["a1", "r7", "r6", "r5", "r4", "r3"]
     assert overview.alerts_left_out == 3
 

@@ -1,92 +1,62 @@
-"""Episodes, and the alerts that tell of them: what a person reads."""
+"""Alerts: an episode in the words of its rule, for the person who is woken."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec.structs import replace
 
-from streammon.results import Alert, AlertState, Severity
-from streammon_processors.rules.description import Rule, digest
+from streammon.commands import Acknowledge
+from streammon.durations import shown as shown_duration
+from streammon.results import Alert
+from streammon_processors.rules.description import Level, Rule
+from streammon_processors.rules.episodes import Episode
+from streammon_processors.rules.expression import Evaluation, Reason, quantity, reasons, tell, value_at
+from streammon_processors.rules.words import shown
 
-Labels = dict[str, str]
 _MAX_EVIDENCE_BYTES: Final = 100_000
+_MAX_CONDITION: Final = 200
 
 
-class Episode(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One rule and one series, from the first breaching window to the resolve. ``transition`` 0: pending.
+class Sight(NamedTuple):
+    """The window that decided: its place among those that were evaluated together, and the whole of it."""
 
-    ``through`` is the end of the series' newest window that had the field; ``value`` the breach the alert is about.
-    """
-
-    rule: str
-    version: str
-    severity: Severity
-    series: Labels
-    since_unix_s: float
-    through_unix_s: float
-    value: float
-    transition: int = 0
-
-    @property
-    def firing(self) -> bool:
-        return self.transition > 0
-
-    @property
-    def alert_id(self) -> str:
-        return digest((self.rule, self.version, self.series, self.since_unix_s), size=16)
+    evaluation: Evaluation
+    row: int
+    value: bytes
 
 
-_UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J"}
-_FRACTIONS: Final = ("error_rate", "utilization")
+def of_window(rule: Rule, episode: Episode, sight: Sight) -> tuple[Episode, Alert]:
+    """What a window has made of an episode, told; the episode remembers what was said."""
+    found, held = _why(rule, episode, sight)
+    value = value_at(found[0].about, sight.evaluation, sight.row) if found else None
+    said = " and ".join(tell(reason, sight.evaluation, sight.row) for reason in found) or "heard again"
+    condition = said[:_MAX_CONDITION] + held
+    if episode.state != "resolved" and found and value is not None:
+        unit = quantity(found[0].about)
+        episode = replace(episode, value=value, shown=shown(unit, value), condition=condition)
+    return episode, _alert(rule, episode, condition, _evidence(sight.value), value)
 
 
-def firing(rule: Rule, episode: Episode, value: float, content: Mapping[str, Any]) -> Alert:
-    sign = ">" if rule.above is not None else "<"
-    held_s = f" for {episode.through_unix_s - episode.since_unix_s:.6g} s" if rule.for_s else ""
-    condition = f"{_condition(rule, value, sign, rule.threshold)}{held_s}"
-    return _alert(rule, episode, content, state="firing", value=value, condition=condition)
+def of_silence(rule: Rule, episode: Episode) -> tuple[Episode, Alert]:
+    """A series has not been heard for as long as its rule will wait."""
+    episode = replace(episode, value=None, shown="no data", condition=f"no data for {shown_duration(rule.silence_s)}")
+    return episode, _alert(rule, episode, episode.condition, {"note": "no_data"})
 
 
-def resolved(rule: Rule, episode: Episode, value: float, content: Mapping[str, Any]) -> Alert:
-    sign = "≤" if rule.above is not None else "≥"
-    condition = _condition(rule, value, sign, rule.clears_at)
-    ended = msgspec.structs.replace(episode, transition=episode.transition + 1)
-    return _alert(rule, ended, content, state="resolved", value=value, condition=condition)
+def of_command(rule: Rule, command: Acknowledge, episode: Episode) -> tuple[Episode, Alert]:
+    """Somebody works on it."""
+    person = {"by": command.by, "via": command.via, "time_unix_s": command.time_unix_s, "note": command.note}
+    evidence = {"note": "acknowledged", "acknowledged": person, "of_transition": command.transition}
+    return episode, _alert(rule, episode, episode.condition, evidence, episode.value)
 
 
-def _alert(
-    rule: Rule,
-    episode: Episode,
-    content: Mapping[str, Any],
-    *,
-    state: AlertState,
-    value: float,
-    condition: str,
-) -> Alert:
-    return Alert(
-        id=episode.alert_id,
-        rule=rule.name,
-        rule_version=rule.version,
-        state=state,
-        severity=rule.severity,
-        labels=episode.series,
-        value=value,
-        condition=condition,
-        summary=_fill(rule.summary, {**episode.series, "value": _shown(_words(rule)[0], episode.value)}),
-        started_unix_s=episode.since_unix_s,
-        updated_unix_s=episode.through_unix_s,
-        ended_unix_s=episode.through_unix_s if state == "resolved" else None,
-        transition=episode.transition,
-        resolution_steps=list(rule.resolution_steps),
-        contact=rule.contact,
-        escalation=list(rule.escalation),
-        runbook_url=rule.runbook_url,
-        evidence=_evidence(content),
-    )
+def never_fired(rule: Rule, episode: Episode) -> tuple[Episode, Alert]:
+    """A breach of which nothing was heard any more before it had held."""
+    return episode, _alert(rule, episode, "not heard of again before it had held", {"note": "not_held"})
 
 
 def orphaned(episode: Episode, rule: Rule | None, now_unix_s: float) -> Alert:
@@ -111,27 +81,50 @@ def orphaned(episode: Episode, rule: Rule | None, now_unix_s: float) -> Alert:
     )
 
 
-def _condition(rule: Rule, value: float, sign: str, bound: float) -> str:
-    quantity, words = _words(rule)
-    return f"{words} {_shown(quantity, value)} {sign} {_shown(quantity, bound)}"
+def _why(rule: Rule, episode: Episode, sight: Sight) -> tuple[Sequence[Reason], str]:
+    """The comparisons that made it so, and for how long they had to hold."""
+    if episode.state == "resolved":
+        return _over(rule.levels[0], episode, sight), ""
+    level = next(each for each in rule.levels if each.severity == episode.severity)
+    rung = episode.rungs[rule.levels.index(level)]
+    held_s = episode.through_unix_s - (rung.since if rung.since is not None else episode.through_unix_s)
+    held = f" for {held_s:.6g} s" if level.hold_s and rung.firing else ""
+    breached = [*reasons(level.breach, True, sight.evaluation, sight.row)]
+    return breached or [*reasons(level.clear, False, sight.evaluation, sight.row)], held
 
 
-def _words(rule: Rule) -> tuple[str, str]:
-    """The name that tells the unit, and how to say the field: "p99 of duration_s"."""
-    names = [name for name in rule.path if name not in ("gauges", "completeness")]
-    return "count" if names[-1] == "count" else names[0], " of ".join(reversed(names))
+def _over(level: Level, episode: Episode, sight: Sight) -> Sequence[Reason]:
+    evaluation, row, _ = sight
+    cleared, unbreached = (
+        [*reasons(level.clear, True, evaluation, row)],
+        [*reasons(level.breach, False, evaluation, row)],
+    )
+    return (cleared or unbreached) if episode.transition > 1 else (unbreached or cleared)
 
 
-def _shown(quantity: str, value: float) -> str:
-    if quantity.endswith(_FRACTIONS):
-        return f"{_number(100 * value)} %"
-    if quantity.endswith("_s") and not quantity.endswith("_per_s") and 0 < abs(value) < 1:
-        return f"{_number(1000 * value)} ms"
-    return _number(value) + next((unit for end, unit in _UNITS.items() if quantity.endswith(end)), "")
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+def _alert(
+    rule: Rule, episode: Episode, condition: str, evidence: Mapping[str, Any], value: float | None = None
+) -> Alert:
+    return Alert(
+        id=episode.alert_id,
+        rule=rule.name,
+        rule_version=rule.version,
+        state=episode.state,
+        severity=episode.severity,
+        labels=episode.series,
+        value=value,
+        condition=condition,
+        summary=_fill(rule.summary, {**episode.series, "value": episode.shown}),
+        started_unix_s=episode.since_unix_s,
+        updated_unix_s=episode.through_unix_s,
+        ended_unix_s=episode.through_unix_s if episode.state == "resolved" else None,
+        transition=episode.transition,
+        resolution_steps=list(rule.resolution_steps),
+        contact=rule.contact,
+        escalation=list(rule.escalation),
+        runbook_url=rule.runbook_url,
+        evidence=dict(evidence),
+    )
 
 
 def _fill(template: str, names: Mapping[str, str]) -> str:
@@ -139,8 +132,11 @@ def _fill(template: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\{([\w.-]+)\}", lambda found: names.get(found[1], found[0]), template)
 
 
-def _evidence(content: Mapping[str, Any]) -> dict[str, Any]:
-    window = {name: _without_sketch(part) for name, part in content.items()}
+def _evidence(value: bytes) -> dict[str, Any]:
+    try:
+        window = {name: _without_sketch(part) for name, part in msgspec.json.decode(value).items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {"note": "window_unreadable"}  # what no rule reads is not looked at before
     fits = len(msgspec.json.encode(window)) <= _MAX_EVIDENCE_BYTES
     return {"window": window} if fits else {"note": "window_too_large"}
 

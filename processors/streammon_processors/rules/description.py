@@ -1,9 +1,9 @@
-"""What a rule is: which number of which windows, when it is a breach, and what a person should know then."""
+"""What a rule is: a condition on the windows of a series, when it is a breach, and what a person should know then."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -14,9 +14,20 @@ from msgspec import Meta, Struct
 
 from streammon.durations import Duration, seconds
 from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Gauge, Severity
+from streammon_processors.rules import cel
+from streammon_processors.rules.cel import Call, Constant, ExpressionError, Node, Variable
+from streammon_processors.rules.expression import MATHS, calls_of, check, negated, variables_of
+from streammon_processors.rules.past import FUNCTIONS, NAMES, Look, understand
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
 Source = Literal["inference", "resource"]
+NoData = Literal["hold", "fire", "resolve"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "critical")
+"""From mild to grave."""
+MAX_LOOK_BACK_S: Final = 3600.0
+"""Over base windows; what is seen of them is read again from the log at every start."""
+MAX_SLOTS: Final = 400
+"""Of longer windows, how many are looked back on; they are kept in the snapshot."""
 
 _NUMBERS: Final[Mapping[str, tuple[str, ...]]] = {
     "inference": ("count", "throughput_per_s", "error_count", "error_rate"),
@@ -42,24 +53,51 @@ class WindowOf(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("`window` is a duration, {size, every} or {session_gap}")
 
 
+class Worse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rung of the ladder: the same alert, at another severity."""
+
+    severity: Severity
+    expr: str | None = None
+    """When it is that bad; or, of a rule with a ``field``, ``above`` or ``below``."""
+    above: float | None = None
+    below: float | None = None
+    clear: float | str | None = None
+    for_: Duration | None = msgspec.field(default=None, name="for")
+    """As long as the rule's if not given."""
+
+
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """What is wrong when, how bad that is, and what the person who is woken should know."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     source: Source
     """Which windows."""
-    field: str
-    """A number in the window: ``error_rate``, ``duration_s.p99``, ``gauges.utilization.last`` …"""
     severity: Severity
     summary: str
     """One line for a person; ``{label}`` and ``{value}`` are filled in."""
+    expr: str | None = None
+    """When it is a breach, in CEL: ``duration_s.p99 > 0.5 && count > 100``."""
+    field: str | None = None
+    """Or a number in the window, ``error_rate``, ``duration_s.p99``, ``gauges.utilization.last`` …, with a bound:"""
     above: float | None = None
     below: float | None = None
-    """Breached on that side of the number; a rule has one of the two."""
-    clear: float | None = None
-    """Firing ends at this value or better; the threshold itself if not given."""
-    for_s: Annotated[float, Meta(ge=0)] = 0.0
-    """Seconds of event time that the breach must last."""
+    """Breached on that side of the number; one of the two."""
+    clear: float | str | None = None
+    """When firing ends: an expression, or the value of ``field``. Where it is no breach any more if not given."""
+    for_: Duration | None = msgspec.field(default=None, name="for")
+    """How long, in event time, the breach must last."""
+    for_s: Annotated[float, Meta(ge=0)] | None = None
+    """The same in seconds."""
+    keep_firing_for: Duration = 0.0
+    """How long it must be clear until firing ends."""
+    ladder: tuple[Worse, ...] = ()
+    """Further severities of the same alert."""
+    no_data: NoData = "hold"
+    """What the silence of a series is: nothing, an alert of its own, or the end of one."""
+    no_data_for: Duration = "5m"
+    """How long a silence that is."""
+    warm_up: Duration = "2m"
+    """A series that was never heard for so long may fall silent without an alert."""
     window: Duration | WindowOf | None = None
     """Which windows it looks at: longer ones, ``5m``, overlapping ones or sessions; the base windows if not given."""
     where: dict[str, str] = {}
@@ -71,26 +109,16 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
 
     def __post_init__(self) -> None:
         for name in ("above", "below", "clear", "for_s"):
-            if not math.isfinite(getattr(self, name) or 0.0):
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"`{name}` must be a finite number")
-        if not _path(self.source, self.field):
-            raise ValueError(f"`field` is not a number in {self.source} windows; {_fields_of(self.source)}")
-        _ = self.shape  # raises ValueError
-        if (self.above is None) == (self.below is None):
-            raise ValueError("`above` or `below`: exactly one of them must be given")
-        if self._sign * self.clears_at > self._sign * self.threshold:
-            side = "at most `above`" if self.above is not None else "at least `below`"
-            raise ValueError(f"`clear` lies on the breaching side; it must be {side}, {self.threshold:g}")
+        if self.for_ is not None and self.for_s is not None:
+            raise ValueError("`for` and `for_s` are the same; keep one")
+        if len({self.severity, *(rung.severity for rung in self.ladder)}) <= len(self.ladder):
+            raise ValueError("`ladder`: each severity may be there once, that of the rule included")
+        _ = self.shape, self.levels, self.keep_firing_s, self.silence_s, self.warm_up_s  # raise ValueError
 
-    @cached_property
-    def path(self) -> tuple[str, ...]:
-        """Where the field is in a window's JSON object."""
-        return _path(self.source, self.field)
-
-    @property
-    def distribution(self) -> str | None:
-        """The distribution it looks at, if it looks at one."""
-        return self.path[0] if self.path[0] in _DISTRIBUTIONS[self.source] else None
+    # -- which windows
 
     @cached_property
     def shape(self) -> Shape | None:
@@ -99,37 +127,188 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
             case None:
                 return None
             case WindowOf(session_gap=None, size=size, every=every):
-                size_s = _seconds(size)
-                return _hopping(size_s, size_s if every is None else _seconds(every))
+                size_s = _length(size)
+                return _hopping(size_s, size_s if every is None else _length(every))
             case WindowOf(session_gap=gap):
-                return session(_seconds(gap))
+                return session(_length(gap))
             case length:
-                return tumbling(_seconds(length))
+                return tumbling(_length(length))
+
+    # -- when
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """Its conditions, by severity; the mildest first."""
+        own = [_Bound(self.severity, self.expr, self.above, self.below, self.clear, self._hold)]
+        own += [
+            _Bound(rung.severity, rung.expr, rung.above, rung.below, rung.clear, rung.for_ or self._hold)
+            for rung in self.ladder
+        ]
+        return tuple(_level(self, each) for each in sorted(own, key=lambda each: SEVERITIES.index(each.severity)))
+
+    @property
+    def _hold(self) -> Duration:
+        return self.for_ if self.for_ is not None else self.for_s or 0.0
+
+    @cached_property
+    def keep_firing_s(self) -> float:
+        return _named("keep_firing_for", self.keep_firing_for)
+
+    @cached_property
+    def silence_s(self) -> float:
+        """A silence is at least two windows, or nobody could tell it from the wait for the next."""
+        size_s = self.shape.size_s if self.shape else 0.0
+        return max(_named("no_data_for", self.no_data_for), 2 * size_s)
+
+    @cached_property
+    def warm_up_s(self) -> float:
+        return _named("warm_up", self.warm_up)
+
+    @cached_property
+    def conditions(self) -> tuple[Node, ...]:
+        """Every expression that has to be evaluated."""
+        return tuple(node for level in self.levels for node in (level.breach, level.clear))
+
+    @cached_property
+    def looks(self) -> tuple[Look, ...]:
+        """What it wants to know of the past."""
+        calls = (call for node in self.conditions for call in calls_of(node, dict.fromkeys(NAMES)))
+        return tuple(understand(call) for call in dict.fromkeys(calls))
+
+    @cached_property
+    def horizon_s(self) -> float:
+        """How much of the past of a series it wants to know."""
+        silence_s = 0.0 if self.no_data == "hold" else self.silence_s + self.warm_up_s
+        return max([silence_s, *(look.span_s for look in self.looks)])
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The fields of a window that it reads, and the distributions whose sketches it reads."""
+        tracks = (node for look in self.looks for node in look.tracks)
+        read = {name for node in (*self.conditions, *tracks) for name in variables_of(node)}
+        return frozenset(read | {look.sketches for look in self.looks if look.sketches})
+
+    @cached_property
+    def paths(self) -> frozenset[tuple[str, ...]]:
+        """The keys in a window that lead to what it reads."""
+        plain = {path_of(self.source, name) for name in self.fields} - {()}
+        return frozenset(plain | {(name, "sketch") for name in self.distributions & self.fields})
+
+    @property
+    def distributions(self) -> frozenset[str]:
+        """The distributions it looks at."""
+        return frozenset(name.partition(".")[0] for name in self.fields) & set(_DISTRIBUTIONS[self.source])
 
     @cached_property
     def version(self) -> str:
         """Names what decides whether the rule fires; equal for rules that differ in their texts only."""
-        decides = (self.name, self.source, self.field, self.where, self.above, self.below, self.clear)
         windows = () if self.shape is None else (self.shape.name,)
-        return digest((*decides, self.for_s, self.severity, *windows), size=6)
-
-    @cached_property
-    def threshold(self) -> float:
-        return next(bound for bound in (self.above, self.below) if bound is not None)
+        silence = () if self.no_data == "hold" else (self.no_data, self.silence_s, self.warm_up_s)
+        levels = [(level.severity, str(level.breach), str(level.clear), level.hold_s) for level in self.levels]
+        return digest((self.name, self.source, self.where, levels, self.keep_firing_s, *windows, *silence), size=6)
 
     @property
-    def clears_at(self) -> float:
-        return self.threshold if self.clear is None else self.clear
+    def missing(self) -> list[str]:
+        """What a person would miss in an alert of this rule."""
+        return [
+            name for name in ("resolution_steps", "contact", "escalation", "runbook_url") if not getattr(self, name)
+        ]
 
-    @property
-    def _sign(self) -> int:
-        return 1 if self.above is not None else -1
 
-    def breached(self, value: float) -> bool:
-        return self._sign * value > self._sign * self.threshold
+@dataclass(frozen=True)
+class Level:
+    """A condition, and how bad it is when it holds for ``hold_s``."""
 
-    def cleared(self, value: float) -> bool:
-        return self._sign * value <= self._sign * self.clears_at
+    severity: Severity
+    breach: Node
+    clear: Node
+    hold_s: float
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A level as it is written."""
+
+    severity: Severity
+    expr: str | None
+    above: float | None
+    below: float | None
+    clear: float | str | None
+    hold: Duration
+
+
+def _level(rule: Rule, written: _Bound) -> Level:
+    hold_s = _named("for", written.hold)
+    if written.expr is not None:
+        if (written.above, written.below) != (None, None) or isinstance(written.clear, float | int):
+            raise ValueError("`above`, `below` and a number as `clear` go with `field`, not with `expr`")
+        breach = _parsed(rule, "expr", written.expr)
+        clear = negated(breach) if written.clear is None else _parsed(rule, "clear", written.clear)
+        return Level(written.severity, breach, clear, hold_s)
+    if rule.field is None:
+        raise ValueError("`expr`, or `field` with `above` or `below`, must be given")
+    if not path_of(rule.source, rule.field):
+        raise ValueError(f"`field` is not a number in {rule.source} windows; {fields_of(rule.source)}")
+    return Level(written.severity, *_bounds(rule.field, written), hold_s)
+
+
+def _bounds(field: str, written: _Bound) -> tuple[Node, Node]:
+    """The breach and the end of it, of a number with a bound."""
+    if (written.above is None) == (written.below is None):
+        raise ValueError("`above` or `below`: exactly one of them must be given")
+    sign, threshold = (1, written.above) if written.above is not None else (-1, written.below)
+    assert threshold is not None
+    clear = threshold if written.clear is None else written.clear
+    if isinstance(clear, str):
+        raise ValueError(  # noqa: TRY004  # shown with its place in the file
+            "`clear` must be a number, since `field` is given"
+        )
+    if sign * clear > sign * threshold:
+        side = "at most `above`" if sign > 0 else "at least `below`"
+        raise ValueError(f"`clear` lies on the breaching side; it must be {side}, {threshold:g}")
+    number, (over, back) = Variable(field), ("_>_", "_<=_") if sign > 0 else ("_<_", "_>=_")
+    return Call(over, (number, Constant(float(threshold)))), Call(back, (number, Constant(float(clear))))
+
+
+def _parsed(rule: Rule, name: str, text: str) -> Node:
+    try:
+        node, kind = cel.parse(text, _variables(rule.source, text), (*MATHS, *FUNCTIONS))
+        if kind != cel.TRUTH:
+            raise ExpressionError(f"it gives a {kind}; a condition is true or false")  # noqa: TRY301  # told with the rest
+        check(node, {name: lambda call: _check_look(rule, call) for name in NAMES})
+    except ExpressionError as error:
+        known = f"; {fields_of(rule.source)}" if "is not known here" in str(error) else ""
+        raise ValueError(f"`{name}`: {error}{known}") from None
+    return node
+
+
+def _variables(source: str, text: str) -> dict[str, str]:
+    """The fields of windows that a text names, and their types."""
+    found = {name: cel.NUMBER for name in cel.names_in(text) if path_of(source, name)}
+    return found | {name: cel.DISTRIBUTION for name in cel.names_in(text) if name in _DISTRIBUTIONS[source]}
+
+
+def _check_look(rule: Rule, call: Call) -> None:
+    look = understand(call)
+    if not look.span_s:
+        return
+    if rule.source != "inference" and call.function == "burn_rate":
+        raise ExpressionError("burn_rate is about requests; these windows have none")
+    shape = rule.shape
+    if shape is None:
+        if look.span_s > MAX_LOOK_BACK_S:
+            raise ExpressionError(
+                f"{call.function}: base windows are looked back on for at most {MAX_LOOK_BACK_S / 3600:g} h; "
+                "let the rule look at longer ones, `window: 1m`"
+            )
+        return
+    if shape.kind == "session":
+        raise ExpressionError(f"{call.function}: sessions have no regular past")
+    if not 1 <= look.span_s / shape.every_s <= MAX_SLOTS:
+        raise ExpressionError(
+            f"{call.function}: of windows of {shape.name}, 1 to {MAX_SLOTS} can be looked back on, not "
+            f"{look.span_s / shape.every_s:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -144,10 +323,10 @@ class Rules:
 
     def looking_at(self, source: str, shape: Shape | None) -> Sequence[Rule]:
         """The rules for such windows; None: for base windows, however long they are."""
-        return self._by_windows.get((source, shape), ())
+        return self.by_windows.get((source, shape), ())
 
     @cached_property
-    def _by_windows(self) -> Mapping[tuple[str, Shape | None], Sequence[Rule]]:
+    def by_windows(self) -> Mapping[tuple[str, Shape | None], Sequence[Rule]]:
         found: dict[tuple[str, Shape | None], list[Rule]] = {}
         for rule in self.rules:
             found.setdefault((rule.source, rule.shape), []).append(rule)
@@ -158,13 +337,20 @@ class Rules:
         """The rollups that rules look at."""
         return [Asked(rule.shape, rule.source, f"rule {rule.name!r}") for rule in self.rules if rule.shape]
 
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
 
-def _seconds(duration: Duration | None) -> float:
-    """Raises ValueError."""
+
+def _named(name: str, duration: Duration) -> float:
     try:
-        found = seconds(duration or 0.0)
+        return seconds(duration)
     except ValueError as error:
-        raise ValueError(f"`window`: {error}") from None
+        raise ValueError(f"`{name}`: {error}") from None
+
+
+def _length(duration: Duration | None) -> float:
+    """Raises ValueError."""
+    found = _named("window", duration or 0.0)
     if not found:
         raise ValueError(f"`window` says {duration!r}; a window is longer than that")
     return found
@@ -177,7 +363,7 @@ def _hopping(size_s: float, every_s: float) -> Shape:
     return hopping(size_s, every_s)
 
 
-def _path(source: str, field: str) -> tuple[str, ...]:
+def path_of(source: str, field: str) -> tuple[str, ...]:
     """The keys that lead to the field, or none if such windows cannot have it. Gauge names may hold dots."""
     match field.split("."):
         case [number] if number in _NUMBERS[source]:
@@ -193,7 +379,7 @@ def _path(source: str, field: str) -> tuple[str, ...]:
     return ()
 
 
-def _fields_of(source: str) -> str:
+def fields_of(source: str) -> str:
     gauges = f"gauges.NAME.{'|'.join(_GAUGE)}"
     numbers = [*_NUMBERS[source], gauges, f"completeness.{'|'.join(COUNTERS)}"]
     if source == "inference":

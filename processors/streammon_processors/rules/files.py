@@ -30,10 +30,17 @@ def load_rules(files: Iterable[Path], distributions: Collection[str] = DISTRIBUT
                 raise ConfigError(
                     f"{file}: rule {rule.name!r} is already in {found[rule.name][1]}; names must be distinct"
                 )
-            if rule.distribution and rule.distribution not in distributions:
+            if left_out := sorted(rule.distributions - set(distributions)):
                 raise ConfigError(
-                    f"{file}: rule {rule.name!r} asks for {rule.field!r}, which no window has: "
-                    f"windows.inference_distributions lacks {rule.distribution}"
+                    f"{file}: rule {rule.name!r} asks for {left_out[0]!r}, which no window has: "
+                    f"windows.inference_distributions lacks {left_out[0]}"
                 )
             found[rule.name] = (rule, file)
     return Rules(tuple(rule for rule, _ in found.values()))
+
+
+def refuse_incomplete(rules: Rules) -> None:
+    """Raises ConfigError: a rule lacks what a person would want to know who is woken by it."""
+    lacking = [f"rule {rule.name!r} lacks {', '.join(rule.missing)}" for rule in rules if rule.missing]
+    if lacking:
+        raise ConfigError("whoever is woken needs to know what to do and whom to ask: " + "; ".join(lacking))

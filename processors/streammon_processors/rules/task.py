@@ -1,41 +1,60 @@
-"""The rules task: evaluates rules on windows, in event time."""
+"""The rules task: evaluates rules on windows, in event time, many windows at once.
+
+A batch is gone through twice. First every record brings its lanes forward: their time, their series, who has fallen
+silent (`_Intake`). Then each rule is evaluated over all windows of its lane at once, and only where it is breached, or
+followed already, an episode takes a step. What comes of both is put in the order of the records.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from enum import StrEnum
-from typing import Annotated, Any, Final, NamedTuple
+from functools import partial
+from itertools import chain
+from typing import Final, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
+import numpy as np
+from msgspec import Struct
 from prometheus_client import Counter
 
 from streammon.broker import Outgoing, Record
+from streammon.commands import Acknowledge, AnyCommand
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
-from streammon.events import SCHEMA
-from streammon.results import Alert, Kind
+from streammon.results import Alert
 from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
-from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER, read_message
-from streammon_processors.rules.alerts import Episode, Labels, firing, orphaned, resolved
+from streammon.wire import SCHEMA_HEADER, read_message
+from streammon_processors.rules.alerts import Sight, never_fired, of_command, of_silence, of_window, orphaned
 from streammon_processors.rules.description import Rule, Rules
+from streammon_processors.rules.episodes import Episode, Step, Verdict, acknowledged, follow, given_up, silent
+from streammon_processors.rules.expression import Bools
+from streammon_processors.rules.lanes import (
+    Batch,
+    Kept,
+    Lane,
+    LogTime,
+    Seen,
+    Silence,
+    SortedLabels,
+    lanes_of,
+    window_decoder,
+)
 from streammon_processors.shapes import Shape
 
 SKIPPED = Counter("streammon_rules_skipped", "Windows that rules did not look at, by why", ["reason"])
-MAX_STATE_BYTES: Final = MAX_RECORD_BYTES * 9 // 10
-"""What is pending or firing in one partition must fit into one record: 3,000 series with ordinary labels."""
+MAX_STATE_BYTES: Final = MAX_RECORD_BYTES // 2
+"""What is pending or firing in one partition; with what is kept of the past, it has to fit into one record."""
 
 _PATIENCE_S: Final = 300.0  # as long as Prometheus takes a silent series to be there still
 _MAX_SERIES_BYTES: Final = 4096
-_ROUNDING_S: Final = 1e-6  # times of today resolve 2.4e-7 s, so ten windows of 0.1 s may seem shorter than 1 s
-
-_SortedLabels = tuple[tuple[str, str], ...]
-_Key = tuple[str, _SortedLabels]  # the rule's name and the series
+_EPISODE_BYTES: Final = 350  # of an episode, beside its series: numbers, and what it says
+_Key = tuple[str, SortedLabels]  # the rule's name and the series
 
 
 class Skipped(StrEnum):
-    """Why a rule did not look at a window. The values are labels: add, never rename."""
+    """Why a rule did not look at a window, or nobody at a command. The values are labels: add, never rename."""
 
     SUPPLEMENT = "supplement"
     NOT_ASKED_FOR = "not_asked_for"
@@ -43,169 +62,263 @@ class Skipped(StrEnum):
     BACK_IN_TIME = "back_in_time"
     TOO_MANY_EPISODES = "too_many_episodes"
     LABELS_TOO_LONG = "labels_too_long"
+    NOTHING_TO_ACKNOWLEDGE = "nothing_to_acknowledge"
 
 
-_Time = Annotated[float, Meta(ge=0, lt=MAX_TIME_UNIX_S)]
-
-
-class _Window(Struct, tag_field="type", tag="window", gc=False):
-    """What every rule needs of a `results.Window`: reading one with its sketches takes six times as long."""
-
-    source: str
-    part: str
-    series: Labels
-    start_unix_s: _Time
-    end_unix_s: _Time
-    count: int
-    size_s: float = 0.0
-    of_s: float | None = None
-    kind: Kind = "tumbling"
-    every_s: float | None = None
-    gap_s: float | None = None
-    schema: int = SCHEMA
-
-
-def step(
-    rule: Rule, episode: Episode | None, window: _Window, value: float, content: Mapping[str, Any]
-) -> tuple[Episode | None, Alert | None]:
-    """What one value makes of an episode (None: inactive), and the alert to announce, if that is news."""
-    if episode and episode.firing:
-        episode = msgspec.structs.replace(episode, through_unix_s=window.end_unix_s)
-        return (None, resolved(rule, episode, value, content)) if rule.cleared(value) else (episode, None)
-    if not rule.breached(value):
-        return None, None
-    since = episode.since_unix_s if episode else window.start_unix_s
-    held = window.end_unix_s - since >= rule.for_s - _ROUNDING_S
-    episode = Episode(
-        rule=rule.name,
-        version=rule.version,
-        severity=rule.severity,
-        series=window.series,
-        since_unix_s=since,
-        through_unix_s=window.end_unix_s,
-        value=float(value),
-        transition=1 if held else 0,
-    )
-    return episode, firing(rule, episode, value, content) if held else None
-
-
-class _Snapshot(Struct, omit_defaults=True):
-    next_offset: int | None
-    newest_start_unix_s: dict[str, float]
+class _Snapshot(Struct, array_like=True):
+    offsets: dict[str, int]
+    time: LogTime
+    lanes: dict[str, Kept]
     episodes: list[Episode]
+
+
+class Change(NamedTuple):
+    """Something that may alter episodes, and where it stands among the others."""
+
+    place: tuple[int, int, int, int]
+    """The record in the batch; then, of one record: what kind of change, which lane, which rule."""
+    alerts: Callable[[], Iterable[Alert]]
+
+
+_EXPIRED, _RETIRED, _SILENT, _STEPPED = range(4)
 
 
 class RulesTask:
     """Evaluates rules on one partition of `windows` and writes to the same partition of `alerts`."""
 
-    waiting: Sequence[str] = ()
-    """No topic: time passing alone changes nothing here."""
-
-    def __init__(self, rules: Rules, partition: int, *, max_state_bytes: int = MAX_STATE_BYTES) -> None:
+    def __init__(
+        self, rules: Rules, partition: int, *, base_s: float = 2.0, max_state_bytes: int = MAX_STATE_BYTES
+    ) -> None:
         self._rules = rules
         self._partition = partition
         self._max_state_bytes = max_state_bytes
         self._state_bytes = 0
-        self._next_offset: int | None = None
-        self._newest_start: dict[str, float] = {}  # see _windows_like
-        self._episodes: dict[_Key, Episode] = {}
+        self._next: dict[str, int] = {}
+        self._time = LogTime()  # of the record that was read last
+        self._decided = LogTime()  # of the newest record that was ever read: another one while some are read again
+        lanes = lanes_of(rules, base_s)
+        self._lanes = [lanes[key] for key in sorted(lanes, key=str)]
+        self._lanes_of: dict[tuple[str, Shape | None], list[Lane]] = {}
+        for lane in self._lanes:
+            self._lanes_of.setdefault(lane.key[:2], []).append(lane)
+        self._order = {rule.name: place for place, rule in enumerate(rules)}
+        self._decode = window_decoder(rules)
+        self._episodes: dict[str, dict[SortedLabels, Episode]] = {rule.name: {} for rule in rules}
         self._orphans: list[Episode] = []  # firing, but their rule is gone or decides otherwise now
 
+    @property
+    def waiting(self) -> Sequence[str]:
+        """Time passing alone changes something where the silence of a series is one."""
+        return ("windows",) if any(lane.waits for lane in self._lanes) else ()
+
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
-        """The alerts that these windows fire or resolve; a record that is no window becomes a dead letter."""
-        return [outgoing for record in records for outgoing in self._process_one(topic, record)]
+        """The alerts that these records fire, acknowledge or resolve; what is no message becomes a dead letter."""
+        if topic == "commands":
+            return [outgoing for record in records for outgoing in self._command(record)]
+        return self._windows(records)
+
+    # ------------------------------------------------------------------ what is remembered
 
     def snapshot(self) -> bytes:
         """The state after the last output; equal states are equal bytes."""
-        episodes = sorted([*self._episodes.values(), *self._orphans], key=_key)
-        newest_start = dict(sorted(self._newest_start.items()))
-        return msgspec.json.encode(_Snapshot(self._next_offset, newest_start, episodes))
+        followed = chain.from_iterable(of_rule.values() for of_rule in self._episodes.values())
+        state = _Snapshot(
+            offsets=dict(sorted(self._next.items())),
+            time=self._decided,
+            lanes={str(lane.key): lane.dump() for lane in self._lanes if lane.marks or lane.clock.newest_end},
+            episodes=sorted([*followed, *self._orphans], key=_key),
+        )
+        return msgspec.msgpack.encode(state)
 
     def restore(self, snapshot: bytes) -> None:
         """Go on from a `snapshot`, also with other rules than it was taken with."""
-        state = msgspec.json.decode(snapshot, type=_Snapshot)
+        state = msgspec.msgpack.decode(snapshot, type=_Snapshot)
+        self._next = state.offsets
+        next_offset = self._next.get("windows", 0)
+        again = [lane.load(state.lanes.get(str(lane.key), Kept()), next_offset) for lane in self._lanes]
+        times = [
+            time
+            for _, time in sorted((lane.begins_at, time) for lane, time in zip(self._lanes, again, strict=True) if time)
+        ]
+        self._decided = state.time
+        self._time = times[0] if times else state.time
         known = [episode for episode in state.episodes if self._still_decides(episode)]
-        self._next_offset, self._newest_start = state.next_offset, state.newest_start_unix_s
-        self._episodes = {_key(episode): episode for episode in known}
-        self._orphans = [e for e in state.episodes if e.firing and not self._still_decides(e)]
-        self._state_bytes = sum(map(_size_bytes, self._episodes))
+        self._episodes = {rule.name: {} for rule in self._rules}
+        for episode in known:
+            self._episodes[episode.rule][_sorted(episode.series)] = episode
+        self._orphans = [each for each in state.episodes if each.fired and not self._still_decides(each)]
+        self._state_bytes = sum(_size_bytes(_key(episode)) for episode in known)
 
     def offsets(self) -> Mapping[str, int]:
-        """The next record of `windows` to read: nothing is read twice."""
-        return {} if self._next_offset is None else {"windows": self._next_offset}
+        """The next record to read; of `windows`, as far back as rules look. Nothing is decided twice."""
+        marks = [lane.marks[0].offset for lane in self._lanes if lane.marks]
+        return self._next | ({"windows": min(marks)} if marks else {})
 
     def watermarks(self) -> Mapping[str, float]:
         """Rules follow the time of the windows; they keep none of their own."""
         return {}
 
-    def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
-        self._next_offset = record.offset + 1
+    # ------------------------------------------------------------------ windows
+
+    def _windows(self, records: Sequence[Record]) -> list[Outgoing]:
+        news = _News([], set(), [])
+        for place, record in enumerate(records):
+            self._take_in(place, record, news)
+        changes = sorted([*news.changes, *self._steps(records, news.silenced)], key=lambda each: each.place)
+        told = [(change.place[0], self._outgoing(alert)) for change in changes for alert in change.alerts()]
+        return [outgoing for _, outgoing in sorted([*news.refused, *told], key=lambda each: each[0])]
+
+    def _take_in(self, place: int, record: Record, news: _News) -> None:
+        """Bring time and lanes forward; what was decided on before is only remembered."""
+        again = record.offset < self._next.get("windows", 0)
+        before, self._time = self._time, self._time.after(record.timestamp)
+        if again:
+            news = _News([], set(), [])
+        else:
+            self._next["windows"], self._decided = record.offset + 1, self._time
+        if self._time.is_another_second(before):
+            self._pass_time(place, news)
         if record.value == TICK:
             return
         try:
-            window, content = read_message(_decode, record.value or b"")
+            window = read_message(self._decode.decode, record.value or b"")
         except Rejected as error:
-            yield dead_letter_of(topic, record, error, to_partition=self._partition)
+            news.refused.append((place, dead_letter_of("windows", record, error, to_partition=self._partition)))
             return
-        rules = self._rules_for(window)
-        if reason := self._reason_to_skip(window, rules):
-            SKIPPED.labels(reason).inc()
+        lanes = self._lanes_for(window)
+        if reason := self._reason_to_skip(window, lanes):
+            SKIPPED.labels(reason).inc(not again)
             return
-        self._advance(window, rules)
-        alerts = [*self._retire(window), *self._evaluate(rules, window, content)]
-        yield from (self._outgoing(alert) for alert in alerts)
+        news.changes.append(Change((place, _RETIRED, 0, 0), lambda: self._retire(window)))
+        labels = _sorted(window.series)
+        for lane in lanes:
+            if record.offset >= lane.begins_at and not lane.is_back_in_time(window):
+                if lane.advance(window, record.offset, before, self._time):
+                    self._begin(place, lane, window, news)
+                lane.take(-1 if again else place, window, labels)
 
-    def _rules_for(self, window: _Window) -> Sequence[Rule]:
-        asked_for = self._rules.looking_at(window.source, Shape.of(window))
-        return asked_for if window.of_s else [*self._rules.looking_at(window.source, None), *asked_for]
+    def _pass_time(self, place: int, news: _News) -> None:
+        for lane in self._lanes:
+            self._hear_silence(place, lane, news)
+            lane.forget_if_idle(self._time)
 
-    def _reason_to_skip(self, window: _Window, rules: Sequence[Rule]) -> Skipped | None:
+    def _begin(self, place: int, lane: Lane, window: Seen, news: _News) -> None:
+        """The lane has come to windows that start later."""
+        number = self._lanes.index(lane)
+        news.changes.append(Change((place, _EXPIRED, number, 0), lambda: self._expire(lane.rules, window.start_unix_s)))
+        self._hear_silence(place, lane, news)
+
+    def _hear_silence(self, place: int, lane: Lane, news: _News) -> None:
+        number = self._lanes.index(lane)
+        for each in lane.silent(self._time):
+            at = (place, _SILENT, number, self._order[each.rule.name])
+            news.silenced.add((each.rule.name, each.labels))
+            news.changes.append(Change(at, partial(self._fall_silent, each)))
+
+    def _lanes_for(self, window: Seen) -> Sequence[Lane]:
+        asked_for = self._lanes_of.get((window.source, Shape.of(window)), [])
+        return asked_for if window.of_s else [*self._lanes_of.get((window.source, None), []), *asked_for]
+
+    def _reason_to_skip(self, window: Seen, lanes: Sequence[Lane]) -> Skipped | None:
         if window.part != "main":
             return Skipped.SUPPLEMENT
-        if window.of_s and not rules:
+        if window.of_s and not lanes:
             return Skipped.NOT_ASKED_FOR
         if not window.series and not window.count:
             return Skipped.NO_SERIES
-        if window.start_unix_s < self._newest_start.get(_windows_like(window), 0.0):
+        if lanes and all(lane.is_back_in_time(window) for lane in lanes):
             return Skipped.BACK_IN_TIME
         return None
 
-    def _advance(self, window: _Window, rules: Sequence[Rule]) -> None:
-        """Note how far windows of this kind are, and forget what was pending and has been silent for too long."""
-        if window.start_unix_s == self._newest_start.get(_windows_like(window)):
-            return
-        if window.kind != "session":  # those end in order, and do not begin so
-            self._newest_start[_windows_like(window)] = window.start_unix_s
-        for key, episode in list(self._episodes.items()):
-            rule = self._rules.by_name[episode.rule]
-            silent_s = window.start_unix_s - episode.through_unix_s
-            if rule in rules and not episode.firing and silent_s > max(rule.for_s, _PATIENCE_S):
-                self._forget(key)
+    # ------------------------------------------------------------------ episodes
 
-    def _retire(self, window: _Window) -> list[Alert]:
+    def _steps(self, records: Sequence[Record], silenced: Set[_Key]) -> Iterator[Change]:
+        """What the windows that were taken in may change: those of series that are in breach, or followed already."""
+        for number, lane in enumerate(self._lanes):
+            batch = lane.batch()
+            for rule in lane.rules if batch.arrived else ():
+                verdicts = Verdicts(rule, batch)
+                followed = {labels for name, labels in silenced if name == rule.name} | self._episodes[rule.name].keys()
+                for at in self._candidates(rule, batch, verdicts, followed):
+                    place = int(batch.places[at])
+                    value = records[place].value or b""
+                    step = partial(self._step, rule, batch, at, verdicts.of(at), value)
+                    yield Change((place, _STEPPED, number, self._order[rule.name]), step)
+            lane.release()
+
+    @staticmethod
+    def _candidates(rule: Rule, batch: Batch, verdicts: Verdicts, followed: Set[SortedLabels]) -> Sequence[int]:
+        about = batch.places >= 0
+        if (where := batch.lane.where(rule)) is not None:
+            about &= where[batch.rows]
+        rows = [*batch.lane.rows_of(followed), *batch.rows[about & verdicts.breached]]
+        if not rows:
+            return ()
+        touched = np.zeros(len(batch.lane.heard), dtype=bool)
+        touched[rows] = True
+        found: list[int] = np.flatnonzero(about & touched[batch.rows]).tolist()
+        return found
+
+    def _step(self, rule: Rule, batch: Batch, at: int, verdicts: Sequence[Verdict], value: bytes) -> Iterable[Alert]:
+        window = batch.arrived[at].window
+        labels = _sorted(window.series)
+        before = self._episodes[rule.name].get(labels)
+        step = follow(rule, before, verdicts, window.series, window.start_unix_s, window.end_unix_s)
+        return self._keep(rule, labels, step, lambda told: of_window(rule, told, Sight(batch.evaluation, at, value)))
+
+    def _fall_silent(self, silence: Silence) -> Iterable[Alert]:
+        rule, labels, heard, now = silence
+        step = silent(rule, self._episodes[rule.name].get(labels), dict(labels), heard, now)
+        return self._keep(rule, labels, step, lambda told: of_silence(rule, told))
+
+    def _expire(self, rules: Sequence[Rule], start: float) -> Iterable[Alert]:
+        """What was pending and has not been heard of for too long is given up."""
+        for rule in rules:
+            patience_s = max(_PATIENCE_S, *(level.hold_s for level in rule.levels))
+            for labels, episode in list(self._episodes[rule.name].items()):
+                if not episode.fired and start - episode.through_unix_s > patience_s:
+                    yield from self._keep(rule, labels, given_up(episode), partial(never_fired, rule))
+
+    def _retire(self, window: Seen) -> Iterable[Alert]:
         """Resolve what is firing without its rule."""
         orphans, self._orphans = self._orphans, []
         return [orphaned(episode, self._rules.by_name.get(episode.rule), window.end_unix_s) for episode in orphans]
 
-    def _evaluate(self, rules: Iterable[Rule], window: _Window, content: Mapping[str, Any]) -> Iterator[Alert]:
-        labels = _sorted(window.series)
-        for rule in rules:
-            if rule.where.items() <= window.series.items():
-                value = _value(content, rule.path)
-                key = rule.name, labels
-                if value is not None and (alert := self._step(key, rule, window, value, content)):
-                    yield alert
+    def _command(self, record: Record) -> Iterable[Outgoing]:
+        self._next["commands"] = record.offset + 1
+        if record.value == TICK:
+            return ()
+        try:
+            command = read_message(_COMMANDS.decode, record.value or b"")
+        except Rejected as error:
+            return (dead_letter_of("commands", record, error, to_partition=self._partition),)
+        return map(self._outgoing, self._acknowledge(command)) if isinstance(command, Acknowledge) else ()
 
-    def _step(self, key: _Key, rule: Rule, window: _Window, value: float, content: Mapping[str, Any]) -> Alert | None:
-        before = self._episodes.get(key)
-        after, alert = step(rule, before, window, value, content)
-        if after is None:
-            self._forget(key)
-        elif before or self._has_room_for(key):
-            self._episodes[key] = after
-        else:
-            return None
-        return alert
+    def _acknowledge(self, command: Acknowledge) -> Iterable[Alert]:
+        followed = chain.from_iterable(of_rule.items() for of_rule in self._episodes.values())
+        for labels, episode in list(followed):
+            if episode.alert_id == command.alert_id:
+                rule = self._rules.by_name[episode.rule]
+                step = acknowledged(episode, command.transition)
+                if told := self._keep(rule, labels, step, partial(of_command, rule, command)):
+                    return told
+        SKIPPED.labels(Skipped.NOTHING_TO_ACKNOWLEDGE).inc()
+        return ()
+
+    def _keep(
+        self, rule: Rule, labels: SortedLabels, step: Step, tell: Callable[[Episode], tuple[Episode, Alert]]
+    ) -> Sequence[Alert]:
+        """Follow the episode from here on, or no more; the alert, if it is news."""
+        followed = self._episodes[rule.name]
+        if step.episode and labels not in followed and not self._has_room_for((rule.name, labels)):
+            return ()
+        told, alert = tell(step.told) if step.told else (None, None)
+        after = told if told and step.episode is step.told else step.episode
+        if after:
+            followed[labels] = after
+        elif followed.pop(labels, None):
+            self._state_bytes -= _size_bytes((rule.name, labels))
+        return [alert] if alert else []
 
     def _has_room_for(self, key: _Key) -> bool:
         size_bytes = _size_bytes(key)
@@ -218,10 +331,6 @@ class RulesTask:
         self._state_bytes += size_bytes
         return True
 
-    def _forget(self, key: _Key) -> None:
-        if self._episodes.pop(key, None):
-            self._state_bytes -= _size_bytes(key)
-
     def _still_decides(self, episode: Episode) -> bool:
         rule = self._rules.by_name.get(episode.rule)
         return rule is not None and rule.version == episode.version
@@ -230,41 +339,44 @@ class RulesTask:
         return Outgoing("alerts", alert.id.encode(), msgspec.json.encode(alert), (SCHEMA_HEADER,), self._partition)
 
 
-def _windows_like(window: _Window) -> str:
-    """The windows that come in order of start: the base windows of a source, or its rollups of one shape."""
-    return f"{window.source} {Shape.of(window).name}" if window.of_s else window.source
+class _News(NamedTuple):
+    """What a batch brings before any rule is evaluated."""
+
+    changes: list[Change]
+    silenced: set[_Key]
+    refused: list[tuple[int, Outgoing]]
+
+
+class Verdicts:
+    """What each window of a batch says of each level of a rule."""
+
+    def __init__(self, rule: Rule, batch: Batch) -> None:
+        truth, shape = batch.evaluation.truth, batch.rows.shape
+        self._levels = [
+            [np.broadcast_to(known, shape) for known in (*truth(level.breach), *truth(level.clear))]
+            for level in rule.levels
+        ]
+        self.breached: Bools = np.logical_or.reduce([level[0] for level in self._levels])
+
+    def of(self, at: int) -> Sequence[Verdict]:
+        return [Verdict(_known(a[at], b[at]), _known(c[at], d[at])) for a, b, c, d in self._levels]
+
+
+def _known(yes: bool, no: bool) -> bool | None:
+    return True if yes else False if no else None
 
 
 def _key(episode: Episode) -> _Key:
     return episode.rule, _sorted(episode.series)
 
 
-def _sorted(series: Labels) -> _SortedLabels:
+def _sorted(series: Mapping[str, str]) -> SortedLabels:
     return tuple(sorted(series.items()))
 
 
 def _size_bytes(key: _Key) -> int:
-    """What an episode adds to the snapshot at most: its rule and labels as JSON, and everything else."""
-    return len(msgspec.json.encode(key)) + 200
+    """What an episode adds to the snapshot at most: its rule and labels, and everything else."""
+    return len(msgspec.msgpack.encode(key)) + _EPISODE_BYTES
 
 
-class _Read(NamedTuple):
-    window: _Window
-    content: dict[str, Any]
-
-    @property
-    def schema(self) -> int:
-        return self.window.schema
-
-
-def _decode(value: bytes) -> _Read:
-    """What every rule needs of the record, and all of it."""
-    content = msgspec.json.decode(value)
-    return _Read(msgspec.convert(content, _Window), content)
-
-
-def _value(content: Any, path: Iterable[str]) -> float | None:
-    """The number at the path, or None: the window does not say."""
-    for key in path:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content if isinstance(content, int | float) else None
+_COMMANDS: Final = msgspec.json.Decoder(AnyCommand)

@@ -65,7 +65,7 @@ class ConsoleNotifier:
         news = {
             _key(alert): alert
             for _, alert in decoded
-            if isinstance(alert, Alert) and alert.state != "pending" and _key(alert) not in self._done
+            if isinstance(alert, Alert) and alert.has_fired and _key(alert) not in self._done
         }
         self._print(self._lines(list(news.values()), self._clock()))
         self._remember_all(news)

@@ -350,6 +350,7 @@ class Board:
         models = self._group(numbers, lambda bucket: bucket.models)
         hosts = self._group(numbers, lambda bucket: bucket.hosts)
         busiest = sorted(models, key=lambda key: (-sum(part.count for part in models[key].values()), key))
+        alerts = [alert for alert in alerts if alert.has_fired or alert.state == "pending"]
         shown = shown_alerts(alerts)
         silences = people.silences if people else []
         cut = self._cut_unix_s

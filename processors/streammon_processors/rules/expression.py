@@ -1,0 +1,363 @@
+"""Expressions of rules, evaluated for many windows at once.
+
+An expression is a checked CEL tree (`streammon_processors.rules.cel`) over columns: a number is an array with NaN
+where a window does not say, a truth value is two arrays, `Truth`: what is known to be true, what is known to be false.
+
+**Three values.** What is not known decides nothing, as an error does in CEL (cel-spec, "Logical Operators"):
+``a && b`` is false as soon as one of them is, whatever the other; a comparison with a number that is not there is
+not known.
+
+`reasons` and `tell` say in words why it came out so for one window; `value_at` is the number that this is about.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streammon_processors.rules.cel import (
+    NUMBER,
+    Call,
+    Constant,
+    ExpressionError,
+    Function,
+    Label,
+    Node,
+    Options,
+    Variable,
+)
+from streammon_processors.rules.words import quantity_of, shown, words_of
+
+Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+Labels: TypeAlias = Mapping[str, str]
+
+
+class Truth(NamedTuple):
+    """Of each window: whether it is known to be true, and whether it is known to be false."""
+
+    yes: Bools
+    no: Bools
+
+
+class Columns(Protocol):
+    """What expressions read of some windows."""
+
+    def number(self, name: str) -> Floats:
+        """A field of the windows; NaN where a window has none."""
+        ...
+
+    def of_labels(self, predicate: Node) -> Truth:
+        """What `of_labels` says of each window's series."""
+        ...
+
+    def of_past(self, call: Call) -> Floats:
+        """What a function of the past gives for each window; NaN where that is not known."""
+        ...
+
+
+COMPARISONS: Final[Mapping[str, tuple[Callable[[Floats, Floats], Bools], str, str]]] = {
+    "_>_": (operator.gt, ">", "≤"),
+    "_>=_": (operator.ge, "≥", "<"),
+    "_<_": (operator.lt, "<", "≥"),
+    "_<=_": (operator.le, "≤", ">"),
+    "_==_": (operator.eq, "=", "≠"),
+    "_!=_": (operator.ne, "≠", "="),
+}
+"""How to compare, how to say it, and how to say that it is not so."""
+_ARITHMETIC: Final[Mapping[str, Callable[..., Floats]]] = {
+    "_+_": np.add,
+    "_-_": np.subtract,
+    "_*_": np.multiply,
+    "_/_": np.divide,
+    "-_": np.negative,
+    "abs": np.abs,
+    "min": np.minimum,
+    "max": np.maximum,
+}
+MATHS: Final = (
+    Function("abs", ((NUMBER,),)),
+    Function("min", ((NUMBER, NUMBER),)),
+    Function("max", ((NUMBER, NUMBER),)),
+)
+
+
+def negated(node: Node) -> Node:
+    return Call("!_", (node,))
+
+
+def both(one: Node, other: Node) -> Node:
+    return Call("_&&_", (one, other))
+
+
+class Evaluation:
+    """Of some windows, what expressions say; what several of them share is worked out once."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._numbers: dict[Node, Floats] = {}
+        self._truths: dict[Node, Truth] = {}
+
+    def number(self, node: Node) -> Floats:
+        if isinstance(node, Variable):
+            return self._columns.number(node.name)
+        if isinstance(node, Constant):
+            return np.float64(node.value)  # type: ignore[return-value]  # a scalar is broadcast
+        if node not in self._numbers:
+            self._numbers[node] = self._number(node)
+        return self._numbers[node]
+
+    def truth(self, node: Node) -> Truth:
+        if node not in self._truths:
+            self._truths[node] = self._truth(node)
+        return self._truths[node]
+
+    def _number(self, node: Node) -> Floats:
+        assert isinstance(node, Call)
+        if node.function == "_?_:_":
+            condition, *branches = node.arguments
+            chosen, (one, other) = self.truth(condition), map(self.number, branches)
+            return np.where(chosen.yes, one, np.where(chosen.no, other, np.nan))
+        if node.function in _ARITHMETIC:
+            with np.errstate(all="ignore"):
+                return _ARITHMETIC[node.function](*map(self.number, node.arguments))
+        return self._columns.of_past(node)
+
+    def _truth(self, node: Node) -> Truth:  # noqa: PLR0911  # one case a construct of the language
+        if is_about_labels(node):
+            return self._columns.of_labels(node)
+        assert isinstance(node, Call)
+        match node.function, node.arguments:
+            case "_&&_", (one, other):
+                a, b = self.truth(one), self.truth(other)
+                return Truth(a.yes & b.yes, a.no | b.no)
+            case "_||_", (one, other):
+                a, b = self.truth(one), self.truth(other)
+                return Truth(a.yes | b.yes, a.no & b.no)
+            case "!_", (one,):
+                a = self.truth(one)
+                return Truth(a.no, a.yes)
+            case "_?_:_", (condition, one, other):
+                c, a, b = map(self.truth, (condition, one, other))
+                return Truth((c.yes & a.yes) | (c.no & b.yes), (c.yes & a.no) | (c.no & b.no))
+            case function, (left, right) if function in COMPARISONS:
+                one_, other_ = self.number(left), self.number(right)
+                yes = COMPARISONS[function][0](one_, other_)
+                known = ~(np.isnan(one_) | np.isnan(other_))
+                return Truth(yes & known, ~yes & known)
+            case "@in", (value, Options(items)):
+                found = [self.truth(Call("_==_", (value, item))) for item in items]
+                no = np.logical_and.reduce([each.no for each in found])
+                return Truth(np.logical_or.reduce([each.yes for each in found]), no)
+        raise AssertionError(f"{node.function} was let through by `check`")
+
+
+# ---------------------------------------------------------------- labels
+
+
+def is_about_labels(node: Node) -> bool:
+    """Whether it is decided by the labels of a series alone."""
+    match node:
+        case Label():
+            return True
+        case Constant(value):
+            return not isinstance(value, float)
+        case Options(items):
+            return all(map(is_about_labels, items))
+        case Call(function, arguments):
+            return (function in _TEXT or function in _LOGIC) and all(map(is_about_labels, arguments))
+    return False
+
+
+_LOGIC: Final = ("_&&_", "_||_", "!_", "_?_:_", "_==_", "_!=_", "@in")
+_TEXT: Final[Mapping[str, Callable[..., object]]] = {
+    "startsWith": str.startswith,
+    "endsWith": str.endswith,
+    "contains": operator.contains,
+    "matches": lambda text, pattern: re.search(pattern, text) is not None,
+    "_+_": operator.add,
+    "_==_": operator.eq,
+    "_!=_": operator.ne,
+    "@in": lambda value, options: value in options,
+}
+
+
+def of_labels(node: Node, labels: Labels) -> object:  # noqa: PLR0911  # one case a construct of the language
+    """What a condition on labels says of these; None if that is not known, because one is missing."""
+    match node:
+        case Label(name, test):
+            return name in labels if test else labels.get(name)
+        case Constant(value):
+            return value
+        case Options(items):
+            return [of_labels(item, labels) for item in items]
+        case Call("!_", (one,)):
+            said = of_labels(one, labels)
+            return None if said is None else not said
+        case Call("_&&_", parts):
+            return _junction([of_labels(part, labels) for part in parts], decides=False)
+        case Call("_||_", parts):
+            return _junction([of_labels(part, labels) for part in parts], decides=True)
+        case Call("_?_:_", (condition, one, other)):
+            chosen = of_labels(condition, labels)
+            return None if chosen is None else of_labels(one if chosen else other, labels)
+        case Call(function, arguments):
+            values = [of_labels(argument, labels) for argument in arguments]
+            return None if None in values else _TEXT[function](*values)
+    raise AssertionError(node)
+
+
+def _junction(parts: Sequence[object], *, decides: bool) -> object:
+    if decides in parts:
+        return decides
+    return None if None in parts else not decides
+
+
+# ---------------------------------------------------------------- what is allowed
+
+
+def check(node: Node, past: Mapping[str, Callable[[Call], None]]) -> None:
+    """Refuse what CEL allows and rules have no use for. ``past`` checks the calls of functions of the past.
+
+    Raises:
+        ExpressionError: it says what.
+    """
+    match node:
+        case Call(function, arguments) if function in past:
+            past[function](node)
+            for argument in arguments:
+                check(argument, past)
+        case Call(function, arguments):
+            if not (is_about_labels(node) or function in COMPARISONS or function in _ARITHMETIC or function in _LOGIC):
+                raise ExpressionError(f"{function.strip('_@')!r} has no place in a rule")
+            if function == "matches" and isinstance(arguments[1], Constant):
+                _check_pattern(str(arguments[1].value))
+            for argument in arguments:
+                check(argument, past)
+        case Options(items):
+            for item in items:
+                check(item, past)
+        case Label():
+            return
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ExpressionError(f"{pattern!r} is no regular expression: {error}") from None
+
+
+def variables_of(node: Node) -> Iterator[str]:
+    """The fields that it reads."""
+    match node:
+        case Variable(name):
+            yield name
+        case Call(_, arguments) | Options(arguments):
+            for argument in arguments:
+                yield from variables_of(argument)
+
+
+def calls_of(node: Node, functions: Mapping[str, object]) -> Iterator[Call]:
+    """The calls of some functions, those within arguments first."""
+    if isinstance(node, Call | Options):
+        for argument in node.arguments if isinstance(node, Call) else node.items:
+            yield from calls_of(argument, functions)
+        if isinstance(node, Call) and node.function in functions:
+            yield node
+
+
+# ---------------------------------------------------------------- in words
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A comparison that came out as it should not, or should again."""
+
+    left: Node
+    sign: str
+    right: Node
+
+    @cached_property
+    def about(self) -> Node:
+        """The side that is measured."""
+        return self.right if isinstance(self.left, Constant) else self.left
+
+
+def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Iterator[Reason]:
+    """The comparisons that made it so, of one window; conditions on labels are no news."""
+    if is_about_labels(node) or not isinstance(node, Call):
+        return
+    match node.function, node.arguments:
+        case "!_", (one,):
+            yield from reasons(one, not came_out, evaluation, row)
+        case (("_&&_" | "_||_"), parts):
+            for part in parts:
+                truth = evaluation.truth(part)
+                if (truth.yes if came_out else truth.no)[row]:
+                    yield from reasons(part, came_out, evaluation, row)
+        case "_?_:_", (condition, one, other):
+            chosen = one if evaluation.truth(condition).yes[row] else other
+            yield from reasons(chosen, came_out, evaluation, row)
+        case function, (left, right) if function in COMPARISONS:
+            _, sign, opposite = COMPARISONS[function]
+            yield Reason(left, sign if came_out else opposite, right)
+
+
+def tell(reason: Reason, evaluation: Evaluation, row: int) -> str:
+    """``p99 of duration_s 512 ms > 300 ms``."""
+    unit = quantity(reason.about)
+    sides = (_side(each, unit, evaluation, row) for each in (reason.left, reason.right))
+    return f" {reason.sign} ".join(sides)
+
+
+def value_at(node: Node, evaluation: Evaluation, row: int) -> float:
+    """The number of one window; NaN if it is not known."""
+    column = np.asarray(evaluation.number(node), dtype=float)
+    return float(column[row] if column.ndim else column)
+
+
+def _side(node: Node, unit: str, evaluation: Evaluation, row: int) -> str:
+    value = shown(unit, value_at(node, evaluation, row))
+    return value if isinstance(node, Constant) else f"{_named(node)} {value}"
+
+
+def _named(node: Node) -> str:
+    match node:
+        case Variable(name):
+            return words_of(name)
+        case Constant(value):
+            return f"{value:g}" if isinstance(value, float) else str(value)
+        case Call(function, (one, other)) if function in ("_+_", "_-_", "_*_", "_/_"):
+            return f"({_named(one)} {function.strip('_')} {_named(other)})"
+        case Call("-_", (one,)):
+            return f"-{_named(one)}"
+        case Call(function, arguments):
+            return f"{function}({', '.join(map(_named, arguments))})"
+    return "…"
+
+
+def quantity(node: Node) -> str:
+    """The name that tells the unit, if there is one."""
+    match node:
+        case Variable(name):
+            return quantity_of(name)
+        case Call(function, (one, *_)) if function in _KEEP_UNITS:
+            return quantity(one)
+        case Call("time_to", _):
+            return "time_s"
+        case Call("quantile", arguments):
+            return quantity(arguments[0]) if len(arguments) > 2 else "duration_s"
+    return ""
+
+
+_KEEP_UNITS: Final = (
+    "avg_over", "min_over", "max_over", "sum_over", "delta", "forecast", "abs", "min", "max", "_+_", "_-_", "-_",
+)  # fmt: skip

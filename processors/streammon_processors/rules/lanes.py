@@ -1,0 +1,488 @@
+"""Lanes: the windows of one source and length, with the series in them, as columns for the rules that look at them.
+
+Windows come in *waves*: all that start at one time, each of another series. What a rule wants to know of the window
+alone is worked out for many waves at once; what it wants to know of the past, wave by wave, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from streammon.events import SCHEMA
+from streammon.results import Kind
+from streammon.sketch import Sketch
+from streammon.wire import MAX_TIME_UNIX_S
+from streammon_processors.rules.cel import Call, Node
+from streammon_processors.rules.description import Rule, Rules, path_of
+from streammon_processors.rules.episodes import ROUNDING_S, Labels
+from streammon_processors.rules.expression import Bools, Evaluation, Floats, Truth, of_labels
+from streammon_processors.rules.past import Ints, Look, Past, share_above, understand
+from streammon_processors.shapes import Shape
+
+MAX_PAST_BYTES: Final = 64 * 1024 * 1024
+"""What one lane of one partition remembers of its series; of those beyond it, the past is not known."""
+MAX_KEPT_BYTES: Final = 400 * 1024
+"""The same, for all lanes of a partition together whose past is kept in the snapshot."""
+MAX_REREAD_S: Final = 3600.0
+"""How far back the log is read again at a start; what is older is kept in the snapshot."""
+
+PATIENCE_S: Final = 10.0
+"""How long a window may be under way; and as how much time a longer gap in the log counts, in which nobody wrote."""
+_ROW_BYTES: Final = 400  # of a series in the snapshot, beside its past: its labels and times
+_MARKS: Final = 32  # places to read again from, spread over what is looked back on
+
+SortedLabels = tuple[tuple[str, str], ...]
+LaneKey: TypeAlias = tuple[str, Shape | None, bool]
+"""Source, shape (None: base windows), and whether its past is in the snapshot."""
+_Time = Annotated[float, Meta(ge=0, lt=MAX_TIME_UNIX_S)]
+
+
+class Seen(Struct, tag_field="type", tag="window", gc=False):
+    """What every rule needs of a `results.Window`; `decoder` adds the fields that some rules read."""
+
+    source: str
+    part: str
+    series: Labels
+    start_unix_s: _Time
+    end_unix_s: _Time
+    count: int
+    size_s: float = 0.0
+    of_s: float | None = None
+    kind: Kind = "tumbling"
+    every_s: float | None = None
+    gap_s: float | None = None
+    schema: int = SCHEMA
+
+
+def window_decoder(rules: Iterable[Rule]) -> msgspec.json.Decoder[Seen]:
+    """Reads of windows what these rules look at, and no more: one with all its sketches takes six times as long."""
+    tree: dict[str, Any] = {}
+    for path in sorted({path for rule in rules for path in rule.paths}):
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = None
+    extra = [(name, _type_of(name, below) | None, None) for name, below in tree.items() if name != "count"]
+    kind = msgspec.defstruct("SeenBy", extra, bases=(Seen,), tag_field="type", tag="window", gc=False)
+    return msgspec.json.Decoder(kind)
+
+
+def _type_of(name: str, below: Mapping[str, Any] | None) -> Any:
+    if below is None:
+        return float
+    if name == "gauges":
+        statistics = sorted({key for gauge in below.values() for key in gauge})
+        gauge: Any = msgspec.defstruct("Gauge", [(each, float | None, None) for each in statistics], gc=False)
+        return dict[str, gauge]
+    if name == "cost":
+        return dict[str, float]
+    fields = [(key, Sketch | None if key == "sketch" else float | None, None) for key in sorted(below)]
+    return msgspec.defstruct(name, fields, gc=False)
+
+
+@cache
+def getter(path: tuple[str, ...]) -> Callable[[Any], Any]:
+    """What reads the value at the path of a decoded window; None where there is none."""
+
+    def get(window: Any) -> Any:
+        for key in path:
+            if window is None:
+                return None
+            window = window.get(key) if isinstance(window, dict) else getattr(window, key)
+        return window
+
+    return get
+
+
+class Arrived(NamedTuple):
+    """A window, the place of its record in the batch, the row of its series, and whether that is remembered."""
+
+    place: int
+    """Negative: it was decided on before, and is here for the past that it is part of."""
+    window: Seen
+    row: int
+    remembered: bool
+
+
+class Silence(NamedTuple):
+    """A series that a rule waits for in vain."""
+
+    rule: Rule
+    labels: SortedLabels
+    heard_unix_s: float
+    now_unix_s: float
+
+
+class LogTime(Struct, array_like=True, frozen=True):
+    """How much time has passed by the broker's stamps; longer gaps, in which nobody wrote, count as `PATIENCE_S`."""
+
+    passed_ms: int = 0
+    newest_ms: int = 0
+
+    def after(self, stamp_ms: int) -> LogTime:
+        if not self.newest_ms:
+            return LogTime(self.passed_ms, stamp_ms)
+        step_ms = min(max(stamp_ms - self.newest_ms, 0), round(1000 * PATIENCE_S))
+        return LogTime(self.passed_ms + step_ms, max(stamp_ms, self.newest_ms))
+
+    def is_another_second(self, before: LogTime) -> bool:
+        return self.passed_ms // 1000 != before.passed_ms // 1000
+
+
+class Clock(Struct, array_like=True, frozen=True):
+    """How far a lane has come, and when by the log its newest window was read."""
+
+    newest_start: float = 0.0
+    newest_end: float = 0.0
+    read_ms: int = 0
+
+    def now(self, time: LogTime) -> float:
+        """The event time of the lane: that of its windows; where none come, as much later as the log is."""
+        idle_s = (time.passed_ms - self.read_ms) / 1000
+        return max(self.newest_start, self.newest_end + idle_s - PATIENCE_S) if self.newest_end else 0.0
+
+
+class Mark(Struct, array_like=True, frozen=True):
+    """A place in `windows` to read again from, and how things stood before that record."""
+
+    offset: int
+    clock: Clock
+    time: LogTime
+
+
+class Row(Struct, array_like=True, frozen=True):
+    """A series in the snapshot of a lane."""
+
+    labels: SortedLabels
+    heard: float
+    streak: float
+    quiet: list[str]
+    past: bytes
+
+
+class Kept(Struct, array_like=True, frozen=True):
+    """A lane in the snapshot: where to read again from, or else all that it knows."""
+
+    marks: list[Mark] = []
+    clock: Clock = Clock()
+    past: str = ""
+    rows: list[Row] = []
+
+
+class Lane:
+    """The windows of one source and shape (None: the base windows), and the rules that look at them.
+
+    A lane remembers its series only where a rule asks for their past or their silence. Up to `MAX_REREAD_S` back, that
+    is read again from the log at a start, from the oldest of its marks; what goes further back is in the snapshot.
+    """
+
+    def __init__(self, key: LaneKey, rules: Sequence[Rule], base_s: float, max_bytes: int) -> None:
+        self.key, self.rules = key, rules
+        self.source, shape, self.is_kept = key
+        self.step_s = shape.every_s if shape and shape.every_s else base_s
+        self.past = Past((look for rule in rules for look in rule.looks if look.span_s), self.step_s)
+        self.silences = tuple(rule for rule in rules if rule.no_data != "hold")
+        self.remembers = self.past.keeps or bool(self.silences)
+        self.horizon_s = max((rule.horizon_s for rule in rules), default=0.0) + self.step_s
+        self._max_series = max_bytes // (self.past.row_bytes + _ROW_BYTES)
+        self._longest_silence_s = max([self.step_s, *(rule.silence_s for rule in self.silences)])
+        self.begins_at = 0
+        """The first record that it takes in."""
+        self.clock = Clock()
+        self.marks: list[Mark] = []
+        self._rows: dict[SortedLabels, int] = {}
+        self.labels: list[SortedLabels] = []
+        self._free: list[int] = []
+        self._freed: list[int] = []  # since the last batch, whose windows still name them
+        self._remembered = 0
+        self.heard = np.zeros(0)  # the end of each series' newest window; -1: nobody's row
+        self.streak = np.zeros(0)  # since when it has been heard without a silence; -1: not remembered
+        self._quiet = {rule.name: np.zeros(0, dtype=bool) for rule in self.silences}
+        self._predicates: dict[Node, Truth] = {}
+        self._where: dict[str, Bools] = {rule.name: np.zeros(0, dtype=bool) for rule in rules if rule.where}
+        self._arrived: list[Arrived] = []
+
+    # -- series
+
+    def row_of(self, labels: SortedLabels) -> int:
+        row = self._rows.get(labels)
+        if row is None:
+            row = self._rows[labels] = self._free.pop() if self._free else self._new_row()
+            self.labels[row] = labels
+            self.heard[row] = self.streak[row] = -1.0
+            self._judge(row)
+        return row
+
+    def rows_of(self, series: Set[SortedLabels]) -> set[int]:
+        """Their rows, also those that were given up since the last batch."""
+        rows = {self._rows[labels] for labels in series & self._rows.keys()}
+        return rows | {row for row in self._freed if self.labels[row] in series}
+
+    def _new_row(self) -> int:
+        row = len(self.labels)
+        self.labels.append(())
+        if row >= len(self.heard):
+            more = max(64, len(self.heard))
+            self.heard, self.streak = (
+                np.concatenate((each, np.full(more, -1.0))) for each in (self.heard, self.streak)
+            )
+            self._where = {name: _longer(each, more) for name, each in self._where.items()}
+            self._quiet = {name: _longer(each, more) for name, each in self._quiet.items()}
+            self._predicates = {
+                node: Truth(*(_longer(x, more) for x in each)) for node, each in self._predicates.items()
+            }
+        return row
+
+    def _judge(self, row: int) -> None:
+        """What conditions on labels say of a series: once, and not with every window."""
+        labels = dict(self.labels[row])
+        for rule in self.rules:
+            if rule.where:
+                self._where[rule.name][row] = rule.where.items() <= labels.items()
+        for node, truth in self._predicates.items():
+            _judge_by(node, truth, row, labels)
+
+    def predicate(self, node: Node) -> Truth:
+        """By row, what a condition on labels says."""
+        if node not in self._predicates:
+            truth = Truth(*(np.zeros(len(self.heard), dtype=bool) for _ in range(2)))
+            for row, labels in enumerate(self.labels):
+                _judge_by(node, truth, row, dict(labels))
+            self._predicates[node] = truth
+        return self._predicates[node]
+
+    def where(self, rule: Rule) -> Bools | None:
+        """By row, whether a rule is about a series; None: about all."""
+        return self._where.get(rule.name)
+
+    def _remember(self, row: int, start: float) -> None:
+        """Take the series among those whose past is kept, if there is room and a rule asks for it."""
+        if self._remembered < self._max_series and self._is_asked_for(row):
+            self._remembered += 1
+            self.streak[row] = start
+            self.past.forget(row)
+            for quiet in self._quiet.values():
+                quiet[row] = False
+
+    def _is_asked_for(self, row: int) -> bool:
+        asking = (rule for rule in self.rules if rule.horizon_s)
+        return any(not rule.where or self._where[rule.name][row] for rule in asking)
+
+    def _sweep(self, before_end: float) -> None:
+        """Give up the series that were not heard for so long that nobody asks for them any more."""
+        keep_s = max(self.horizon_s, 600.0)
+        newest = self.clock.newest_end
+        if newest // (keep_s / 4) != before_end // (keep_s / 4):
+            for row in np.flatnonzero((self.heard >= 0) & (self.heard < newest - keep_s)).tolist():
+                self._drop(row)
+
+    def forget_if_idle(self, time: LogTime) -> None:
+        """Give up all series of a lane that nobody writes to any more, so that little has to be read again."""
+        if self.marks and self.clock.now(time) > self.clock.newest_end + self.horizon_s + 60.0:
+            for row in list(self._rows.values()):
+                self._drop(row)
+            self.marks = []
+
+    def _drop(self, row: int) -> None:
+        del self._rows[self.labels[row]]
+        self._remembered -= bool(self.streak[row] >= 0)
+        self.heard[row] = self.streak[row] = -1.0
+        self._freed.append(row)
+
+    # -- time
+
+    @property
+    def waits(self) -> bool:
+        """Whether the passing of time alone could say something here."""
+        there = self.streak >= 0
+        return any((there & ~quiet).any() for quiet in self._quiet.values())
+
+    def is_back_in_time(self, window: Seen) -> bool:
+        return window.start_unix_s < self.clock.newest_start
+
+    def advance(self, window: Seen, offset: int, before: LogTime, time: LogTime) -> bool:
+        """Take note of the time of a window; whether it is a new one. Sessions end in order, and do not begin so."""
+        if self.remembers and not self.is_kept:
+            self._mark(Mark(offset, self.clock, before))
+        is_new = window.kind != "session" and window.start_unix_s != self.clock.newest_start
+        start = window.start_unix_s if window.kind != "session" else self.clock.newest_start
+        before_end = self.clock.newest_end
+        self.clock = Clock(start, max(before_end, window.end_unix_s), time.passed_ms)
+        self._sweep(before_end)
+        return is_new
+
+    def _mark(self, mark: Mark) -> None:
+        marks, newest = self.marks, mark.clock.newest_end
+        if not marks or newest >= marks[-1].clock.newest_end + self.horizon_s / _MARKS:
+            marks.append(mark)
+        while len(marks) > 1 and marks[1].clock.newest_end <= newest - self.horizon_s:
+            del marks[0]
+
+    def silent(self, time: LogTime) -> Iterator[Silence]:
+        """The series that have just become silent for longer than a rule waits."""
+        now = self.clock.now(time)
+        for rule in self.silences:
+            quiet = self._quiet[rule.name]
+            warm = (self.streak >= 0) & (self.heard - self.streak >= rule.warm_up_s - ROUNDING_S)
+            found = warm & ~quiet & (now - self.heard >= rule.silence_s - ROUNDING_S)
+            if rule.where:
+                found &= self._where[rule.name]
+            for row in sorted(np.flatnonzero(found).tolist(), key=lambda row: self.labels[row]):
+                quiet[row] = True
+                yield Silence(rule, self.labels[row], float(self.heard[row]), now)
+
+    # -- windows
+
+    def take(self, place: int, window: Seen, labels: SortedLabels) -> None:
+        row = self.row_of(labels)
+        if self.remembers:
+            if self.streak[row] < 0:
+                self._remember(row, window.start_unix_s)
+            elif window.start_unix_s - self.heard[row] >= self._longest_silence_s:
+                self.streak[row] = window.start_unix_s
+            for quiet in self._quiet.values():
+                quiet[row] = False
+        self._arrived.append(Arrived(place, window, row, bool(self.streak[row] >= 0)))
+        self.heard[row] = window.end_unix_s
+
+    def batch(self) -> Batch:
+        """All that has been taken since, evaluated as far as the past is concerned."""
+        arrived, self._arrived = self._arrived, []
+        return Batch(self, arrived)
+
+    def release(self) -> None:
+        """The last batch is done with: rows that were given up may be others'."""
+        self._free += self._freed
+        self._freed.clear()
+
+    # -- what a snapshot keeps
+
+    def dump(self) -> Kept:
+        if self.marks:
+            return Kept(self.marks, Clock(), "", [])
+        rows = sorted(self._rows.items()) if self.is_kept else []
+        kept = [self._row(labels, row) for labels, row in rows if self.streak[row] >= 0]
+        return Kept([], self.clock, self.past.name, kept)
+
+    def _row(self, labels: SortedLabels, row: int) -> Row:
+        quiet = [name for name, each in self._quiet.items() if each[row]]
+        return Row(labels, float(self.heard[row]), float(self.streak[row]), quiet, self.past.dump(row))
+
+    def load(self, kept: Kept, next_offset: int) -> LogTime | None:
+        """Go on from a `dump`; of which log time, if records are to be read again."""
+        self.begins_at = next_offset
+        if kept.marks and self.remembers and not self.is_kept:
+            self.marks = list(kept.marks)
+            first = self.marks[0]
+            self.begins_at, self.clock = first.offset, first.clock
+            return first.time
+        self.clock = kept.clock
+        for each in kept.rows if self.is_kept else ():
+            self._load_row(each, kept.past)
+        return None
+
+    def _load_row(self, kept: Row, past: str) -> None:
+        row = self.row_of(kept.labels)
+        self._remember(row, kept.streak)
+        self.heard[row] = kept.heard
+        for name in kept.quiet:
+            if name in self._quiet:
+                self._quiet[name][row] = True
+        if past == self.past.name:
+            self.past.load(row, kept.past)
+
+
+def lanes_of(rules: Rules, base_s: float) -> dict[LaneKey, Lane]:
+    """A lane for all rules that look at the same windows, and at about as much of their past."""
+    found: dict[LaneKey, list[Rule]] = {}
+    for rule in rules:
+        found.setdefault((rule.source, rule.shape, rule.horizon_s > MAX_REREAD_S), []).append(rule)
+    kept = sum(is_kept for *_, is_kept in found)
+    return {
+        key: Lane(key, of_lane, base_s, MAX_KEPT_BYTES // kept if key[2] else MAX_PAST_BYTES)
+        for key, of_lane in found.items()
+    }
+
+
+def _judge_by(node: Node, truth: Truth, row: int, labels: Labels) -> None:
+    said = of_labels(node, labels)
+    truth.yes[row], truth.no[row] = said is True, said is False
+
+
+def _longer(column: Bools, more: int) -> Bools:
+    return np.concatenate((column, np.zeros(more, dtype=bool)))
+
+
+class Batch:
+    """Windows of a lane as columns (`expression.Columns`)."""
+
+    def __init__(self, lane: Lane, arrived: Sequence[Arrived]) -> None:
+        self.lane, self.arrived = lane, arrived
+        self.rows: Ints = np.array([each.row for each in arrived], dtype=np.int64)
+        self.places: Ints = np.array([each.place for each in arrived], dtype=np.int64)
+        self._remembered: Bools = np.array([each.remembered for each in arrived], dtype=bool)
+        self._numbers: dict[str, Floats] = {}
+        self._found: dict[Call, Floats] = {}
+        self.evaluation = Evaluation(self)
+        if lane.past.keeps:
+            self._look_back()
+
+    def number(self, name: str) -> Floats:
+        if name not in self._numbers:
+            get = getter(path_of(self.lane.source, name))
+            self._numbers[name] = np.array([get(each.window) for each in self.arrived], dtype=float)
+        return self._numbers[name]
+
+    def of_labels(self, predicate: Node) -> Truth:
+        yes, no = self.lane.predicate(predicate)
+        return Truth(yes[self.rows], no[self.rows])
+
+    def of_past(self, call: Call) -> Floats:
+        if call not in self._found:
+            look = understand(call)
+            assert not look.span_s, "those are in _found"
+            self._found[call] = np.array([share_above(each, look.parameters[0]) for each in self._sketches(look)])
+        return self._found[call]
+
+    def _sketches(self, look: Look) -> Iterator[Sketch | None]:
+        get = getter((look.sketches or "", "sketch"))
+        return (get(each.window) for each in self.arrived)
+
+    def _look_back(self) -> None:
+        past = self.lane.past
+        values = {track: np.broadcast_to(self.evaluation.number(track), len(self.rows)) for track in past.tracks}
+        sketches = {
+            look.sketches: list(self._sketches(look))
+            for look in past.looks
+            if look.call.function == "quantile" and look.sketches
+        }
+        found = {look: np.full(len(self.rows), np.nan) for look in past.looks}
+        for first, after, number in self._waves():
+            rows = self.rows[first:after]
+            room = np.flatnonzero(self._remembered[first:after])
+            if not len(room):
+                continue
+            there = first + room
+            kept = {name: [column[at] for at in there] for name, column in sketches.items()}
+            past.put(rows[room], number, {track: column[there] for track, column in values.items()}, kept)
+            for look, column in found.items():
+                column[there] = past.of(look, rows[room], number)
+        self._found = {look.call: column for look, column in found.items()}
+
+    def _waves(self) -> Iterator[tuple[int, int, int]]:
+        """First and last place of each run of windows that start at one time, and that time's number."""
+        step_s = self.lane.step_s
+        first, rows = 0, set[int]()
+        for place, each in enumerate(self.arrived):
+            if rows and (each.window.start_unix_s != self.arrived[first].window.start_unix_s or each.row in rows):
+                yield first, place, round(self.arrived[first].window.start_unix_s / step_s)
+                first, rows = place, set()
+            rows.add(each.row)
+        if rows:
+            yield first, len(self.arrived), round(self.arrived[first].window.start_unix_s / step_s)

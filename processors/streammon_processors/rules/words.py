@@ -1,0 +1,43 @@
+"""How numbers of windows are said to people: ``p99 of duration_s 512 ms``."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Final
+
+_UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J"}
+_FRACTIONS: Final = ("error_rate", "utilization")
+
+
+def _names(field: str) -> list[str]:
+    """``gauges.cpu.utilization.last`` names last of cpu.utilization."""
+    first, *rest = field.split(".")
+    if first in ("gauges", "cost") and rest:
+        return [".".join(rest[:-1]), rest[-1]] if first == "gauges" else [".".join(rest)]
+    return rest if first == "completeness" else [first, *rest]
+
+
+def words_of(field: str) -> str:
+    """``duration_s.p99`` is the "p99 of duration_s"."""
+    return " of ".join(reversed(_names(field)))
+
+
+def quantity_of(field: str) -> str:
+    """The part of its name that tells the unit."""
+    names = _names(field)
+    return "count" if names[-1] == "count" else names[0]
+
+
+def shown(quantity: str, value: float) -> str:
+    """A number with the unit that its name ends with; fractions as per cent."""
+    if not isfinite(value):
+        return f"{value:g}"
+    if quantity.endswith(_FRACTIONS):
+        return f"{_number(100 * value)} %"
+    if quantity.endswith("_s") and not quantity.endswith("_per_s") and 0 < abs(value) < 1:
+        return f"{_number(1000 * value)} ms"
+    return _number(value) + next((unit for end, unit in _UNITS.items() if quantity.endswith(end)), "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
