@@ -747,6 +747,15 @@ def test_two_rules_of_one_name_are_refused(tmp_path: Path) -> None:
         loaded(tmp_path, GOOD + GOOD.replace("\nrules:", ""))
 
 
+def test_a_condition_never_tells_what_is_not_so() -> None:
+    """Here labels end the firing, and not the number."""
+    ends = 'labels.service == "shop"'
+    rule = changed(field=None, above=None, expr="duration_s.p99 > 0.3", for_s=0.0, clear=ends)
+    told = [each.condition for each in follow(task(rule), *values(0.5, 0.5))]
+    assert told[0] == "p99 of duration_s 500 ms > 300 ms"
+    assert not any("500 ms ≤ 300 ms" in each for each in told)
+
+
 # --- windows: which of them a rule looks at
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -20,6 +20,8 @@ NUMBER: Final = "number"
 TRUTH: Final = "truth"
 TEXT: Final = "text"
 DISTRIBUTION: Final = "distribution"
+MAX_LENGTH: Final = 4096
+"""Of an expression, in characters; that bounds its tree, which the library keeps at most 32 deep."""
 
 
 class ExpressionError(ValueError):
@@ -36,6 +38,7 @@ class Variable:
     """A name that was declared, dots included: ``duration_s.p99``."""
 
     name: str
+    kind: str = field(default=NUMBER, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,17 @@ def parse(text: str, variables: Mapping[str, str], functions: Collection[Functio
     Raises:
         ExpressionError: it is no CEL, has a wrong type, or uses what rules have no use for; with the column.
     """
+    if len(text) > MAX_LENGTH:
+        raise ExpressionError(f"it has {len(text)} characters; at most {MAX_LENGTH} are read")
     written = _with_doubles(text)
     environment = _environment(frozenset(variables.items()), frozenset(functions))
     try:
         checked = environment.compile(written)
     except RuntimeError as error:
         raise ExpressionError(_said(str(error), text)) from None
-    return _Tree(checked.serialize()).root, {"BOOL": TRUTH, "DOUBLE": NUMBER}.get(checked.return_type().name(), TEXT)
+    return _Tree(checked.serialize(), variables).root, {"BOOL": TRUTH, "DOUBLE": NUMBER}.get(
+        checked.return_type().name(), TEXT
+    )
 
 
 @cache
@@ -113,6 +120,30 @@ def _environment(variables: frozenset[tuple[str, str]], functions: frozenset[Fun
             for each in sorted(functions, key=lambda each: each.name)
         ],
     )
+
+
+def matches(text: str, pattern: str) -> bool:
+    """Whether a regular expression is found in a text: RE2, which takes time in proportion to the text, whatever it is.
+
+    Raises:
+        ExpressionError: it is none.
+    """
+    found = _matching().eval(data={"text": text, "pattern": pattern}).value()
+    if not isinstance(found, bool):
+        raise ExpressionError(f"{pattern!r} is no regular expression: {_reason(found)}")
+    return found
+
+
+@cache
+def _matching() -> Any:
+    from cel_expr_python import cel
+
+    text = cel.Type.STRING
+    return cel.NewEnv(variables={"text": text, "pattern": text}).compile("text.matches(pattern)")
+
+
+def _reason(error: str) -> str:
+    return error.rpartition("invalid regular expression: ")[2]
 
 
 # ---------------------------------------------------------------- the text
@@ -155,13 +186,14 @@ _TYPES: Final = {"double": "number", "bool": "truth value", "string": "text"}
 
 def _said(message: str, text: str) -> str:
     """The library's first complaint, in the terms of rules."""
+    if "recursion" in message:
+        return "it is nested too deep; 32 levels, or 32 sums in a row, are read"
     found = _ERROR.search(message)
     if not found:
         return message.splitlines()[0]
-    line, column = int(found[1]), int(found[2])
-    if line == 1 and "\n" not in text:
-        column = _column(column, text)
-    what = found[3].replace(" (in container '')", "")
+    line = int(found[1])
+    column = _column(int(found[2]), text.split("\n")[line - 1])
+    what = re.sub(r" expecting \{.*| \[INVALID_ARGUMENT\]$", "", found[3].replace(" (in container '')", ""))
     for theirs, ours in _TYPES.items():
         what = re.sub(rf"\b{theirs}\b", ours, what)
     unknown = re.search(r"undeclared reference to '([\w.]+)'", what)
@@ -176,7 +208,8 @@ def _said(message: str, text: str) -> str:
 class _Tree:
     """Reads a ``google.protobuf.Any`` with a CheckedExpr: field 2 names what identifiers mean, field 4 is the tree."""
 
-    def __init__(self, serialized: bytes) -> None:
+    def __init__(self, serialized: bytes, variables: Mapping[str, str]) -> None:
+        self._kind_of = variables
         [checked] = _fields(serialized)[2]
         fields = _fields(checked)
         entries = [_fields(entry) for entry in fields.get(2, ())]
@@ -186,7 +219,7 @@ class _Tree:
     def _node(self, expression: bytes) -> Node:
         fields = _fields(expression)
         if (name := self._names.get(_one(fields, 2))) and (4 in fields or 5 in fields):
-            return Variable(name)
+            return Variable(name, self._kind_of.get(name, "map"))
         for number, read in self._kinds().items():
             if number in fields:
                 node: Node = read(_fields(_one(fields, number)))

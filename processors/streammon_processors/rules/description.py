@@ -65,6 +65,9 @@ class Worse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     for_: Duration | None = msgspec.field(default=None, name="for")
     """As long as the rule's if not given."""
 
+    def __post_init__(self) -> None:
+        _check_finite(self, "above", "below", "clear")
+
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """What is wrong when, how bad that is, and what the person who is woken should know."""
@@ -108,15 +111,25 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     runbook_url: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("above", "below", "clear", "for_s"):
-            value = getattr(self, name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"`{name}` must be a finite number")
+        _check_finite(self, "above", "below", "clear", "for_s")
+        if self.expr is not None and self.field is not None:
+            raise ValueError(
+                "`expr` and `field`: keep one; a condition is either an expression or a field with a bound"
+            )
         if self.for_ is not None and self.for_s is not None:
             raise ValueError("`for` and `for_s` are the same; keep one")
         if len({self.severity, *(rung.severity for rung in self.ladder)}) <= len(self.ladder):
             raise ValueError("`ladder`: each severity may be there once, that of the rule included")
         _ = self.shape, self.levels, self.keep_firing_s, self.silence_s, self.warm_up_s  # raise ValueError
+        if self.shape and self.shape.kind == "session" and self.no_data != "hold":
+            raise ValueError(
+                "`no_data`: of sessions only `hold`; a series that is busy ends none, and would seem silent"
+            )
+        if self.horizon_s > MAX_LOOK_BACK_S and any(look.call.function == "quantile" for look in self.looks):
+            raise ValueError(
+                f"`quantile`: in a rule that looks back on more than {MAX_LOOK_BACK_S / 3600:g} h, be it for silence "
+                "or for another function, sketches are not kept; let it look back on less, or make it a rule of its own"
+            )
 
     # -- which windows
 
@@ -141,7 +154,14 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
         """Its conditions, by severity; the mildest first."""
         own = [_Bound(self.severity, self.expr, self.above, self.below, self.clear, self._hold)]
         own += [
-            _Bound(rung.severity, rung.expr, rung.above, rung.below, rung.clear, rung.for_ or self._hold)
+            _Bound(
+                rung.severity,
+                rung.expr,
+                rung.above,
+                rung.below,
+                rung.clear,
+                self._hold if rung.for_ is None else rung.for_,
+            )
             for rung in self.ladder
         ]
         return tuple(_level(self, each) for each in sorted(own, key=lambda each: SEVERITIES.index(each.severity)))
@@ -158,7 +178,10 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     def silence_s(self) -> float:
         """A silence is at least two windows, or nobody could tell it from the wait for the next."""
         size_s = self.shape.size_s if self.shape else 0.0
-        return max(_named("no_data_for", self.no_data_for), 2 * size_s)
+        found = max(_named("no_data_for", self.no_data_for), 2 * size_s)
+        if not found:
+            raise ValueError("`no_data_for` says 0; between two windows every series is silent for a while")
+        return found
 
     @cached_property
     def warm_up_s(self) -> float:
@@ -292,8 +315,8 @@ def _check_look(rule: Rule, call: Call) -> None:
     look = understand(call)
     if not look.span_s:
         return
-    if rule.source != "inference" and call.function == "burn_rate":
-        raise ExpressionError("burn_rate is about requests; these windows have none")
+    if rule.source != "inference" and call.function in ("burn_rate", "quantile"):
+        raise ExpressionError(f"{call.function} is about requests; these windows have none")
     shape = rule.shape
     if shape is None:
         if look.span_s > MAX_LOOK_BACK_S:
@@ -341,6 +364,13 @@ class Rules:
         return iter(self.rules)
 
 
+def _check_finite(of: Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(of, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number")
+
+
 def _named(name: str, duration: Duration) -> float:
     try:
         return seconds(duration)
@@ -358,7 +388,7 @@ def _length(duration: Duration | None) -> float:
 
 def _hopping(size_s: float, every_s: float) -> Shape:
     overlap = size_s / every_s
-    if abs(overlap - round(overlap)) > 1e-9 or not 1 <= overlap <= MAX_OVERLAP:
+    if not 1 <= overlap <= MAX_OVERLAP or abs(overlap - round(overlap)) > 1e-9:
         raise ValueError(f"`window`: `size` must be 1 to {MAX_OVERLAP} times `every`, a whole number of times")
     return hopping(size_s, every_s)
 

@@ -105,8 +105,11 @@ def follow(
     )
     if firing:
         return _fires(now, before is not None and before.quiet, firing[-1])
-    if now.fired or not pending:
+    if not pending:
         return Step(None, _moved(now, "resolved"))
+    if now.fired:  # a milder level, breached since then, has not held yet: it goes on waiting, as an alert of its own
+        next_one = replace(_new(rule, labels, start), rungs=climbed, through_unix_s=end, severity=pending[-1])
+        return Step(next_one, _moved(now, "resolved"))
     waiting = replace(now, severity=pending[-1])
     return Step(waiting, waiting if before is None else None)
 
@@ -117,7 +120,8 @@ def silent(rule: Rule, before: Episode | None, labels: Labels, last_heard: float
         return Step(before)
     if rule.no_data == "fire":
         episode = before or _new(rule, labels, last_heard)
-        return _same(_moved(replace(episode, quiet=True, through_unix_s=now), "no_data"))
+        rungs = tuple(rung if rung.firing else Rung() for rung in episode.rungs)
+        return _same(_moved(replace(episode, rungs=rungs, quiet=True, through_unix_s=now), "no_data"))
     if rule.no_data == "resolve" and before is not None:
         return Step(None, _moved(replace(before, through_unix_s=now), "resolved"))
     return Step(before)

@@ -13,10 +13,9 @@ not known.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -32,6 +31,7 @@ from streammon_processors.rules.cel import (
     Node,
     Options,
     Variable,
+    matches,
 )
 from streammon_processors.rules.words import quantity_of, shown, words_of
 
@@ -153,9 +153,10 @@ class Evaluation:
                 known = ~(np.isnan(one_) | np.isnan(other_))
                 return Truth(yes & known, ~yes & known)
             case "@in", (value, Options(items)):
-                found = [self.truth(Call("_==_", (value, item))) for item in items]
-                no = np.logical_and.reduce([each.no for each in found])
-                return Truth(np.logical_or.reduce([each.yes for each in found]), no)
+                wanted, *options = map(self.number, (value, *items))
+                known = reduce(operator.and_, (~np.isnan(each) for each in options), ~np.isnan(wanted))
+                yes = reduce(operator.or_, (wanted == each for each in options), np.zeros_like(known))
+                return Truth(yes & known, ~yes & known)
         raise AssertionError(f"{node.function} was let through by `check`")
 
 
@@ -181,7 +182,7 @@ _TEXT: Final[Mapping[str, Callable[..., object]]] = {
     "startsWith": str.startswith,
     "endsWith": str.endswith,
     "contains": operator.contains,
-    "matches": lambda text, pattern: re.search(pattern, text) is not None,
+    "matches": matches,
     "_+_": operator.add,
     "_==_": operator.eq,
     "_!=_": operator.ne,
@@ -197,7 +198,8 @@ def of_labels(node: Node, labels: Labels) -> object:  # noqa: PLR0911  # one cas
         case Constant(value):
             return value
         case Options(items):
-            return [of_labels(item, labels) for item in items]
+            options = [of_labels(item, labels) for item in items]
+            return None if None in options else options
         case Call("!_", (one,)):
             said = of_labels(one, labels)
             return None if said is None else not said
@@ -223,36 +225,77 @@ def _junction(parts: Sequence[object], *, decides: bool) -> object:
 # ---------------------------------------------------------------- what is allowed
 
 
-def check(node: Node, past: Mapping[str, Callable[[Call], None]]) -> None:
-    """Refuse what CEL allows and rules have no use for. ``past`` checks the calls of functions of the past.
+def check(node: Node, past: Mapping[str, Callable[[Call], object]]) -> None:
+    """Refuse of a condition what CEL allows and rules have no use for. ``past`` checks calls of functions of the past.
 
     Raises:
         ExpressionError: it says what.
     """
     match node:
+        case _ if is_about_labels(node):
+            _check_labels(node)
+        case Call("_&&_" | "_||_" | "!_" | "_?_:_", arguments):
+            for argument in arguments:
+                check(argument, past)
+        case Call("@in", (value, Options(items))):
+            for each in (value, *items):
+                _check_number(each, past, "in")
+        case Call(function, arguments) if function in COMPARISONS:
+            for argument in arguments:
+                _check_number(argument, past, function.strip("_"))
+        case _:
+            raise _misplaced(node)
+
+
+def _check_number(node: Node, past: Mapping[str, Callable[[Call], object]], by: str) -> None:
+    match node:
         case Call(function, arguments) if function in past:
             past[function](node)
             for argument in arguments:
-                check(argument, past)
-        case Call(function, arguments):
-            if not (is_about_labels(node) or function in COMPARISONS or function in _ARITHMETIC or function in _LOGIC):
-                raise ExpressionError(f"{function.strip('_@')!r} has no place in a rule")
-            if function == "matches" and isinstance(arguments[1], Constant):
-                _check_pattern(str(arguments[1].value))
+                if not isinstance(argument, Constant | Variable):
+                    _check_number(argument, past, function)
+        case Call("_?_:_", (condition, *branches)):
+            check(condition, past)
+            for branch in branches:
+                _check_number(branch, past, by)
+        case Call(function, arguments) if function in _ARITHMETIC:
             for argument in arguments:
-                check(argument, past)
-        case Options(items):
-            for item in items:
-                check(item, past)
-        case Label():
+                _check_number(argument, past, function.strip("_"))
+        case Constant(float()):
             return
+        case Variable(_, kind) if kind == NUMBER:
+            return
+        case Call(function) if not (function in COMPARISONS or function in _LOGIC or function in _TEXT):
+            raise _misplaced(node)
+        case _:
+            raise ExpressionError(
+                f"`{by}` takes numbers here; texts and labels go with each other only, by == != and in"
+            )
 
 
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ExpressionError(f"{pattern!r} is no regular expression: {error}") from None
+def _check_labels(node: Node) -> None:
+    """Raises ExpressionError: a list that nothing is looked for in, or a pattern that is none."""
+    match node:
+        case Call("@in", (value, Options(items))):
+            arguments: tuple[Node, ...] = (value, *items)
+        case Call("matches", (text, pattern)):
+            if not isinstance(pattern, Constant):
+                raise ExpressionError("matches: the regular expression must be written out")
+            matches("", str(pattern.value))
+            arguments = (text,)
+        case Call(_, arguments):
+            pass
+        case Options():
+            raise ExpressionError("a list has a place in a rule only after `in`")
+        case _:
+            return
+    for argument in arguments:
+        _check_labels(argument)
+
+
+def _misplaced(node: Node) -> ExpressionError:
+    name = node.function.strip("_@") if isinstance(node, Call) else "a list"
+    return ExpressionError(f"{name!r} has no place in a rule")
 
 
 def variables_of(node: Node) -> Iterator[str]:
@@ -292,23 +335,29 @@ class Reason:
 
 
 def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Iterator[Reason]:
-    """The comparisons that made it so, of one window; conditions on labels are no news."""
-    if is_about_labels(node) or not isinstance(node, Call):
+    """The comparisons that made it so, of one window; none if it is not so. Conditions on labels are no news."""
+    if is_about_labels(node) or not isinstance(node, Call) or _came_out(node, evaluation, row) is not came_out:
         return
     match node.function, node.arguments:
         case "!_", (one,):
             yield from reasons(one, not came_out, evaluation, row)
         case (("_&&_" | "_||_"), parts):
             for part in parts:
-                truth = evaluation.truth(part)
-                if (truth.yes if came_out else truth.no)[row]:
-                    yield from reasons(part, came_out, evaluation, row)
+                yield from reasons(part, came_out, evaluation, row)
         case "_?_:_", (condition, one, other):
-            chosen = one if evaluation.truth(condition).yes[row] else other
+            chosen = one if _came_out(condition, evaluation, row) else other
             yield from reasons(chosen, came_out, evaluation, row)
+        case "@in", (value, Options(items)):
+            for item in items:
+                yield from reasons(Call("_==_", (value, item)), came_out, evaluation, row)
         case function, (left, right) if function in COMPARISONS:
             _, sign, opposite = COMPARISONS[function]
             yield Reason(left, sign if came_out else opposite, right)
+
+
+def _came_out(condition: Node, evaluation: Evaluation, row: int) -> bool | None:
+    yes, no = (known[row] if np.ndim(known) else known for known in evaluation.truth(condition))
+    return True if yes else False if no else None
 
 
 def tell(reason: Reason, evaluation: Evaluation, row: int) -> str:

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from math import inf
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -137,11 +136,6 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
     return ratio
 
 
-def _extreme(seen: Floats, least: Callable[..., Floats], empty: float) -> Floats:
-    found = least(np.where(np.isnan(seen), empty, seen), axis=1)
-    return np.where(found == empty, np.nan, found)
-
-
 def _sum(seen: Floats) -> Floats:
     return np.where(np.all(np.isnan(seen), axis=1), np.nan, np.nansum(seen, axis=1))
 
@@ -149,7 +143,8 @@ def _sum(seen: Floats) -> Floats:
 def _ends(seen: Floats) -> tuple[Ints, Ints]:
     """Where the oldest and the newest value of each row are; the same place if there are not two."""
     there = ~np.isnan(seen)
-    return np.argmax(there, axis=1), seen.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
+    oldest, newest = np.argmax(there, axis=1), seen.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
+    return oldest, np.where(there.any(axis=1), newest, oldest)
 
 
 def _delta(seen: Floats) -> Floats:
@@ -184,8 +179,8 @@ def share_above(sketch: Sketch | None, threshold: float) -> float:
 _RESULTS: Final[Mapping[str, Callable[[Sequence[Floats], float, Look], Floats]]] = {
     "avg_over": lambda seen, step_s, look: _mean(seen[0]),
     "sum_over": lambda seen, step_s, look: _sum(seen[0]),
-    "min_over": lambda seen, step_s, look: _extreme(seen[0], np.min, inf),
-    "max_over": lambda seen, step_s, look: _extreme(seen[0], np.max, -inf),
+    "min_over": lambda seen, step_s, look: np.fmin.reduce(seen[0], axis=1),
+    "max_over": lambda seen, step_s, look: np.fmax.reduce(seen[0], axis=1),
     "delta": lambda seen, step_s, look: _delta(seen[0]),
     "rate": lambda seen, step_s, look: _growth(seen[0], step_s),
     "burn_rate": lambda seen, step_s, look: _burnt(seen[0], seen[1], look.parameters[0]),
@@ -267,7 +262,8 @@ class Past:
             ring = self._rings[track]
             places = np.arange(number - slots + 1, number + 1) % ring.shape[1]
             seen.append(ring[rows[:, np.newaxis], places])
-        return _RESULTS[look.call.function](seen, self._step_s, look)
+        with np.errstate(invalid="ignore"):  # infinity less infinity is not known
+            return _RESULTS[look.call.function](seen, self._step_s, look)
 
     def _quantile(self, look: Look, row: int, after: int) -> float:
         kept = self._sketches.get((look.sketches or "", row), {})
