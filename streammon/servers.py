@@ -1,14 +1,15 @@
-"""Real local servers for development and tests: Apache Kafka and Elasticsearch, without Docker or Java.
+"""Real local servers for development and tests: Apache Kafka, Elasticsearch and Alertmanager, without Docker or Java.
 
     with servers.start("kafka", directory) as kafka:
         producer = AIOKafkaProducer(bootstrap_servers=kafka.address)
 
 `prepare` downloads a server once, from Maven's central repository, into the user's cache directory; `start`
 runs it on loopback with its data below a directory of yours and returns when it answers. Both block: from
-asyncio, call them through `asyncio.to_thread`. What this module promises:
+asyncio, call them through `asyncio.to_thread`. Alertmanager is not downloaded: it has to be installed, as it is by
+`apt-get install prometheus-alertmanager`. What this module promises:
 
-- Versions are pinned. A cached installation is complete or absent, however many processes download at once
-  and whichever of them is interrupted.
+- Versions of what is downloaded are pinned. A cached installation is complete or absent, however many processes
+  download at once and whichever of them is interrupted.
 - A server lives no longer than the process that started it, kill -9 included: a shell, the *guardian*, reads
   from a pipe that we hold open, and kills the server's process group when the pipe closes. (Linux could send
   a signal on the parent's death, but only to one process, and already when the starting *thread* ends.)
@@ -64,7 +65,7 @@ class ServerError(StreammonError):
 
 
 class ServerUnavailableError(ServerError):
-    """The server is not on this machine and could not be got: no extra `servers`, or no network."""
+    """The server is not on this machine and could not be got: not installed, no extra `servers`, or no network."""
 
 
 # ---------------------------------------------------------------- what we know about each server
@@ -76,19 +77,22 @@ MODEST_JAVA = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"
 
 @dataclass(frozen=True)
 class Installation:
-    """A server's unpacked files and the Java runtime to run them with: shared, and never written to again."""
+    """A server's unpacked files and the Java runtime to run them with: shared, and never written to again.
+
+    Of a server that needs no Java, ``path`` is the program itself.
+    """
 
     recipe: Recipe
     path: Path
-    java_home: Path
+    java_home: Path | None
 
 
 @dataclass(frozen=True)
 class Site:
     """Where one server runs: its installation, its own directory, its ports, and as whom (None: as us).
 
-    ``properties`` are added to Kafka's own, and win; they may speak of ``{port}`` and ``{inner_port}``.
-    ``users`` are Kafka's SCRAM users, with their passwords.
+    ``properties`` are added to Kafka's own or to Alertmanager's flags, and win; they may speak of ``{port}`` and
+    ``{inner_port}``. ``users`` are Kafka's SCRAM users, with their passwords.
     """
 
     installation: Installation
@@ -101,27 +105,38 @@ class Site:
 
     @property
     def java(self) -> str:
+        assert self.installation.java_home, "a server that is asked for its Java runtime has one"
         return str(self.installation.java_home / "bin" / "java")
+
+    def given(self) -> dict[str, str]:
+        """The properties, with this site's ports."""
+        ports = {"port": self.port, "inner_port": self.inner_port}
+        return {name: value.format(**ports) for name, value in self.properties.items()}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to get, configure, run and address one server. `ready` is given the log of this launch."""
+    """How to get, configure, run and address one server. `ready` is given the log of this launch.
+
+    One with ``programs`` is run as the first of them that is on the PATH, whatever its version; one with ``fetch``
+    is downloaded in the pinned ``version``.
+    """
 
     name: str
     title: str
-    version: str
     ready_within_s: float
     runs_as_root: bool
     address: str
-    fetch: Callable[[MavenContext, Path], None]
     configure: Callable[[Site], None]
     command: Callable[[Site], tuple[Sequence[str], Mapping[str, str]]]
     ready: Callable[[Site, str], bool]
+    version: str = "as installed"
+    fetch: Callable[[MavenContext, Path], None] | None = None
+    programs: Sequence[str] = ()
 
     @property
     def label(self) -> str:
-        return f"{self.title} {self.version}"
+        return f"{self.title} {self.version}" if self.fetch else self.title
 
 
 KAFKA_VERSION = "4.1.1"
@@ -142,8 +157,7 @@ def _fetch_kafka(maven: MavenContext, target: Path) -> None:
 
 def _configure_kafka(site: Site) -> None:
     properties = site.directory / "server.properties"
-    ports = {"port": site.port, "inner_port": site.inner_port}
-    more = [f"{name}={value.format(**ports)}\n" for name, value in site.properties.items()]
+    more = [f"{name}={value}\n" for name, value in site.given().items()]
     properties.write_text(_kafka_properties(site) + "".join(more))
     if not (site.directory / "data" / "meta.properties").exists():
         tool = ["kafka.tools.StorageTool", "format", "-t", KAFKA_CLUSTER_ID, "-c", str(properties)]
@@ -259,14 +273,47 @@ def _elasticsearch_command(site: Site) -> tuple[Sequence[str], Mapping[str, str]
 
 def _elasticsearch_ready(site: Site, log: str) -> bool:
     """Its log first: on a port that was taken, another Elasticsearch would answer in its place."""
-    url = f"http://127.0.0.1:{site.port}/_cluster/health?wait_for_status=yellow&timeout=1s"
-    if "] started {" not in log:
-        return False
+    health = "_cluster/health?wait_for_status=yellow&timeout=1s"
+    return "] started {" in log and _answers(f"http://127.0.0.1:{site.port}/{health}")
+
+
+def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
+        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310 - an http URL of our own making
             return bool(reply.status == 200)
     except (OSError, http.client.HTTPException):  # not listening yet, an error status, half an answer
         return False
+
+
+ALERTMANAGER_FILE = "alertmanager.yml"
+ALERTMANAGER_YML = """\
+route: {receiver: nobody, group_by: [alertname], group_wait: 0s, group_interval: 1s}
+receivers: [{name: nobody}]
+"""
+
+
+def _configure_alertmanager(site: Site) -> None:
+    """A directory that holds a configuration keeps it."""
+    config = site.directory / ALERTMANAGER_FILE
+    if not config.exists():
+        config.write_text(ALERTMANAGER_YML)
+
+
+def _alertmanager_command(site: Site) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Alone, unless ``properties`` give it an address and peers for a cluster."""
+    flags = {
+        "config.file": str(site.directory / ALERTMANAGER_FILE),
+        "storage.path": str(site.directory / "data"),
+        "web.listen-address": f"127.0.0.1:{site.port}",
+        "cluster.listen-address": "",
+    }
+    options = (f"--{name}={value}" for name, value in {**flags, **site.given()}.items())
+    return [str(site.installation.path), *options], {}
+
+
+def _alertmanager_ready(site: Site, log: str) -> bool:
+    """Its log first: on a port that was taken, another Alertmanager would answer in its place."""
+    return "Listening on" in log and _answers(f"http://127.0.0.1:{site.port}/-/ready")
 
 
 RECIPES: dict[str, Recipe] = {
@@ -296,6 +343,17 @@ RECIPES: dict[str, Recipe] = {
             command=_elasticsearch_command,
             ready=_elasticsearch_ready,
         ),
+        Recipe(
+            name="alertmanager",
+            title="Prometheus Alertmanager",
+            ready_within_s=30,
+            runs_as_root=True,
+            address="http://127.0.0.1:{port}",
+            programs=("prometheus-alertmanager", "alertmanager"),  # Debian's name, and everybody else's
+            configure=_configure_alertmanager,
+            command=_alertmanager_command,
+            ready=_alertmanager_ready,
+        ),
     )
 }
 
@@ -306,10 +364,12 @@ RECIPES: dict[str, Recipe] = {
 def prepare(name: str, progress: Progress = lambda _: None) -> Installation:
     """The installation of the server called `name`, downloaded first if the cache has none.
 
-    `progress` receives sentences for a person while a download runs. Raises `ServerUnavailableError` if the
-    extra `servers` is not installed or the download fails, `ConfigError` if no server has that name.
+    `progress` receives sentences for a person while a download runs. Raises `ServerUnavailableError` if it, or the
+    extra `servers`, is not installed or the download fails, `ConfigError` if no server has that name.
     """
     recipe = _recipe(name)
+    if recipe.programs:
+        return Installation(recipe, _program(recipe), java_home=None)
     java_home = _java_home()
     path = _cache() / f"{name}-{recipe.version}"
     if not path.exists():
@@ -323,6 +383,16 @@ def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ConfigError(f"no server is called {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def _program(recipe: Recipe) -> Path:
+    found = next(filter(None, map(shutil.which, recipe.programs)), None)
+    if found is None:
+        raise ServerUnavailableError(
+            f"{recipe.label} is not installed: none of {', '.join(recipe.programs)} is on the PATH; "
+            f"install it, on Debian and Ubuntu with `apt-get install {recipe.programs[0]}`"
+        )
+    return Path(found)
 
 
 def _java_home() -> Path:
@@ -366,6 +436,7 @@ def _download(recipe: Recipe, path: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as build:
         target = Path(build) / "installation"
         target.mkdir()
+        assert recipe.fetch, "a server without `programs` is downloaded"
         try:
             recipe.fetch(_maven(Path(build) / "maven", recipe, progress), target)
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # what requests, jgo and zipfile raise
@@ -425,8 +496,8 @@ def start(
     """Run the server called `name` with everything it writes below `directory`, and wait until it answers.
 
     A directory used before keeps its data. Without a `port` a free one is taken. `properties` are added to
-    Kafka's `server.properties`, and may speak of `{port}` and `{inner_port}`; `users` are its SCRAM users with their
-    passwords, made with a directory's data and never changed. Raises what `prepare`
+    Kafka's `server.properties` or Alertmanager's flags, and may speak of `{port}` and `{inner_port}`; `users` are
+    Kafka's SCRAM users with their passwords, made with a directory's data and never changed. Raises what `prepare`
     raises; `ServerError` with the end of the log if the server exits early or is not ready in time;
     `ConfigError` if the server has to run as another user who cannot reach the directory.
     """
@@ -446,7 +517,8 @@ def start(
 def _site(installation: Installation, directory: Path, port: int, inner_port: int) -> Site:
     """As root, a server that refuses root runs as `nobody`, from a copy where ours is closed to others."""
     directory.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() != 0 or installation.recipe.runs_as_root:
+    java_home = installation.java_home
+    if os.geteuid() != 0 or installation.recipe.runs_as_root or java_home is None:
         return Site(installation, directory, port, inner_port, user=None)
     directory.chmod(directory.stat().st_mode | 0o011)
     if closed := _closed_to_others(directory):
@@ -457,7 +529,7 @@ def _site(installation: Installation, directory: Path, port: int, inner_port: in
     reachable = Installation(
         installation.recipe,
         _reachable(installation.path, directory / "installation"),
-        _reachable(installation.java_home, directory / "java"),
+        _reachable(java_home, directory / "java"),
     )
     return Site(reachable, directory, port, inner_port, user=pwd.getpwnam("nobody"))
 

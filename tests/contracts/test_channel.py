@@ -16,65 +16,46 @@ import pytest
 
 from streammon.errors import Backpressure, StreammonError
 from streammon.results import Alert
-from streammon_sinks.notify.channel import Notification
-from tests.sinks.builders import START, alert
-from tests.sinks.notify import fake_opsgenie, fake_pagerduty, fake_slack, fake_webhook
+from tests.sinks.builders import alert
+from tests.sinks.notify import (
+    alertmanagers,
+    apprise_services,
+    fake_opsgenie,
+    fake_pagerduty,
+    fake_slack,
+    fake_webhook,
+    mail_server,
+)
+from tests.sinks.notify.builders import TOLD, notification, resolved
 from tests.sinks.notify.counterparts import MARKER, RETRY_AFTER_S, Counterpart, Fault, Kind
 
 KINDS: dict[str, Kind] = {
+    **alertmanagers.KINDS,
+    **apprise_services.KINDS,
     **fake_opsgenie.KINDS,
     **fake_pagerduty.KINDS,
     **fake_slack.KINDS,
     **fake_webhook.KINDS,
+    **mail_server.KINDS,
 }
-FAULTS = [(name, fault) for name, kind in KINDS.items() for fault in kind.verdicts]
 
 
-@pytest.fixture(params=KINDS)
+def _marks(kind: Kind) -> list[pytest.MarkDecorator]:
+    return [getattr(pytest.mark, kind.server)] if kind.server else []
+
+
+FAULTS = [pytest.param(name, fault, marks=_marks(kind)) for name, kind in KINDS.items() for fault in kind.verdicts]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=_marks(kind)) for name, kind in KINDS.items()])
 async def counterpart(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Counterpart]:
-    async with KINDS[request.param].start(tmp_path) as counterpart:
+    kind = KINDS[request.param]
+    servers = [request.getfixturevalue(kind.server)] if kind.server else []
+    async with kind.start(tmp_path, *servers) as counterpart:
         yield counterpart
 
 
 # ---------------------------------------------------------------- what is delivered
-
-TOLD = alert(
-    1,
-    id="slow-shop-1700000000",
-    labels={"service": "shop", "model": "ranker"},
-    resolution_steps=["Look at the traces", "Roll back"],
-    contact="#ml-oncall",
-    escalation=["lead@example.com"],
-    runbook_url="https://runbooks.example.com/slow",
-    evidence={
-        "window": {"exemplars": [{"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "duration_s": 4.5}]},
-        "causes": [{"what": "deploy of ranker 3", "why": "20 s before the onset"}],
-    },
-)
-
-
-def notification(*alerts: Alert, id: str = "n1", **changes: Any) -> Notification:  # noqa: A002 - the field's name
-    told = list(alerts) or [TOLD]
-    plain = Notification(
-        id=id,
-        channel="ops",
-        group="shop/slow#1",
-        group_labels={"service": "shop"},
-        cause="new",
-        status="firing",
-        alerts=told,
-        created_unix_s=START + 5,
-    )
-    return msgspec.structs.replace(plain, **changes)
-
-
-def resolved(*alerts: Alert, **changes: Any) -> Notification:
-    ended = [
-        msgspec.structs.replace(each, state="resolved", ended_unix_s=START + 60, transition=2)
-        for each in alerts or [TOLD]
-    ]
-    return notification(*ended, **{"id": "n2", "cause": "resolved", "status": "resolved", **changes})
-
 
 HOSTILE = {
     "control characters": "\x00\x07\x1b[2J\r\n.\r\nQUIT\r\nSubject: hacked\x7f\u2028",

@@ -8,18 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from elasticsearch import Elasticsearch
 
 from streammon import servers
 from streammon.errors import ConfigError
-from tests.support import wait_until
+from tests.support import eventually, wait_until
 
 PARENT = """
 import sys, pathlib
@@ -145,8 +147,59 @@ def test_elasticsearch_keeps_its_documents_through_kill_9(servers_directory: Pat
         assert client.get(index=unique, id="1")["_source"] == {"value": 1}
 
 
+@pytest.mark.alertmanager
+async def test_alertmanager_takes_an_alert_and_shows_it(alertmanager: servers.Server, unique: str) -> None:
+    alerts = f"{alertmanager.address}/api/v2/alerts"
+    async with (
+        ClientSession(raise_for_status=True) as client,
+        client.post(alerts, json=[{"labels": {"alertname": unique}}]),
+        client.get(alerts, params={"filter": f"alertname={unique}"}) as reply,
+    ):
+        assert [alert["labels"] for alert in await reply.json()] == [{"alertname": unique}]
+
+
+@pytest.mark.alertmanager
+async def test_alertmanager_keeps_the_configuration_that_its_directory_holds(
+    servers_directory: Path, start_server: Callable[..., servers.Server]
+) -> None:
+    config = "route: {receiver: mine}\nreceivers: [{name: mine}]\n"
+    (servers_directory / servers.ALERTMANAGER_FILE).write_text(config)
+    with start_server("alertmanager", servers_directory) as server:
+        assert "receiver: mine" in (await _status(server))["config"]["original"]
+
+
+@pytest.mark.alertmanager
+async def test_two_alertmanagers_become_one_cluster(
+    servers_directory: Path, start_server: Callable[..., servers.Server]
+) -> None:
+    gossip = servers.free_ports(1)[0]
+    flags = {"cluster.listen-address": f"127.0.0.1:{gossip}"}
+    joining = {"cluster.listen-address": "127.0.0.1:{inner_port}", "cluster.peer": f"127.0.0.1:{gossip}"}
+    with (
+        start_server("alertmanager", servers_directory / "one", properties=flags),
+        start_server("alertmanager", servers_directory / "two", properties=joining) as second,
+    ):
+
+        async def together() -> bool:
+            return len((await _status(second))["cluster"]["peers"]) == 2
+
+        await eventually(together, 10, "a cluster of two")
+
+
+async def _status(server: servers.Server) -> dict[str, Any]:
+    async with ClientSession() as client, client.get(f"{server.address}/api/v2/status") as reply:
+        status: dict[str, Any] = await reply.json()
+        return status
+
+
+def test_server_that_is_not_installed_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(servers.ServerUnavailableError, match="apt-get install prometheus-alertmanager"):
+        servers.prepare("alertmanager")
+
+
 def test_unknown_server_is_refused_with_the_known_names() -> None:
-    with pytest.raises(ConfigError, match="'redis'; there are kafka, elasticsearch"):
+    with pytest.raises(ConfigError, match="'redis'; there are kafka, elasticsearch, alertmanager"):
         servers.prepare("redis")
 
 

@@ -1,4 +1,4 @@
-"""The seam of the channels: what is delivered, and what a channel has to do with it.
+"""The seam of the channels: what a way to reach people has to do with a notification.
 
 A `Notification` is one message about one group of alerts to one channel, decided once and kept on the topic
 `notifications`. A `Channel` turns it into what Slack, PagerDuty or a mail server want, and returns when they took it.
@@ -6,46 +6,12 @@ A `Notification` is one message about one group of alerts to one channel, decide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
-import msgspec
-from msgspec import Struct
+from streammon.notifications import Cause, Memory, Notification
 
-from streammon.events import _schema
-from streammon.results import Alert
-
-Cause = Literal["new", "changed", "resolved", "repeat", "escalation", "test"]
-Memory = Mapping[str, str]
-"""What a channel has to know about its earlier message of the same group: the ``ts`` of a Slack message."""
-
-
-class Notification(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="notification"):
-    """One message about one group of alerts to one channel."""
-
-    schema: int = msgspec.field(default_factory=_schema)
-    id: str
-    """The same whenever the same message is delivered again: channels that can, use it to take it once."""
-    channel: str
-    """Name of the channel in the notifier's file."""
-    group: str
-    """Names the group while it lives, for keys such as PagerDuty's ``dedup_key``; a later life has another one."""
-    group_labels: dict[str, str]
-    """The labels that all its alerts share, because they are grouped by them."""
-    cause: Cause
-    status: Literal["firing", "resolved"]
-    """``firing`` while any alert of the group is."""
-    alerts: list[Alert]
-    """The newest record of each: firing ones first, the most severe of those first. Never empty."""
-    omitted: int = 0
-    """So many more alerts are in the group than are told here."""
-    created_unix_s: float
-    """Broker time of the decision."""
-
-    @property
-    def severity(self) -> str:
-        """That of its first alert, the most severe."""
-        return self.alerts[0].severity
+__all__ = ["Cause", "Channel", "Memory", "Notification", "Resuming"]
 
 
 class Channel(Protocol):
@@ -66,3 +32,12 @@ class Channel(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Resuming(Protocol):
+    """A channel that goes on by itself with what it has delivered, as Alertmanager wants to hear of it again."""
+
+    def resume(self, memories: Iterable[Memory]) -> None:
+        """Called once, before the first `deliver`, with the newest memory of every group that has not ended."""
+        ...

@@ -20,16 +20,20 @@ silence or escalate.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
 from itertools import islice
 from typing import Final, TextIO
+
+from msgspec import Struct
 
 from streammon.clock import Clock, system_clock
 from streammon.errors import Retryable
 from streammon.results import Alert
 from streammon_sinks.decoding import decode_all
 from streammon_sinks.delivery import Item, Refused
+from streammon_sinks.notify.channel import Channel, Memory, Notification
 
 _COLORS: Final = {"critical": 31, "warning": 33, "info": 34, "resolved": 32}
 _LATE_S: Final = 60.0
@@ -65,7 +69,7 @@ class ConsoleNotifier:
         news = {
             _key(alert): alert
             for _, alert in decoded
-            if isinstance(alert, Alert) and alert.has_fired and _key(alert) not in self._done
+            if isinstance(alert, Alert) and alert.state != "pending" and _key(alert) not in self._done
         }
         self._print(self._lines(list(news.values()), self._clock()))
         self._remember_all(news)
@@ -73,6 +77,15 @@ class ConsoleNotifier:
 
     async def close(self) -> None:
         """The stream stays open: it was given."""
+
+    def print_told(self, notification: Notification) -> None:
+        """The alerts of a notification, as they are in it. Raises `Retryable` when the stream does not take it."""
+        self._print(self._lines_of(notification, self._clock()))
+
+    def _lines_of(self, notification: Notification, now: float) -> Iterator[str]:
+        yield from (self._line(alert, now) for alert in notification.alerts)
+        if notification.omitted:
+            yield f"and {notification.omitted} more alerts of the same group: `streammon alerts`"
 
     def _lines(self, alerts: Sequence[Alert], now: float) -> Iterator[str]:
         history = {alert.id for alert in alerts if self._is_history(alert, now)}
@@ -107,6 +120,28 @@ class ConsoleNotifier:
         self._done |= dict.fromkeys(keys)
         for oldest in list(islice(self._done, max(0, len(self._done) - self._remember))):
             del self._done[oldest]
+
+
+class Console(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="console", forbid_unknown_fields=True):
+    """Lines on the standard output of whoever delivers."""
+
+    def open(self, _name: str, _session: object) -> Channel:
+        return ConsoleChannel(ConsoleNotifier(sys.stdout))
+
+
+class ConsoleChannel:
+    """A `Channel`: a line for each alert of a notification, and one for how many more there are."""
+
+    def __init__(self, notifier: ConsoleNotifier) -> None:
+        self._notifier = notifier
+
+    async def deliver(self, notification: Notification, memory: Memory) -> Memory:
+        """Prints it whatever was printed before: the decision knows what is news."""
+        self._notifier.print_told(notification)
+        return memory
+
+    async def close(self) -> None:
+        """The stream stays open: it was given."""
 
 
 def _key(alert: Alert) -> tuple[str, int]:

@@ -27,7 +27,7 @@ from yarl import URL
 
 from streammon.clock import Clock, system_clock
 from streammon.durations import Duration, seconds
-from streammon.errors import Backpressure, ConfigError, Reason, Rejected, Retryable
+from streammon.errors import Backpressure, Reason, Rejected, Retryable
 from streammon_sinks.notify.secrets import Secret, SecretValue, scrub
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ MAX_BODY_BYTES: Final = 65_536
 MAX_REASON_CHARS: Final = 500
 LONGEST_WAIT_S: Final = 3600.0
 SHORTEST_WAIT_S: Final = 1.0
-_PASSING: Final = {408, 425}
+_PASSING: Final = {408, 425, 429}
 
 
 class HttpDescription(
@@ -108,10 +108,7 @@ class Http:
         Raises:
             Retryable: it cannot be read.
         """
-        try:
-            return secret.read(f"channel {self.channel}: {field}")
-        except ConfigError as error:
-            raise Retryable(str(error)) from None
+        return secret.read_later(f"channel {self.channel}: {field}")
 
     def where(self, url: str | SecretValue) -> str:
         """The channel and the host, for errors."""
@@ -196,9 +193,14 @@ def judge(where: str, reply: Reply, secrets: list[SecretValue]) -> None:
         raise Backpressure(said, reply.retry_after_s or SHORTEST_WAIT_S)
     if 300 <= status < 400:
         raise Retryable(f"{where} redirects ({status}), which is not followed; give the channel its final address")
-    if status >= 500 or status in _PASSING:
+    if is_passing(status):
         raise Retryable(said)
     raise Rejected(Reason.REFUSED, said)
+
+
+def is_passing(status: int) -> bool:
+    """Whether the same request may be taken later."""
+    return status >= 500 or status in _PASSING
 
 
 def retry_after_s(header: str | None, now: float) -> float | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+import aiohttp
 import msgspec
 from msgspec import Struct
 
 from streammon.errors import Retryable
 from streammon.results import Severity
-from streammon_sinks.notify.channel import Memory, Notification
+from streammon_sinks.notify.channel import Channel, Memory, Notification
 from streammon_sinks.notify.http import HttpChannel, HttpDescription
 from streammon_sinks.notify.pagerduty import dedup_key, source_of
 from streammon_sinks.notify.secrets import Secret, SecretValue
@@ -48,6 +49,9 @@ class Opsgenie(HttpDescription, frozen=True, tag="opsgenie"):
         super().__post_init__()
         if len(self.tags) > 18 or any(not 0 < length(tag) <= 50 for tag in self.tags) or len(self.teams) > 50:
             raise ValueError("Opsgenie takes at most 18 tags, of 1 to 50 characters each, and 50 teams")
+
+    def open(self, name: str, session: aiohttp.ClientSession) -> Channel:
+        return OpsgenieChannel(name, self, session)
 
 
 class _Answer(Struct, rename="camel"):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
+import aiohttp
 import msgspec
 from msgspec import Struct
 
 from streammon.errors import Retryable
 from streammon.results import Alert
-from streammon_sinks.notify.channel import Memory, Notification
+from streammon_sinks.notify.channel import Channel, Memory, Notification
 from streammon_sinks.notify.http import HttpChannel, HttpDescription
 from streammon_sinks.notify.secrets import Secret
 from streammon_sinks.notify.told import (
@@ -50,6 +51,9 @@ class PagerDuty(HttpDescription, frozen=True, tag="pagerduty"):
     webhook_secret: Secret | None = None
     """Secret of a *generic webhook (v3)* subscription to `incident.acknowledged`: who acknowledges there has then
     acknowledged here."""
+
+    def open(self, name: str, session: aiohttp.ClientSession) -> Channel:
+        return PagerDutyChannel(name, self, session)
 
 
 class _Answer(Struct):

@@ -15,12 +15,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 from urllib.parse import quote, unquote
 
 from msgspec import Meta, Struct
 
-from streammon.errors import ConfigError
+from streammon.errors import ConfigError, Retryable
 
 MASK: Final = "***"
 _MAX_BYTES: Final = 65_536
@@ -50,6 +50,8 @@ class SecretValue:
 class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Where a secret is kept: exactly one of an environment variable and a file."""
 
+    confidential: ClassVar = True
+    """Errors about the YAML file do not repeat what stands here: it may be the secret, in the wrong place."""
     env: Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of an environment variable."""
     file: str | None = None
@@ -71,6 +73,17 @@ class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
         if not value.isprintable():
             raise ConfigError(f"{field}: {self} holds line breaks or control characters; a secret is one line of text")
         return SecretValue(value)
+
+    def read_later(self, field: str) -> SecretValue:
+        """The same, of a secret that was there at the start: it may be there again soon, as when a file is replaced.
+
+        Raises:
+            Retryable: there is none now.
+        """
+        try:
+            return self.read(field)
+        except ConfigError as error:
+            raise Retryable(str(error)) from None
 
     def __str__(self) -> str:
         return f"environment variable {self.env}" if self.env else f"file {self.file}"

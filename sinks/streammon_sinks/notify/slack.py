@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
+import aiohttp
 import msgspec
 from msgspec import Struct
 
 from streammon.errors import Backpressure, Reason, Rejected, Retryable
 from streammon.results import Alert
-from streammon_sinks.notify.channel import Memory, Notification
+from streammon_sinks.notify.channel import Channel, Memory, Notification
 from streammon_sinks.notify.http import HttpChannel, HttpDescription, Reply
 from streammon_sinks.notify.secrets import Secret, SecretValue, scrub
 from streammon_sinks.notify.told import (
@@ -83,6 +84,9 @@ class Slack(HttpDescription, frozen=True, tag="slack"):
         by_token = self.token is not None and bool(self.channel)
         if by_token == (self.webhook_url is not None) or (self.webhook_url and (self.token or self.channel)):
             raise ValueError("a Slack channel needs either `webhook_url`, or `token` and `channel`")
+
+    def open(self, name: str, session: aiohttp.ClientSession) -> Channel:
+        return SlackChannel(name, self, session)
 
 
 class _Answer(Struct):

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from string import Template
 from typing import Any, Final
 
+import aiohttp
 import msgspec
 
-from streammon_sinks.notify.channel import Memory, Notification
+from streammon_sinks.notify.channel import Channel, Memory, Notification
 from streammon_sinks.notify.http import HttpChannel, HttpDescription
 from streammon_sinks.notify.secrets import Secret, SecretValue
 from streammon_sinks.notify.told import headline, labels_of, line, state_of, story
@@ -49,6 +50,9 @@ class Webhook(HttpDescription, frozen=True, tag="webhook"):
         for name, value in self.headers.items():
             _check_header(name, value)
         _map_texts(self.body, _check_template)
+
+    def open(self, name: str, session: aiohttp.ClientSession) -> Channel:
+        return WebhookChannel(name, self, session)
 
 
 class WebhookChannel(HttpChannel[Webhook]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from streammon.errors import StreammonError
@@ -61,5 +60,7 @@ class Counterpart(Protocol):
 class Kind(NamedTuple):
     """A kind of counterpart: how one is started, given a directory for its files, and how its faults have to end."""
 
-    start: Callable[[Path], AbstractAsyncContextManager[Counterpart]]
+    start: Callable[..., AbstractAsyncContextManager[Counterpart]]
     verdicts: Verdicts
+    server: str = ""
+    """The fixture of the real server that ``start`` is given, too; also the mark of its tests."""

@@ -43,6 +43,11 @@ class FakeHttp:
         self._handler = handler
 
     @property
+    def tls_address(self) -> str:
+        """Its certificate is signed by the authority in ``nobody.pem`` of the fake's directory."""
+        return self._addresses[True]
+
+    @property
     def address(self) -> str:
         return self._addresses[self.fault is Fault.UNTRUSTED]
 

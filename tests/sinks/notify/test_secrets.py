@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from streammon.errors import ConfigError
+from streammon.errors import ConfigError, Retryable
 from streammon_sinks.notify.secrets import Secret, SecretValue, scrub
 
 
@@ -50,6 +50,14 @@ def test_a_variable_that_is_not_set_is_named_with_its_field(monkeypatch: pytest.
     monkeypatch.delenv("NO_SUCH", raising=False)
     with pytest.raises(ConfigError, match="channel ops: token: environment variable NO_SUCH is not set"):
         Secret(env="NO_SUCH").read("channel ops: token")
+
+
+def test_a_secret_that_is_gone_later_may_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    with pytest.raises(Retryable, match=f"channel ops: token: file {file} cannot be read: No such file"):
+        Secret(file=str(file)).read_later("channel ops: token")
+    file.write_text("hush")
+    assert Secret(file=str(file)).read_later("channel ops: token").reveal() == "hush"
 
 
 def test_a_secret_shows_itself_as_stars() -> None:
