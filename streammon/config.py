@@ -284,6 +284,17 @@ class RuleSettings(Section):
     """YAML files with rules."""
 
 
+class NotifySettings(Section):
+    """Whom to tell about alerts."""
+
+    file: UserPath | None = None
+    """YAML file with the channels and the routes to them; without it, alerts are printed."""
+    failing_after_s: float = Field(60.0, gt=0)
+    """After this long without a channel having taken a notification, others are told, and that it fails."""
+    give_up_s: float = Field(86_400.0, gt=0)
+    """A notification that is older is not delivered to its channel any more; others are told."""
+
+
 class HeartbeatSettings(Section):
     """What every long-running command says of itself on the topic ``heartbeats``."""
 
@@ -390,6 +401,7 @@ class Settings(BaseSettings):
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
     sqlite: SqliteSettings = SqliteSettings()
     rules: RuleSettings = RuleSettings()
+    notify: NotifySettings = NotifySettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()
     inventory: InventorySettings = InventorySettings()
     ping: PingSettings = PingSettings()

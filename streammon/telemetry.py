@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -117,15 +117,15 @@ async def serve_http(app: web.Application, host: str, port: int, *, setting: str
 
 
 @asynccontextmanager
-async def health_server(port: int | None, ready: Ready) -> AsyncIterator[None]:
-    """Serve the `health_routes` on ``port``, or nothing when it is None."""
+async def health_server(port: int | None, ready: Ready, routes: Iterable[web.RouteDef] = ()) -> AsyncIterator[None]:
+    """Serve the `health_routes` on ``port``, and more ``routes``; or nothing when it is None."""
     if port is None:
         yield
         return
     from aiohttp import web
 
     app = web.Application()
-    app.add_routes(health_routes(ready))
+    app.add_routes([*health_routes(ready), *routes])
     async with serve_http(app, "0.0.0.0", port, setting="metrics_port") as bound:
         log.info("health and metrics", address=f"http://127.0.0.1:{bound}/metrics")
         yield

@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from streammon import servers
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +32,13 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
 def elasticsearch(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
     """A real Elasticsearch; `elasticsearch.address` is its URL. Use index names of your own: see `unique`."""
     with _shared("elasticsearch", request.config) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def alertmanager(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    """A real Alertmanager; `alertmanager.address` is its URL. Use label values of your own: see `unique`."""
+    with _shared("alertmanager", request.config) as server:
         yield server
 
 

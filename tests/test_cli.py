@@ -107,7 +107,8 @@ def silent() -> socket.socket:
 # --- help and mistakes ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "up": ["--demo", "--port", "--rules"], "agent": [], "process": [], "notify": [], "doctor": ["--output"],
+    "up": ["--demo", "--port", "--rules", "--notify"], "agent": [], "process": [], "notify": ["--notify"],
+    "notify test": ["--notify"], "doctor": ["--output"],
     "rules run": ["--rules"], "rules check": [], "sink": ["sqlite", "elasticsearch"],
     "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
@@ -460,7 +461,7 @@ def test_rules_whose_windows_only_they_ask_for_are_named_at_the_start_with_what_
 def test_topics_are_created_once_and_compared(empty: Path) -> None:
     first, again = (inside("topics", "create", "--data-dir", empty).stdout for _ in range(2))
     assert "created streammon.inference\n" in first
-    assert again == "0 created, 20 there already\n"
+    assert again == "0 created, 22 there already\n"
     same = inside("topics", "check", "--data-dir", empty)
     assert (same.exit_code, same.stdout) == (0, "all topics are as they should be\n")
     differing = inside("topics", "check", "--output", "json", "--data-dir", empty, STREAMMON_TOPICS__PARTITIONS="7")

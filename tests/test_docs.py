@@ -21,6 +21,7 @@ from streammon_agents import gateway, ndjson
 from streammon_processors import aggregate, dedupe, revisions, rules, share, windows
 from streammon_processors.task import Task
 from streammon_sinks import delivery
+from streammon_sinks.notify import circuit, deliver, remembered
 from tests.faults.harness import Scenario
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,7 @@ def test_every_field_of_a_window_is_explained() -> None:
 
 
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, rules.task)
+    modules = (telemetry, gateway, delivery, deliver, rules.task)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
@@ -166,7 +167,7 @@ def test_retention_on_the_page_is_that_of_the_topics() -> None:
 
 # ---------------------------------------------------------------- numbers
 
-_SETTINGS = Settings()
+_SETTINGS, _PATIENCE = Settings(), circuit.Patience()
 QUOTED = [
     ("docs/windows.md", f"`windows.size_s` long ({_SETTINGS.windows.size_s:g} s)"),
     ("docs/windows.md", f"`windows.lateness_s` ({_SETTINGS.windows.lateness_s:g} s)"),
@@ -180,6 +181,11 @@ QUOTED = [
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
     ("docs/windows.md", f"{dedupe.MAX_GAPS} gaps of each, but {dedupe.MAX_GAPS_TOGETHER} of all"),
     ("docs/windows.md", f"while windows are open, {windows.MAX_DUPLICATES:,} are remembered"),
+    ("docs/delivering.md", f"`notify.failing_after_s` ({_SETTINGS.notify.failing_after_s:g} s)"),
+    ("docs/delivering.md", f"`notify.give_up_s` ({_SETTINGS.notify.give_up_s / 86_400:g} d)"),
+    ("docs/delivering.md", f"has failed {_PATIENCE.failures} times in a row"),
+    ("docs/delivering.md", f"a probe every {0.8 * _PATIENCE.probe_s:g}–{_PATIENCE.probe_s:g} s"),
+    ("docs/delivering.md", f"for {remembered.MOST_GROUPS:,} groups and {remembered.MOST_BYTES:,} bytes"),
     ("docs/operations.md", f"a seeded log of {Scenario('', (), 0).events:,} events for each kind"),
     ("docs/windows.md", " then ".join(f"`{name}`," for name in windows.SHED).rstrip(",")),
     ("docs/wire.md", f"{wire.MAX_EVENTS:,} events, and {wire.MAX_ENTRIES:,} entries"),

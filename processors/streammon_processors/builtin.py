@@ -6,6 +6,8 @@ They are found as yours are, by the entry points of `streammon_processors.regist
 from __future__ import annotations
 
 from streammon.config import Settings
+from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
+from streammon_processors.notifier.gather import page_time
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, load_rules
 from streammon_processors.task import Output, Processor, time_field
@@ -13,6 +15,10 @@ from streammon_processors.windows import WindowTask, sources
 
 ROLLUPS_TICK_S = 5.0
 """Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
+
+
+NOTIFY_TICK_S = 0.5
+"""How exact ``group_wait`` and the like are, while there is something to wait for."""
 
 
 def windows_processor(settings: Settings) -> Processor:
@@ -50,6 +56,19 @@ def rules_processor(settings: Settings) -> Processor:
         outputs,
         files=settings.rules.files,
     )
+
+
+def gather_processor(settings: Settings) -> Processor:
+    """Alerts and commands of all partitions to the one order in which the notifier decides."""
+    outputs = (Output("pages", page_time, partition=0),)
+    return Processor("gather", ("alerts", "commands"), GatherTask, outputs)
+
+
+def notify_processor(settings: Settings, plan: Plan | None = None) -> Processor:
+    """Whom to tell what: from pages to notifications, by ``plan``, or else by what the notifier's file says now."""
+    plan = plan or load_plan(settings.notify.file)
+    outputs = (Output("notifications", time_field("created_unix_s")),)
+    return Processor("notify", ("pages",), lambda partition: DecideTask(plan, partition), outputs, NOTIFY_TICK_S)
 
 
 def _rules(settings: Settings) -> Rules:

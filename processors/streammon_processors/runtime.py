@@ -18,7 +18,7 @@ import gc
 import random
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from streammon.broker import Broker, Member, Polled, TopicPartition
 from streammon.broker.records import Records
 from streammon.config import Settings
 from streammon.errors import ConfigError, Fatal, RecordTooLarge, Retryable, StreammonError
+from streammon.reloading import LOOK_S, reloading
 from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
 from streammon.tick import tick
 from streammon.topics import state_topic
@@ -57,6 +58,27 @@ async def run_processor(broker: Broker, processor: Processor, settings: Settings
         ConfigError: the state in the log is another version's; says what to do.
     """
     await _until_stopped(_memberships(broker, processor, settings, stop), stop)
+
+
+async def run_reloading(
+    broker: Broker, make: Callable[[], Processor], settings: Settings, *, stop: asyncio.Event, look_s: float = LOOK_S
+) -> None:
+    """Run the processor that ``make`` gives, and another one whenever its files have changed and it gives one.
+
+    The next goes on from the state of the last, after a clean stop: nothing is lost or decided twice.
+
+    Raises:
+        ConfigError: the files are bad at the start; and what `run_processor` raises.
+    """
+
+    def run(processor: Processor, over: asyncio.Event) -> Coroutine[Any, Any, None]:
+        return run_processor(broker, processor, settings, stop=over)
+
+    first = make()
+    if first.files:
+        await reloading(first.name, first.files, make, run, stop=stop, every_s=look_s)
+    else:
+        await run(first, stop)
 
 
 async def _memberships(broker: Broker, processor: Processor, settings: Settings, stop: asyncio.Event) -> None:

@@ -94,10 +94,13 @@ class Output:
     """How long its records are kept. This and ``compact`` are for topics that are not in `streammon.topics`."""
     compact: bool = False
     """Whether the newest record of each key is kept instead, for ever."""
+    partition: int | None = None
+    """The one partition in which the records of all tasks meet; None: each stays in its own."""
 
     def spec(self, partitions: int) -> TopicSpec:
         retention_s = None if self.compact else self.retention_s
-        return TopicSpec(self.topic, partitions, retention_s, self.compact, log_append_time=True)
+        meeting = 1 if self.partition == 0 else partitions
+        return TopicSpec(self.topic, meeting, retention_s, self.compact, log_append_time=True)
 
 
 @dataclass(frozen=True)

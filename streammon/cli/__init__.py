@@ -21,6 +21,8 @@ def main() -> None:
         admin,
         data,
         inventory,
+        notify,
+        notify_file,
         people,
         replay,
         roles,

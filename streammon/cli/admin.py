@@ -18,6 +18,7 @@ import typer
 
 from streammon.broker import connect
 from streammon.cli.base import EXTRAS, Output, OutputOption, app, command, print_json, print_rows
+from streammon.cli.notify import notifier_topics
 from streammon.cli.roles import RESULTS_FILE, topics_of
 from streammon.config import Settings
 from streammon.errors import ConfigError, StreammonError
@@ -55,10 +56,11 @@ async def topics_check(settings: Settings, output: OutputOption = Output.TABLE) 
 
 
 def _specs(settings: Settings) -> list[TopicSpec]:
-    """Our topics, and those of every processor that is installed."""
+    """Our topics, those of every processor that is installed, and those of the channels in the notifier's file."""
     from streammon_processors import registry
 
-    return topics_of(settings, [registry.processor(name, settings) for name in registry.installed()])
+    installed = [registry.processor(name, settings) for name in registry.installed()]
+    return [*topics_of(settings, installed), *notifier_topics(settings)]
 
 
 async def _topic_differences(settings: Settings) -> list[dict[str, Any]]:
@@ -261,7 +263,9 @@ def schema(
 
 # --- servers --------------------------------------------------------------------------------------------------
 
-servers_app = typer.Typer(help="Real Kafka and Elasticsearch on this machine, for development.", no_args_is_help=True)
+servers_app = typer.Typer(
+    help="Real Kafka, Elasticsearch and Alertmanager on this machine, for development.", no_args_is_help=True
+)
 app.add_typer(servers_app, name="servers")
 
 
@@ -269,7 +273,7 @@ app.add_typer(servers_app, name="servers")
 async def servers_start(
     settings: Settings,
     stop: asyncio.Event,
-    names: Annotated[list[str], typer.Argument(help="kafka, elasticsearch", show_default=False)],
+    names: Annotated[list[str], typer.Argument(help="kafka, elasticsearch, alertmanager", show_default=False)],
     directory: Annotated[
         Path | None, typer.Option(help="Keep their data here; a temporary directory if not given.", show_default=False)
     ] = None,

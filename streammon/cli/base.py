@@ -89,11 +89,11 @@ T = TypeVar("T")
 Command = Callable[..., Any]
 
 
-def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], Command]:
+def command(group: typer.Typer, name: str | None = None, *, bare: bool = False) -> Callable[[Command], Command]:
     """Register a function as a command: its ``settings`` come from the common options, coroutines are run.
 
     A coroutine function that also has a parameter ``stop`` runs until SIGTERM or SIGINT set it; a second signal ends
-    the process at once.
+    the process at once. ``bare``: it is what the group itself does when none of its commands is named.
     """
 
     def register(function: Command) -> Command:
@@ -102,6 +102,8 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], 
 
         @functools.wraps(function)
         def run(**options: Any) -> Any:
+            if bare and _is_of_another(options.pop("context"), options):
+                return
             common = {option: options.pop(option) for option in _COMMON}
             settings = load(common.pop("config"), **common)
             configure_logging(settings.log_level)
@@ -118,13 +120,24 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], 
             for option, annotation in _COMMON.items()
         ]
         keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        parameters = [*keyword_only, *shared]
+        context = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)] * bare
+        parameters = [*context, *keyword_only, *shared]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # how typer learns the options
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        group.command(name)(run)
+        (group.callback(invoke_without_command=True) if bare else group.command(name))(run)
         return function
 
     return register
+
+
+def _is_of_another(context: typer.Context, options: Mapping[str, Any]) -> bool:
+    """Whether a command of the group is named; options before its name would go unnoticed."""
+    if context.invoked_subcommand is None:
+        return False
+    if given := [name for name, value in options.items() if value is not None]:
+        where = f"--{given[0].replace('_', '-')} belongs behind it"
+        raise typer.BadParameter(f"{where}: {context.command_path} {context.invoked_subcommand} …", context)
+    return True
 
 
 def _forget_output() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -19,11 +18,12 @@ from streammon.cli.base import app, command, retrying, together
 from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.heartbeat import beating
-from streammon.ping import Flow, ping_url, pinging
 from streammon.telemetry import health_server, log
 from streammon.topics import TopicSpec, topic_specs
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from streammon_processors.task import Processor
     from streammon_sinks.delivery import Sink
 
@@ -41,16 +41,19 @@ async def opened(
     role: str,
     details: Mapping[str, str] | None = None,
     beat_s: float | None = None,
+    topics: Iterable[TopicSpec] = (),
+    routes: Iterable[web.RouteDef] = (),
 ) -> AsyncIterator[Broker]:
     """The broker, with all topics there, and the health server; waits for a broker that is still starting.
 
     As long as the block runs, heartbeats say that somebody in this ``role`` is there; see `beating` for ``beat_s``.
+    ``topics`` and ``routes``: more than all have.
     """
     waiting_for: list[str | None] = ["the broker"]
-    async with health_server(settings.metrics_port, lambda: waiting_for[0]):
+    async with health_server(settings.metrics_port, lambda: waiting_for[0], routes):
         broker = await retrying(lambda: connect(settings), stop)
         try:
-            specs = topics_of(settings, processors)
+            specs = [*topics_of(settings, processors), *topics]
             created = await broker.create_topics(specs, if_permitted=True)
             if created:
                 log.info("topics created", topics=created)
@@ -107,7 +110,7 @@ async def process(
     Rollups are the windows of windows.rollups_s, and those that the rules in --rules or rules.files look at.
     """
     from streammon_processors.registry import processor
-    from streammon_processors.reloading import run_reloading
+    from streammon_processors.runtime import run_reloading
 
     settings = with_rules(settings, rules)
     made = [partial(processor, name, settings) for name in names or PROCESSORS]
@@ -125,7 +128,7 @@ app.add_typer(rules_app, name="rules")
 async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = None) -> None:
     """Evaluate alert rules on the `windows` topic and publish to `alerts`. Rules that change are taken over."""
     from streammon_processors.builtin import rules_processor
-    from streammon_processors.reloading import run_reloading
+    from streammon_processors.runtime import run_reloading
 
     settings = with_rules(settings, rules)
     if not settings.rules.files:
@@ -202,18 +205,3 @@ def _sink(name: SinkName, settings: Settings) -> tuple[str, Sink]:
     from streammon_sinks.elasticsearch import ElasticsearchSink
 
     return "sink-elasticsearch", ElasticsearchSink.connect(settings.elasticsearch)
-
-
-@command(app)
-async def notify(settings: Settings, stop: asyncio.Event) -> None:
-    """Print alerts to the console as they fire and resolve."""
-    from streammon_sinks.delivery import deliver
-    from streammon_sinks.notify.console import ConsoleNotifier
-
-    ping_url(settings.ping)  # a wrong one is found before anything is started
-    async with opened(settings, stop, role="notify") as broker:
-        await together(
-            stop,
-            deliver(broker, "notify-console", ["alerts"], ConsoleNotifier(sys.stdout), stop=stop),
-            pinging(settings.ping, Flow(broker, settings.ping.stale_s), stop=stop),
-        )

@@ -15,18 +15,16 @@ from prometheus_client import Gauge
 
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
+from streammon.cli.notify import Callbacks, Notifier, NotifyFile, notifier, with_notify
 from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
-from streammon.config import CallbackSettings, Settings, WebSettings
+from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
-from streammon.secret_files import secret
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from streammon.alert_log import AlertLog
-    from streammon_sinks.web.commands import Groups
     from streammon_sinks.web.overview import Status
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -40,6 +38,7 @@ async def up(
         bool, typer.Option("--demo", help="Also run a model service to watch, with load and trouble.")
     ] = False,
     rules: RuleFiles = None,
+    notify: NotifyFile = None,
     host: Annotated[str | None, typer.Option(help="Address of the page.", show_default="127.0.0.1")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.", show_default="8080")
@@ -54,12 +53,15 @@ async def up(
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
+    settings = with_notify(settings, notify)
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
     rollups_processor(settings)  # a bad rule file is found before anything is started
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     ping_url(settings.ping)
-    async with opened(settings, stop, role="up") as broker:
-        await _run(broker, settings, demo, stop)
+    async with notifier(settings) as telling:
+        callbacks = Callbacks.of(settings, telling.channels)
+        async with opened(settings, stop, telling.processors, role="up", topics=telling.topics) as broker:
+            await _run(broker, telling, callbacks, settings, demo, stop)
 
 
 def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -68,16 +70,17 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
     return settings.model_copy(update={"web": WebSettings(**changed)})
 
 
-async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Event) -> None:
+async def _run(
+    broker: Broker, telling: Notifier, callbacks: Callbacks, settings: Settings, demo: bool, stop: asyncio.Event
+) -> None:
     from aiohttp import web
 
     from streammon.alert_log import AlertLog, follow
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
     from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
-    from streammon_processors.reloading import run_reloading
+    from streammon_processors.runtime import run_reloading
     from streammon_sinks.delivery import deliver
-    from streammon_sinks.notify.console import ConsoleNotifier
     from streammon_sinks.sqlite import ResultStore, SqliteSink
     from streammon_sinks.web.commands import Groups, command_routes
     from streammon_sinks.web.page import page_routes
@@ -94,11 +97,10 @@ async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Eve
             *gateway.routes(broker, settings),
             *page_routes(page_store, _status, stop=stop, people=people),
             *command_routes(broker, people, settings.web),
-            *_callbacks(broker, people, groups, settings.callbacks),
+            *callbacks.routes(broker, people, groups),
             *health_routes(lambda: None),
         ]
     )
-    console = ConsoleNotifier(sys.stdout)
     async with _listening(site, settings.web) as address:
         _say(f"streammon: page at {address}")
         async with _demo(address, demo):
@@ -110,30 +112,12 @@ async def _run(broker: Broker, settings: Settings, demo: bool, stop: asyncio.Eve
                     for make in (windows_processor, rollups_processor, rules_processor)
                 ),
                 deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
-                deliver(broker, f"{store.group}-console", ["alerts"], console, stop=stop),
+                *telling.parts(broker, stop, f"{store.group}-console"),
                 follow(broker, people, stop=stop),
-                *([follow(broker, groups, topics=groups.TOPICS, stop=stop)] if _hears_pagerduty(settings) else []),
+                *callbacks.following(broker, groups, stop),
                 pinging(settings.ping, Flow(broker, settings.ping.stale_s), stop=stop),
             )
     page_store.close()
-
-
-def _callbacks(broker: Broker, people: AlertLog, groups: Groups, settings: CallbackSettings) -> list[web.RouteDef]:
-    """The call-backs whose secret is configured."""
-    from streammon_sinks.notify.secrets import SecretValue
-    from streammon_sinks.web.commands import callback_routes
-
-    def of(name: str) -> SecretValue | None:
-        given = secret(f"callbacks.{name}", getattr(settings, name), getattr(settings, f"{name}_file"))
-        return None if given is None else SecretValue(given)
-
-    slack, pagerduty = of("slack_signing_secret"), of("pagerduty_signing_secret")
-    return callback_routes(broker, people, groups, slack=slack, pagerduty=pagerduty)
-
-
-def _hears_pagerduty(settings: Settings) -> bool:
-    secrets = settings.callbacks
-    return (secrets.pagerduty_signing_secret or secrets.pagerduty_signing_secret_file) is not None
 
 
 def _status() -> Status:

@@ -12,13 +12,21 @@ from streammon.broker import Outgoing
 from streammon.commands import Acknowledge
 from streammon.config import Settings, WindowSettings
 from streammon.tick import TICK
-from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
+from streammon_processors.builtin import (
+    gather_processor,
+    notify_processor,
+    rollups_processor,
+    rules_processor,
+    windows_processor,
+)
 from streammon_processors.contract import PARTITION, Logs, ProcessorContract, Stored, run
+from streammon_processors.notifier import DecideTask
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rule, Rules, RulesTask
 from streammon_processors.rules.description import Worse
 from streammon_processors.shapes import Asked, hopping, session
 from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
+from tests.pages import gathered_logs, page_log, plan
 from tests.rollup_oracle import windows_log
 
 SETTINGS = Settings(windows=WindowSettings(max_late_s=60.0, max_series=3))
@@ -119,3 +127,17 @@ class TestRulesThatKeepTheirPast(ProcessorContract):
 
     def logs(self, seed: int) -> Logs:
         return {**rule_logs(seed), "windows": rollup_logs(seed)["windows"]}
+
+
+class TestGather(ProcessorContract):
+    processor = gather_processor(SETTINGS)
+
+    def logs(self, seed: int) -> Logs:
+        return gathered_logs(seed)
+
+
+class TestNotify(ProcessorContract):
+    processor = replace(notify_processor(SETTINGS), task=lambda number: DecideTask(plan(), number))
+
+    def logs(self, seed: int) -> Logs:
+        return {"pages": page_log(seed)}

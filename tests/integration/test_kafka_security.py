@@ -423,6 +423,7 @@ COMMANDS = {
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
     "notify": ["notify"],
+    "notify --notify FILE": ["notify", "--notify", "notify.yaml"],
 }
 ONCE = {
     "emit inference": ["emit", "inference"],
@@ -433,7 +434,9 @@ ONCE = {
 
 
 @pytest.mark.timeout(300)
-def test_every_role_works_with_the_permissions_on_the_page(secured: SecuredKafka, unique: str, tmp_path: Path) -> None:
+def test_every_role_works_with_the_permissions_on_the_page(
+    secured: SecuredKafka, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = permissions_on_the_page()
     assert page.keys() >= {*COMMANDS, *ONCE}
     secured.permit("topics-create", with_prefix(unique, [("CREATE", "topic", "…"), *SEEING]))
@@ -441,11 +444,15 @@ def test_every_role_works_with_the_permissions_on_the_page(secured: SecuredKafka
         secured.permit(user_of(role), with_prefix(unique, page[role]))
     here = Roles(secured, unique, tmp_path)
     (tmp_path / "rules.yaml").write_text(RULES)
-    assert here.run("topics create", ["topics", "create"]).count("created ") > 10
+    (tmp_path / "notify.yaml").write_text("route: {group_wait: 0}")
+    with monkeypatch.context() as patch:  # the topics of its channels, too
+        patch.setenv("STREAMMON_NOTIFY__FILE", "notify.yaml")
+        assert here.run("topics create", ["topics", "create"]).count("created ") > 10
     with here.running(COMMANDS):
         event = {"service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok", "time_unix_s": time.time()}
         here.run("emit inference", ONCE["emit inference"], json.dumps(event))
         here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
+        here.wait_until(lambda: "1 requests" in here.said("notify --notify FILE"), "and one that was decided")
         here.wait_until(lambda: here.results() == {"inference", "resource", "alert"}, "all results in SQLite")
     assert '"ranker"' in here.run("tail windows", ONCE["tail windows"])
     assert '"ranker"' in here.run("replay windows", ONCE["replay windows"])

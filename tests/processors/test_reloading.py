@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from streammon.broker import Broker, Outgoing, connect
 from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.topics import topic_specs
-from streammon_processors import reloading
 from streammon_processors.builtin import rules_processor, windows_processor
-from streammon_processors.reloading import run_reloading
+from streammon_processors.runtime import run_reloading
 from streammon_processors.task import Processor
 from tests.processors.test_rules import window
 from tests.processors.test_runtime import contents
@@ -35,13 +35,12 @@ def write(file: Path, *rules: Mapping[str, Any]) -> None:
 
 
 def reloads(outcome: str) -> float:
-    labels = {"processor": "rules", "outcome": outcome}
+    labels = {"what": "rules", "outcome": outcome}
     return REGISTRY.get_sample_value("streammon_reloads_total", labels) or 0.0
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(reloading, "LOOK_S", 0.05)
+def file(tmp_path: Path) -> Path:
     write(tmp_path / "rules.yaml", RULE)
     return tmp_path / "rules.yaml"
 
@@ -67,7 +66,9 @@ async def test_a_changed_file_is_taken_over_while_an_alert_fires_and_a_bad_one_c
 ) -> None:
     settings = Settings(data_dir=tmp_path, rules={"files": [file]})
     stop = asyncio.Event()
-    running = asyncio.create_task(run_reloading(broker, lambda: rules_processor(settings), settings, stop=stop))
+    running = asyncio.create_task(
+        run_reloading(broker, partial(rules_processor, settings), settings, stop=stop, look_s=0.05)
+    )
     try:
         await see(broker, 0, 0.5)
         await eventually(lambda: _is(broker, [("firing", 1, "x")]), 10, what="the alert")
@@ -103,9 +104,11 @@ async def test_a_bad_file_at_the_start_is_an_error_and_one_without_files_just_ru
     settings = Settings(data_dir=tmp_path, rules={"files": [file]})
     write(file, {"name": "no more"})
     with pytest.raises(ConfigError, match="no more"):
-        await run_reloading(broker, lambda: rules_processor(settings), settings, stop=asyncio.Event())
+        await run_reloading(broker, lambda: rules_processor(settings), settings, stop=asyncio.Event(), look_s=0.05)
     stop = asyncio.Event()
-    running = asyncio.create_task(run_reloading(broker, lambda: windows_processor(settings), settings, stop=stop))
+    running = asyncio.create_task(
+        run_reloading(broker, partial(windows_processor, settings), settings, stop=stop, look_s=0.05)
+    )
     stop.set()
     await asyncio.wait_for(running, 10)
 
@@ -117,5 +120,5 @@ async def test_what_ends_the_processor_ends_the_watching(broker: Broker, file: P
         raise RuntimeError("cannot be made")
 
     processor = Processor("rules", ("windows",), breaks, files=(file,))
-    with pytest.RaisesGroup(RuntimeError):
-        await run_reloading(broker, lambda: processor, settings, stop=asyncio.Event())
+    with pytest.raises(RuntimeError, match="cannot be made"):
+        await run_reloading(broker, lambda: processor, settings, stop=asyncio.Event(), look_s=0.05)

@@ -21,14 +21,14 @@ from pydantic import SecretStr, ValidationError
 from streammon.alert_log import AlertLog, follow
 from streammon.broker import Broker, Outgoing
 from streammon.broker.reading import read
-from streammon.cli import up
+from streammon.cli.notify import Callbacks
 from streammon.commands import AnyCommand, Matcher
 from streammon.config import CallbackSettings, Settings, WebSettings
 from streammon.errors import Backpressure, ConfigError, Retryable
 from streammon.telemetry import serve_http
 from streammon_sinks.notify.pagerduty import dedup_key
-from streammon_sinks.notify.secrets import SecretValue
-from streammon_sinks.notify.slack import ACKNOWLEDGE
+from streammon_sinks.notify.secrets import Secret, SecretValue
+from streammon_sinks.notify.slack import ACKNOWLEDGE, Slack
 from streammon_sinks.web import commands
 from streammon_sinks.web.commands import BURST, MAX_BODY_BYTES, Groups, Limit, callback_routes, command_routes
 from streammon_sinks.web.overview import Board, Cause, Deed, People, Status, shown_alerts
@@ -275,7 +275,7 @@ async def test_without_a_secret_there_is_no_callback(site: Site) -> None:
     assert [route.path for route in one] == ["/v1/callbacks/slack"]
 
 
-def test_up_hears_those_whose_secret_is_configured_in_a_file_too(site: Site, tmp_path: Path) -> None:
+def test_up_and_notify_hear_those_whose_secret_is_configured_in_a_file_too(site: Site, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(f"{SECRET}\n")
     given = {
         (): CallbackSettings(),
@@ -283,13 +283,33 @@ def test_up_hears_those_whose_secret_is_configured_in_a_file_too(site: Site, tmp
         ("/v1/callbacks/pagerduty",): CallbackSettings(pagerduty_signing_secret=SecretStr(SECRET)),
     }
     for paths, settings in given.items():
-        routes = up._callbacks(site.broker, site.log, site.groups, settings)
-        assert tuple(route.path for route in routes) == paths
-        assert up._hears_pagerduty(Settings(callbacks=settings)) == ("/v1/callbacks/pagerduty" in paths)
+        callbacks = Callbacks.of(Settings(callbacks=settings), {})
+        assert tuple(route.path for route in callbacks.routes(site.broker, site.log, site.groups)) == paths
+        assert tuple(route.path for route in callbacks.late_routes()) == paths
+        assert bool(callbacks.pagerduty) == ("/v1/callbacks/pagerduty" in paths)
     with pytest.raises(ValidationError, match="remove one of them"):
         CallbackSettings(slack_signing_secret=SecretStr(SECRET), slack_signing_secret_file=tmp_path / "secret")
     with pytest.raises(ConfigError, match=r"callbacks\.slack_signing_secret_file"):
-        up._callbacks(site.broker, site.log, site.groups, CallbackSettings(slack_signing_secret_file=tmp_path / "no"))
+        Callbacks.of(Settings(callbacks=CallbackSettings(slack_signing_secret_file=tmp_path / "no")), {})
+
+
+def test_the_secret_of_a_channel_is_that_of_its_call_backs_and_two_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(name)
+
+    def slack(secret: str) -> Slack:
+        here = Secret(file=str(tmp_path / "one"))
+        return Slack(webhook_url=here, signing_secret=Secret(file=str(tmp_path / secret)))
+
+    callbacks = Callbacks.of(Settings(), {"a": slack("one"), "b": slack("one")})
+    assert callbacks.slack
+    assert callbacks.slack.reveal() == "one"
+    with pytest.raises(ConfigError, match=r"channels a, b have different signing_secrets"):
+        Callbacks.of(Settings(), {"a": slack("one"), "b": slack("other")})
+    settings = Settings(callbacks=CallbackSettings(slack_signing_secret=SecretStr("this")))
+    given = Callbacks.of(settings, {"a": slack("one"), "b": slack("other")}).slack
+    assert given
+    assert given.reveal() == "this"
 
 
 def test_groups_are_bounded_and_the_newest_message_about_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:

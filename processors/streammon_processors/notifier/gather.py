@@ -1,0 +1,106 @@
+"""The gathering: from all partitions of `alerts` and `commands` into the one order in which the notifier decides.
+
+Records are passed on as they are. What is left out: alerts that only may come to something (pending), the ends of
+those that never did, and commands that are no business of the notifier (an acknowledgement comes as an alert).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from streammon.broker import Outgoing, Record
+from streammon.commands import Acknowledge, Approve, Silence, Unsilence
+from streammon.deadletter import dead_letter
+from streammon.errors import Reason, Rejected
+from streammon.events import SCHEMA
+from streammon.notifications import Delivery
+from streammon.results import Alert
+from streammon.tick import TICK
+from streammon.wire import SCHEMA_HEADER
+
+PAGES: Final = "pages"
+Page = Alert | Silence | Unsilence | Delivery
+_Input = Alert | Silence | Unsilence | Acknowledge | Approve | Delivery
+_DECODER: Final[msgspec.json.Decoder[_Input]] = msgspec.json.Decoder(_Input)
+
+
+class GatherTask:
+    """Copies what is to be decided from one partition of `alerts` and of `commands` into `pages`."""
+
+    waiting: Sequence[str] = ()
+
+    def __init__(self, partition: int) -> None:
+        self._partition = partition
+        self._next: dict[str, int] = {}
+
+    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        return [outgoing for record in records for outgoing in self._process_one(topic, record)]
+
+    def snapshot(self) -> bytes:
+        return msgspec.json.encode(self._next, order="sorted")
+
+    def restore(self, snapshot: bytes) -> None:
+        self._next = msgspec.json.decode(snapshot, type=dict[str, int])
+
+    def offsets(self) -> Mapping[str, int]:
+        return dict(self._next)
+
+    def watermarks(self) -> Mapping[str, float]:
+        return {}
+
+    def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
+        self._next[topic] = record.offset + 1
+        if record.value is None or record.value == TICK:  # the tombstone of an alert that ended long ago
+            return
+        try:
+            if _is_to_be_decided(decode(record.value)):
+                yield Outgoing(PAGES, record.key, record.value, (SCHEMA_HEADER,), 0)
+        except Rejected as error:
+            yield refused(error, topic, record, self._partition)
+
+
+def _is_to_be_decided(content: _Input) -> bool:
+    if isinstance(content, Alert):
+        never_fired = content.state == "resolved" and content.transition <= 1
+        return content.state != "pending" and not never_fired
+    return isinstance(content, Silence | Unsilence)
+
+
+def decode(value: bytes) -> _Input:
+    """What stands in a record of `alerts`, `commands` or `pages`. Raises Rejected."""
+    try:
+        content = _DECODER.decode(value)
+    except msgspec.ValidationError as error:
+        raise Rejected(Reason.INVALID_EVENT, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected(Reason.INVALID_JSON, str(error)) from None
+    if content.schema != SCHEMA:
+        raise Rejected(Reason.UNKNOWN_SCHEMA, f"schema is {content.schema}; known: {SCHEMA}")
+    return content
+
+
+def refused(error: Rejected, topic: str, record: Record, partition: int) -> Outgoing:
+    """The dead letter about a record."""
+    return dead_letter(
+        error.reason,
+        error.detail,
+        topic=topic,
+        value=record.value,
+        partition=record.partition,
+        offset=record.offset,
+        to_partition=partition,
+    )
+
+
+def page_time(value: bytes) -> float | None:
+    """The time that a page is about: of the newest change of an alert, or of a command. None: it is not gathered."""
+    try:
+        content = decode(value)
+    except Rejected:
+        return None
+    if isinstance(content, Delivery):
+        return None
+    return content.updated_unix_s if isinstance(content, Alert) else content.time_unix_s
