@@ -1,4 +1,4 @@
-"""What streammon says: windows, drift, runs and alerts, exactly as they travel on the result topics.
+"""What streammon says: windows, drift, runs, alerts and error budgets, exactly as they travel on the result topics.
 
 Structs for the wire only. Field names are binding; see `streammon.events` for the conventions.
 """
@@ -207,5 +207,25 @@ class Alert(Result, tag_field="type", tag="alert"):
         return self.state != "pending" and (self.state != "resolved" or self.transition != 1)
 
 
-RESULTS: dict[str, type[Result]] = {"windows": Window, "drift": Drift, "runs": Run, "alerts": Alert}
+class Slo(Result, tag_field="type", tag="slo"):
+    """How much is left of the error budget of one objective and series, in the time from start to end."""
+
+    slo: str
+    series: dict[str, str]
+    objective: float
+    indicator: str
+    """Which requests are good, in words."""
+    window_s: float
+    partition: Count
+    start_unix_s: float
+    end_unix_s: float
+    good: Count
+    total: Count
+    budget_left: float
+    """Of the bad requests allowed, the share that has not happened yet: 1 at first, below 0 when it is missed."""
+    burn_rates: dict[str, float] = {}
+    """By time looked back, such as ``6h``, if there were requests: how many times faster than allowed they were bad."""
+
+
+RESULTS: dict[str, type[Result]] = {"windows": Window, "drift": Drift, "runs": Run, "alerts": Alert, "slos": Slo}
 """The result topics and what they carry."""

@@ -67,7 +67,9 @@ def state_topics(processors: Iterable[str], partitions: int) -> list[TopicSpec]:
     ]
 
 
-def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rollups", "rules")) -> list[TopicSpec]:
+def topic_specs(
+    *, partitions: int, processors: Iterable[str] = ("windows", "rollups", "rules", "slos")
+) -> list[TopicSpec]:
     """Every topic streammon uses, with ``partitions`` partitions each, but for those that are in one order."""
     inputs = [
         TopicSpec(name, partitions, _INPUT_RETENTION_S.get(name, 30 * DAY_S), log_append_time=True)
@@ -79,9 +81,20 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = ("windows", "rol
     ]
     pager = [TopicSpec(name, 1, 30 * DAY_S, log_append_time=True) for name in NOTIFIER]
     alerts = TopicSpec("alerts", partitions, None, compact=True)
+    slos = TopicSpec("slos", partitions, None, compact=True, log_append_time=True)
     # One partition, because whoever judges by an inventory has to see everybody; and by the time of one clock.
     heartbeats = TopicSpec(HEARTBEATS, 1, None, compact=True, log_append_time=True)
     large = LARGE_RECORD_BYTES
     history = TopicSpec(SNAPSHOTS, partitions, None, compact=True, log_append_time=True, max_record_bytes=large)
     deadletter = TopicSpec("deadletter", partitions, 14 * DAY_S, max_record_bytes=large)
-    return [*inputs, *results, *pager, alerts, heartbeats, *state_topics(processors, partitions), history, deadletter]
+    return [
+        *inputs,
+        *results,
+        *pager,
+        alerts,
+        slos,
+        heartbeats,
+        *state_topics(processors, partitions),
+        history,
+        deadletter,
+    ]

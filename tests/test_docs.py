@@ -18,7 +18,7 @@ from streammon.events import EventType
 from streammon.results import Completeness, Distribution, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
-from streammon_processors import aggregate, dedupe, revisions, rules, share, windows
+from streammon_processors import aggregate, dedupe, revisions, rules, share, slos, windows
 from streammon_processors.task import Task
 from streammon_sinks import delivery
 from streammon_sinks.notify import circuit, deliver, remembered
@@ -145,7 +145,7 @@ def test_every_field_of_a_window_is_explained() -> None:
 
 
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, rules.task)
+    modules = (telemetry, gateway, delivery, deliver, rules.task, slos.task)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}

@@ -18,7 +18,7 @@ from streammon.topics import (
 
 SPECS = {spec.name: spec for spec in topic_specs(partitions=7, processors=("windows", "rules", "drift"))}
 RESULT_TOPICS = {"windows", "drift", "runs", "alerts", "commands", "heartbeats", "snapshots", "deadletter", *NOTIFIER}
-COMPACTED = {"alerts", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
+COMPACTED = {"alerts", "slos", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
 
 
 def test_the_table_is_complete_and_names_no_topic_twice() -> None:

@@ -9,7 +9,8 @@ from streammon.config import Settings
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
 from streammon_processors.rollups import RollupTask
-from streammon_processors.rules import Rules, RulesTask, load_rules
+from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
+from streammon_processors.slos import SloTask
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask, sources
 
@@ -53,6 +54,20 @@ def rules_processor(settings: Settings) -> Processor:
         "rules",
         inputs,
         lambda partition: RulesTask(rules, partition, base_s=base_s),
+        outputs,
+        files=settings.rules.files,
+    )
+
+
+def slos_processor(settings: Settings) -> Processor:
+    """Windows to what is left of error budgets."""
+    _rules(settings)  # which finds what is wrong with them
+    slos, base_s = load_slos(settings.rules.files), settings.windows.size_s
+    outputs = (Output("slos", time_field("end_unix_s"), compact=True),)
+    return Processor(
+        "slos",
+        ("windows",),
+        lambda partition: SloTask(slos, partition, base_s=base_s),
         outputs,
         files=settings.rules.files,
     )

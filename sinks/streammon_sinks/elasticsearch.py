@@ -1,7 +1,7 @@
-"""Elasticsearch: windows and alerts as documents of three data streams, see `streammon_sinks.es_documents`.
+"""Elasticsearch: windows, alerts and error budgets as documents of data streams, see `streammon_sinks.es_documents`.
 
     sink = ElasticsearchSink.connect(settings.elasticsearch)
-    await deliver(broker, "sink-elasticsearch", ["windows", "alerts"], sink, stop=stop)
+    await deliver(broker, "sink-elasticsearch", ["windows", "alerts", "slos"], sink, stop=stop)
 
 What it promises:
 
@@ -33,21 +33,23 @@ from msgspec import Struct
 
 from streammon.config import ElasticsearchSettings
 from streammon.errors import ConfigError, Retryable
-from streammon.results import Alert, Result, Window
+from streammon.results import Alert, Result, Slo, Window
 from streammon.telemetry import log
 from streammon_sinks.decoding import Decoded, decode_all
 from streammon_sinks.delivery import Item, PartlyWritten, Refused
 from streammon_sinks.es_documents import (
+    SLOS,
     STREAMS,
     Json,
     alert_document,
+    budget_document,
     cluster_settings,
     constants,
     index_template,
     stream_of,
     window_document,
 )
-from streammon_sinks.ids import transition_id, window_id
+from streammon_sinks.ids import budget_record_id, transition_id, window_id
 
 _encode = msgspec.json.encode
 
@@ -242,6 +244,8 @@ def _described(result: Result | None) -> tuple[str, str, Json]:
             return window_id(result), stream_of(result), window_document(result)
         case Alert():
             return transition_id(result), stream_of(result), alert_document(result)
+        case Slo():
+            return budget_record_id(result), SLOS, budget_document(result)
     raise TypeError(f"no documents are made of {type(result).__name__}")
 
 

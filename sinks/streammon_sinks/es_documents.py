@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import msgspec
 
-from streammon.results import COUNTERS, DISTRIBUTIONS, Alert, Window
+from streammon.results import COUNTERS, DISTRIBUTIONS, Alert, Slo, Window
 
 Json = dict[str, Any]
 
@@ -43,7 +43,8 @@ WINDOWS: Final = "metrics-streammon.window"
 RESOURCES: Final = "metrics-streammon.resource"
 ROLLUPS: Final = "metrics-streammon.rollup"
 ALERTS: Final = "logs-streammon.alert"
-STREAMS: Final = (WINDOWS, RESOURCES, ROLLUPS, ALERTS)
+SLOS: Final = "metrics-streammon.slo"
+STREAMS: Final = (WINDOWS, RESOURCES, ROLLUPS, ALERTS, SLOS)
 """Data streams, without the namespace."""
 
 SERIES_NAMES: Final = {
@@ -113,6 +114,14 @@ def alert_document(alert: Alert) -> Json:
         "rule.name": alert.rule,
         "rule.version": alert.rule_version,
     }
+    return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
+def budget_document(slo: Slo) -> Json:
+    """The document of a record about an error budget; ``@timestamp`` is when its time ends."""
+    fields = msgspec.to_builtins(slo)
+    document = _common(fields, at_unix_s=slo.end_unix_s, kind="metric", stream=SLOS)
+    document |= {"event.start": _ms(slo.start_unix_s), "event.end": _ms(slo.end_unix_s)}
     return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
 
 
@@ -202,6 +211,17 @@ _ALERT_FIELDS: Final = {
         }
     },
 }
+_SLO_FIELDS: Final = {
+    "streammon": {
+        "properties": {
+            **dict.fromkeys(("type", "slo", "indicator", "semconv"), _KEYWORD),
+            **dict.fromkeys(("schema", "partition", "good", "total"), _LONG),
+            **dict.fromkeys(("objective", "window_s", "start_unix_s", "end_unix_s", "budget_left"), _DOUBLE),
+            "burn_rates": {"properties": dict.fromkeys(("1h", "6h", "3d"), _DOUBLE)},
+        }
+    },
+}
+_FIELDS_OF: Final[dict[str, Json]] = {ALERTS: _ALERT_FIELDS, SLOS: _SLO_FIELDS}
 
 
 def index_template(stream: str) -> Json:
@@ -225,7 +245,7 @@ def index_template(stream: str) -> Json:
             "mappings": {
                 "dynamic": False,
                 "dynamic_templates": _dynamic_numbers("streammon.gauges.*", "streammon.cost.*"),
-                "properties": _COMMON_FIELDS | (_ALERT_FIELDS if stream == ALERTS else _WINDOW_FIELDS),
+                "properties": _COMMON_FIELDS | _FIELDS_OF.get(stream, _WINDOW_FIELDS),
             },
         },
         "_meta": {"managed_by": "streammon", "ecs": ECS_VERSION, "semconv": SEMCONV_VERSION},

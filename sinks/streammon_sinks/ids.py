@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from streammon.results import Alert, Window
+from streammon.results import Alert, Slo, Window
 
 
 def window_id(window: Window) -> str:
@@ -33,6 +33,16 @@ def window_id(window: Window) -> str:
 def transition_id(alert: Alert) -> str:
     """The same for every delivery of this transition of this alert: 22 characters."""
     return _digest(alert.id, alert.transition)
+
+
+def budget_id(slo: Slo) -> str:
+    """The same for every record about the error budget of this objective and series: 22 characters."""
+    return _digest(slo.slo, slo.partition, sorted(slo.series.items()))
+
+
+def budget_record_id(slo: Slo) -> str:
+    """The same for every delivery of this record; a supplement makes another one about the same time."""
+    return _digest(budget_id(slo), slo.end_unix_s, slo.good, slo.total)
 
 
 def _digest(*parts: Any) -> str:

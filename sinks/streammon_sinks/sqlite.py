@@ -11,6 +11,7 @@ What it promises:
   nothing.
 * Every transition of an alert stays in ``alert_history``, without its evidence, when the log and ``alerts`` keep only
   the newest; a tombstone does not take it away.
+* Of an error budget the newest state is kept, in ``slos``.
 * Size is bounded: each batch also deletes some of what is older than ``retention_s`` or beyond ``max_rows``, and
   of the history, older than ``alert_retention_s`` or beyond ``max_transitions``. Age counts from the writing, so
   that a replay of old data is kept like any other. The file keeps the pages that become free and fills them
@@ -39,15 +40,15 @@ import msgspec
 from streammon.clock import Clock, system_clock
 from streammon.config import SqliteSettings
 from streammon.errors import ConfigError, Fatal, Retryable
-from streammon.results import Alert, Window
+from streammon.results import Alert, Slo, Window
 from streammon_sinks.decoding import decode_all
 from streammon_sinks.delivery import Item, Refused
-from streammon_sinks.ids import window_id
+from streammon_sinks.ids import budget_id, window_id
 
 FILE: Final = "results.sqlite"
 """The name of the file below the data directory."""
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 APPLICATION_ID: Final = 0x53544D52  # "STMR": tells our file from any other SQLite file
 BUSY_S: Final = 5.0
 PRUNE_ROWS: Final = 100
@@ -94,6 +95,15 @@ CREATE INDEX IF NOT EXISTS alert_history_by_age ON alert_history (written_unix_s
 INSERT INTO alert_history (id, "transition", updated_unix_s, written_unix_s, body)
     SELECT id, "transition", updated_unix_s, strftime('%s', 'now'), json_remove(body, '$.evidence') FROM alerts
     WHERE (SELECT user_version FROM pragma_user_version) = 1;  -- made before there was a history
+CREATE TABLE IF NOT EXISTS slos (
+    id TEXT PRIMARY KEY,
+    end_unix_s REAL NOT NULL,
+    written_unix_s REAL NOT NULL,
+    body TEXT NOT NULL,
+    slo TEXT AS (json_extract(body, '$.slo')),
+    series TEXT AS (json_extract(body, '$.series')),
+    budget_left REAL AS (json_extract(body, '$.budget_left'))
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS store (id TEXT NOT NULL);
 INSERT INTO store SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT * FROM store);
 PRAGMA application_id = {APPLICATION_ID};
@@ -113,6 +123,12 @@ WHERE excluded."transition" > alerts."transition"
 _INSERT_TRANSITION: Final = """
 INSERT INTO alert_history (id, "transition", updated_unix_s, written_unix_s, body) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
+"""
+_UPSERT_SLO: Final = """
+INSERT INTO slos (id, end_unix_s, written_unix_s, body) VALUES (?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE
+SET end_unix_s = excluded.end_unix_s, written_unix_s = excluded.written_unix_s, body = excluded.body
+WHERE excluded.end_unix_s >= slos.end_unix_s
 """
 _DELETE_OLD: Final = """
 DELETE FROM windows WHERE rowid IN
@@ -147,6 +163,7 @@ SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_un
 
 _WINDOW: Final = msgspec.json.Decoder(Window)
 _ALERT: Final = msgspec.json.Decoder(Alert)
+_SLO: Final = msgspec.json.Decoder(Slo)
 
 
 class Place(NamedTuple):
@@ -217,8 +234,9 @@ class ResultStore:
         windows: Iterable[Window] = (),
         alerts: Iterable[Alert] = (),
         ended: Iterable[str] = (),
+        slos: Iterable[Slo] = (),
     ) -> None:
-        """Keep windows and alerts, and forget the alerts with the ids ``ended``: all of it or nothing.
+        """Keep windows, alerts and error budgets, and forget the alerts with the ids ``ended``: all of it or nothing.
 
         Raises `Retryable` (locked, disk full) or `Fatal` (damaged).
         """
@@ -230,8 +248,10 @@ class ResultStore:
             (each.id, each.transition, each.updated_unix_s, now, _json(msgspec.structs.replace(each, evidence={})))
             for each in changed
         ]
+        budgets = [(budget_id(each), each.end_unix_s, now, _json(each)) for each in slos]
         with self._transaction() as db:
             db.executemany(_INSERT_WINDOW, new)
+            db.executemany(_UPSERT_SLO, budgets)
             db.executemany(_INSERT_TRANSITION, passed)
             db.executemany(_UPSERT_ALERT, states)
             db.executemany("DELETE FROM alerts WHERE id = ?", [(each,) for each in ended])
@@ -251,6 +271,7 @@ class ResultStore:
         """
         with self._transaction() as db:
             old = db.execute(_DELETE_OLD, (self._clock() - retention_s, at_most)).rowcount
+            db.execute("DELETE FROM slos WHERE written_unix_s < ?", (self._clock() - retention_s,))
             return old + db.execute(_DELETE_BEYOND, (max_rows, at_most - old)).rowcount
 
     def prune_history(self, retention_s: float, max_transitions: int, at_most: int = 1000) -> int:
@@ -289,6 +310,11 @@ class ResultStore:
         """The newest state of each alert, the last changed first."""
         rows = self._read("SELECT body FROM alerts ORDER BY updated_unix_s DESC, id LIMIT ?", (limit,))
         return [_ALERT.decode(body) for (body,) in rows]
+
+    def slos(self, limit: int = 10_000) -> list[Slo]:
+        """The newest state of each error budget, by name and series."""
+        rows = self._read("SELECT body FROM slos ORDER BY slo, series LIMIT ?", (limit,))
+        return [_SLO.decode(body) for (body,) in rows]
 
     def alert_history(self, limit: int = 1_000_000) -> list[Alert]:
         """Every transition of every alert that is kept, without evidence, by time; at most the newest ``limit``."""
@@ -329,7 +355,7 @@ def _source(window: Window) -> str:
     return " ".join([window.source, *kind, *(f"{length:g}s" for length in lengths if length is not None)])
 
 
-def _json(result: Window | Alert) -> str:
+def _json(result: Window | Alert | Slo) -> str:
     return msgspec.json.encode(result).decode()
 
 
@@ -388,7 +414,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 class SqliteSink:
-    """Windows and alerts into a `ResultStore` of its own; the page and others open theirs beside it."""
+    """Windows, alerts and error budgets into a `ResultStore` of its own; the page and others open theirs beside it."""
 
     def __init__(self, store: ResultStore, settings: SqliteSettings) -> None:
         self._store, self._settings = store, settings
@@ -401,7 +427,12 @@ class SqliteSink:
         self._store.write(
             windows=[each.result for each in decoded if isinstance(each.result, Window)],
             alerts=[each.result for each in decoded if isinstance(each.result, Alert)],
-            ended=[(each.item.record.key or b"").decode(errors="replace") for each in decoded if each.result is None],
+            ended=[
+                (each.item.record.key or b"").decode(errors="replace")
+                for each in decoded
+                if each.result is None and each.item.where.topic == "alerts"
+            ],
+            slos=[each.result for each in decoded if isinstance(each.result, Slo)],
         )
         # More than came in, so that pruning keeps up whatever the load.
         settings, at_most = self._settings, 2 * len(items) + PRUNE_ROWS

@@ -26,6 +26,7 @@ def main() -> None:
         people,
         replay,
         roles,
+        slo,
         up,
     )
     from streammon.cli.base import EXTRAS, app

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from streammon_sinks.delivery import Sink
 
 RESULTS_FILE = "results.sqlite"
+RESULT_TOPICS = ("windows", "alerts", "slos")
+"""What is delivered to stores."""
 PROCESSORS = ("windows", "rollups")
 """What `process` runs when it is not told what."""
 
@@ -126,8 +128,11 @@ app.add_typer(rules_app, name="rules")
 
 @command(rules_app, "run")
 async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = None) -> None:
-    """Evaluate alert rules on the `windows` topic and publish to `alerts`. Rules that change are taken over."""
-    from streammon_processors.builtin import rules_processor
+    """Evaluate alert rules on the `windows` topic and publish to `alerts`. Rules that change are taken over.
+
+    What is left of the error budgets of service level objectives in the same files is published to `slos`.
+    """
+    from streammon_processors.builtin import rules_processor, slos_processor
     from streammon_processors.runtime import run_reloading
 
     settings = with_rules(settings, rules)
@@ -141,7 +146,8 @@ async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = 
             fix="streammon process --rules FILE, or rules.files in its configuration",
         )
     async with opened(settings, stop, role="rules") as broker:
-        await run_reloading(broker, lambda: rules_processor(settings), settings, stop=stop)
+        makes = (partial(make, settings) for make in (rules_processor, slos_processor))
+        await together(stop, *(run_reloading(broker, make, settings, stop=stop) for make in makes))
 
 
 def _in_need_of_rollups(settings: Settings) -> list[str]:
@@ -192,7 +198,7 @@ async def sink(
     async with opened(settings, stop, role="sink", details={"destination": name.value}) as broker:
         group, destination = _sink(name, settings)
         backoff = Backoff(longest_s=settings.elasticsearch.max_backoff_s)
-        await deliver(broker, group, ["windows", "alerts"], destination, stop=stop, backoff=backoff)
+        await deliver(broker, group, RESULT_TOPICS, destination, stop=stop, backoff=backoff)
 
 
 def _sink(name: SinkName, settings: Settings) -> tuple[str, Sink]:

@@ -16,7 +16,7 @@ from prometheus_client import Gauge
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.notify import Callbacks, Notifier, NotifyFile, notifier, with_notify
-from streammon.cli.roles import RESULTS_FILE, RuleFiles, opened, with_rules
+from streammon.cli.roles import RESULT_TOPICS, RESULTS_FILE, RuleFiles, opened, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
@@ -78,7 +78,7 @@ async def _run(
     from streammon.alert_log import AlertLog, follow
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
-    from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
+    from streammon_processors.builtin import rollups_processor, rules_processor, slos_processor, windows_processor
     from streammon_processors.runtime import run_reloading
     from streammon_sinks.delivery import deliver
     from streammon_sinks.sqlite import ResultStore, SqliteSink
@@ -109,9 +109,9 @@ async def _run(
                 run_host_agent(broker, settings, stop=stop),
                 *(
                     run_reloading(broker, partial(make, settings), settings, stop=stop)
-                    for make in (windows_processor, rollups_processor, rules_processor)
+                    for make in (windows_processor, rollups_processor, rules_processor, slos_processor)
                 ),
-                deliver(broker, store.group, ["windows", "alerts"], sink, stop=stop),
+                deliver(broker, store.group, RESULT_TOPICS, sink, stop=stop),
                 *telling.parts(broker, stop, f"{store.group}-console"),
                 follow(broker, people, stop=stop),
                 *callbacks.following(broker, groups, stop),

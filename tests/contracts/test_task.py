@@ -17,14 +17,18 @@ from streammon_processors.builtin import (
     notify_processor,
     rollups_processor,
     rules_processor,
+    slos_processor,
     windows_processor,
 )
 from streammon_processors.contract import PARTITION, Logs, ProcessorContract, Stored, run
 from streammon_processors.notifier import DecideTask
 from streammon_processors.rollups import RollupTask
+from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import Rule, Rules, RulesTask
 from streammon_processors.rules.description import Worse
 from streammon_processors.shapes import Asked, hopping, session
+from streammon_processors.slos import SloTask
+from tests import slos
 from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
 from tests.pages import gathered_logs, page_log, plan
 from tests.rollup_oracle import windows_log
@@ -127,6 +131,20 @@ class TestRulesThatKeepTheirPast(ProcessorContract):
 
     def logs(self, seed: int) -> Logs:
         return {**rule_logs(seed), "windows": rollup_logs(seed)["windows"]}
+
+
+class TestSlo(ProcessorContract):
+    processor = replace(
+        slos_processor(SETTINGS),
+        task=lambda number: SloTask(
+            [slos.level(), slos.slow(under=0.2, where={"service": "shop"})], number, step_s=4.0
+        ),
+    )
+
+    def logs(self, seed: int) -> Logs:
+        records = rollup_logs(seed)["windows"]
+        broken = Stored(b"{", len(records), records[-1].timestamp, headers=((LEVEL_HEADER, b"4s"),))
+        return {"windows": [*records, broken]}
 
 
 class TestGather(ProcessorContract):

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from streammon.broker import Headers, TopicPartition
-from streammon.results import Alert, Completeness, Distribution, Exemplar, Gauge, Window
+from streammon.results import Alert, Completeness, Distribution, Exemplar, Gauge, Slo, Window
 from streammon.sketch import Sketch
 from streammon_sinks.delivery import Item
 
@@ -110,5 +110,24 @@ def alert(transition: int = 0, id: str = "a1", **changes: Any) -> Alert:  # noqa
         updated_unix_s=START + transition,
         transition=transition,
         evidence={"windows": [{"start_unix_s": START}]},
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def budget(number: int = 0, **changes: Any) -> Slo:
+    """What is left of an error budget, ``number`` times 5 minutes later."""
+    plain = Slo(
+        slo="answers",
+        series={"service": "shop"},
+        objective=0.99,
+        indicator="no error",
+        window_s=2_592_000.0,
+        partition=0,
+        start_unix_s=START,
+        end_unix_s=START + 300 * number,
+        good=99 + number,
+        total=100 + number,
+        budget_left=0.25,
+        burn_rates={"1h": 0.5},
     )
     return msgspec.structs.replace(plain, **changes)

@@ -13,13 +13,16 @@ from streammon_sinks.es_documents import (
     DISTRIBUTION_NAMES,
     RESOURCES,
     ROLLUPS,
+    SLOS,
     WINDOWS,
     alert_document,
+    budget_document,
     index_template,
     stream_of,
     window_document,
 )
-from tests.sinks.builders import START, alert, distribution, resource_window, rollup, window
+from streammon_sinks.ids import budget_record_id
+from tests.sinks.builders import START, alert, budget, distribution, resource_window, rollup, window
 
 FULL = window(0, part="late", revision=2, **{name: distribution(1.0, 2.0, 3.5) for name in DISTRIBUTIONS})
 
@@ -132,3 +135,18 @@ def test_a_sum_of_tokens_beyond_a_long_is_still_a_long() -> None:
     tokens = msgspec.structs.replace(FULL.input_tokens, sum=2.0**70)
     document = window_document(msgspec.structs.replace(FULL, input_tokens=tokens))
     assert document["gen_ai.usage.input_tokens"] == 2**63 - 1
+
+
+def test_an_error_budget_is_a_document_of_its_own_stream() -> None:
+    document = budget_document(budget(1))
+    assert document["event.dataset"] == "streammon.slo"
+    assert (document["labels"], document["service.name"]) == ({"service": "shop"}, "shop")
+    assert (document["@timestamp"], document["streammon"]["budget_left"]) == (round((START + 300) * 1000), 0.25)
+    mapped = index_template(SLOS)["template"]["mappings"]["properties"]["streammon"]["properties"]
+    assert set(document["streammon"]) == set(mapped)
+
+
+def test_each_record_about_an_error_budget_has_an_id_of_its_own() -> None:
+    told = [budget(0), budget(1), budget(1, total=200), budget(1, slo="other"), budget(1, partition=1)]
+    assert len({budget_record_id(each) for each in told}) == len(told)
+    assert budget_record_id(budget(1)) == budget_record_id(budget(1))

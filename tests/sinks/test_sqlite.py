@@ -16,7 +16,7 @@ from streammon.tick import TICK
 from streammon_sinks import sqlite
 from streammon_sinks.ids import window_id
 from streammon_sinks.sqlite import ResultStore, SqliteSink
-from tests.sinks.builders import START, alert, item, resource_window, rollup, window
+from tests.sinks.builders import START, alert, budget, item, resource_window, rollup, window
 
 YEAR_S = 365 * 86_400.0
 
@@ -261,7 +261,7 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
 def test_a_newer_file_is_refused(store: ResultStore, path: Path) -> None:
     store.close()
     query(path, "PRAGMA user_version = 9")
-    with pytest.raises(ConfigError, match="has schema 9, this streammon reads 2: update streammon"):
+    with pytest.raises(ConfigError, match="has schema 9, this streammon reads 3: update streammon"):
         ResultStore.open(path)
 
 
@@ -373,7 +373,7 @@ async def test_the_sink_prunes_the_history_faster_than_it_writes(store: ResultSt
 
 def test_a_file_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(path: Path) -> None:
     of_version_1(path)
-    with pytest.raises(ConfigError, match=r"has schema 1, this streammon reads 2: `streammon up` .* up to date"):
+    with pytest.raises(ConfigError, match=r"has schema 1, this streammon reads 3: `streammon up` .* up to date"):
         ResultStore.open(path, read_only=True)
     for _ in range(2):  # the second time there is nothing to do
         store = ResultStore.open(path)
@@ -382,7 +382,7 @@ def test_a_file_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(path: 
         assert store.alerts() == [alert(2, state="resolved")]
         assert store.alert_history() == [alert(2, state="resolved", evidence={})]
         store.close()
-    assert query(path, "PRAGMA user_version") == [(2,)]
+    assert query(path, "PRAGMA user_version") == [(3,)]
 
 
 def test_an_upgrade_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
@@ -393,3 +393,23 @@ def test_an_upgrade_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
     assert query(path, "PRAGMA user_version") == [(1,)]
     query(path, "DROP VIEW alert_history_by_age")  # nobody holds it
     ResultStore.open(path).close()
+
+
+# ---------------------------------------------------------------- error budgets
+
+
+async def test_the_newest_state_of_each_error_budget_is_kept(store: ResultStore) -> None:
+    sink = SqliteSink(store, SqliteSettings())
+    states = [budget(2), budget(3), budget(1), budget(0, slo="other"), budget(1, partition=1)]
+    for _ in range(2):  # a repeated delivery changes nothing
+        assert await sink.write([item(n, each, topic="slos") for n, each in enumerate(states)]) == []
+        found = sorted(store.slos(), key=lambda each: (each.slo, each.partition))
+        assert found == [budget(3), budget(1, partition=1), budget(0, slo="other")]
+
+
+def test_error_budgets_of_which_nothing_is_heard_are_forgotten(store: ResultStore, clock: Clock) -> None:
+    store.write(slos=[budget(0)])
+    clock.now += 100
+    store.write(slos=[budget(1, slo="other")])
+    store.prune(50, 1000)
+    assert store.slos() == [budget(1, slo="other")]

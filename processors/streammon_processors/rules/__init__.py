@@ -33,7 +33,18 @@ It does not look at supplements (``part: "late"``), at several series together, 
 from __future__ import annotations
 
 from streammon_processors.rules.description import Rule, Rules, WindowOf
-from streammon_processors.rules.files import load_rules, refuse_incomplete
+from streammon_processors.rules.files import load_rules, load_slos, refuse_incomplete
+from streammon_processors.rules.levels import ServiceLevel
 from streammon_processors.rules.task import MAX_STATE_BYTES, RulesTask
 
-__all__ = ["MAX_STATE_BYTES", "Rule", "Rules", "RulesTask", "WindowOf", "load_rules", "refuse_incomplete"]
+__all__ = [
+    "MAX_STATE_BYTES",
+    "Rule",
+    "Rules",
+    "RulesTask",
+    "ServiceLevel",
+    "WindowOf",
+    "load_rules",
+    "load_slos",
+    "refuse_incomplete",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -11,10 +11,23 @@ from streammon.errors import ConfigError
 from streammon.results import DISTRIBUTIONS
 from streammon.yaml_files import load_yaml
 from streammon_processors.rules.description import Rule, Rules
+from streammon_processors.rules.levels import ServiceLevel
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] | None = None
+    slos: tuple[ServiceLevel, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rules is None and not self.slos:
+            raise ValueError("`rules` or `slos` must be given")
+
+    @property
+    def all_rules(self) -> Iterator[Rule]:
+        """Those that are written, and those that alert on its objectives."""
+        yield from self.rules or ()
+        for level in self.slos:
+            yield from level.rules
 
 
 def load_rules(files: Iterable[Path], distributions: Collection[str] = DISTRIBUTIONS) -> Rules:
@@ -25,7 +38,7 @@ def load_rules(files: Iterable[Path], distributions: Collection[str] = DISTRIBUT
     """
     found: dict[str, tuple[Rule, Path]] = {}
     for file in files:
-        for rule in load_yaml(file, _File).rules:
+        for rule in load_yaml(file, _File).all_rules:
             if rule.name in found:
                 raise ConfigError(
                     f"{file}: rule {rule.name!r} is already in {found[rule.name][1]}; names must be distinct"
@@ -37,6 +50,11 @@ def load_rules(files: Iterable[Path], distributions: Collection[str] = DISTRIBUT
                 )
             found[rule.name] = (rule, file)
     return Rules(tuple(rule for rule, _ in found.values()))
+
+
+def load_slos(files: Iterable[Path]) -> tuple[ServiceLevel, ...]:
+    """The service level objectives of all files. Raises ConfigError; `load_rules` finds more that can be wrong."""
+    return tuple(level for file in files for level in load_yaml(file, _File).slos)
 
 
 def refuse_incomplete(rules: Rules) -> None:
