@@ -20,6 +20,7 @@ def main() -> None:
     from streammon.cli import (  # noqa: F401 - importing registers the commands
         admin,
         data,
+        imports,
         inventory,
         notify,
         notify_file,
