@@ -25,16 +25,7 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import (  # noqa: F401 - importing registers the commands
-    admin,
-    data,
-    inventory,
-    main,
-    people,
-    replay,
-    roles,
-    up,
-)
+from streammon.cli import main, register_commands
 from streammon.cli.base import app, retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
@@ -46,6 +37,7 @@ from streammon.wire import Density, encode
 from tests.sinks.builders import rollup, window
 from tests.support import wait_until
 
+register_commands()
 PROGRAM = [sys.executable, "-c", "from streammon.cli import main; main()"]
 EVENT = {"time_unix_s": 1.7e9, "service": "shop", "model": "ranker", "duration_s": 0.5, "status": "ok"}
 

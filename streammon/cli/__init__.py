@@ -17,19 +17,7 @@ def main() -> None:
     """The ``streammon`` program."""
     _collect_garbage_rarely()
     _import_leanly()
-    from streammon.cli import (  # noqa: F401 - importing registers the commands
-        admin,
-        data,
-        imports,
-        inventory,
-        notify,
-        notify_file,
-        people,
-        replay,
-        roles,
-        slo,
-        up,
-    )
+    register_commands()
     from streammon.cli.base import EXTRAS, app
 
     try:
@@ -43,6 +31,23 @@ def main() -> None:
         needed = f"this needs {error.name}, which is not installed: pip install 'streammon[{EXTRAS[error.name]}]'"
         print(f"streammon: {needed}", file=sys.stderr)
         sys.exit(2)
+
+
+def register_commands() -> None:
+    """Importing a module registers its commands."""
+    from streammon.cli import (  # noqa: F401
+        admin,
+        data,
+        imports,
+        inventory,
+        notify,
+        notify_file,
+        people,
+        replay,
+        roles,
+        slo,
+        up,
+    )
 
 
 def _collect_garbage_rarely() -> None:

@@ -1,7 +1,8 @@
 """The past of a series: what ``avg_over(error_rate, "10m")`` and its like look back on.
 
 Each window of a series has a slot, by its number since 1970, in a ring as long as the longest look back. A function
-sees XX
+sees the windows whose end is within the last so many seconds, the newest included, in order of time; a window that
+is not there, or does not say, is left out:
 
 =====================================  =========================================================================
 ``avg_over(x, d)`` ``sum_over``        mean, sum, least and greatest of the windows' values
