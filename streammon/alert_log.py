@@ -296,8 +296,8 @@ def acknowledge(log: AlertLog, alert_id: str, person: Person, transition: int | 
     alert = found.alert
     if refusal := _unacknowledgeable(log, alert, person.now_unix_s, transition):
         return refusal
-    command = Acknowledge(alert_id=alert.id, transition=alert.transition, id=person.new_id(), **_who(person))
-    return Ready(command, _record(command, alert.id, found.partition))
+    command = Acknowledge(alert_id=alert.id, transition=alert.transition, id=person.new_id(), **who(person))
+    return Ready(command, record_of_command(command, alert.id, found.partition))
 
 
 def _unacknowledgeable(log: AlertLog, alert: Alert, now_unix_s: float, seen: int | None) -> Refusal | None:
@@ -330,9 +330,9 @@ def silence(matchers: Sequence[Matcher], for_s: float, person: Person) -> Ready 
         return Refusal(Why.TOO_LONG, f"{shown(for_s)}: {longest}")
     now = person.now_unix_s
     command = Silence(
-        matchers=list(matchers), starts_unix_s=now, ends_unix_s=now + for_s, id=new_silence_id(), **_who(person)
+        matchers=list(matchers), starts_unix_s=now, ends_unix_s=now + for_s, id=new_silence_id(), **who(person)
     )
-    return Ready(command, _record(command, command.id))
+    return Ready(command, record_of_command(command, command.id))
 
 
 def new_silence_id() -> str:
@@ -351,8 +351,8 @@ def unsilence(log: AlertLog, silence_id: str, person: Person) -> Ready | Refusal
         return Refusal(Why.OVER, f"{id_} was lifted by {lifted.by}, {roughly(now - lifted.time_unix_s)} ago")
     if found.state(now) == "expired":
         return Refusal(Why.OVER, f"{id_} is over since {roughly(now - found.ends_unix_s)}")
-    command = Unsilence(silence_id=id_, id=person.new_id(), **_who(person))
-    return Ready(command, _record(command, id_))
+    command = Unsilence(silence_id=id_, id=person.new_id(), **who(person))
+    return Ready(command, record_of_command(command, id_))
 
 
 def record_of(log: AlertLog, command: AnyCommand) -> Outgoing | Refusal:
@@ -360,20 +360,22 @@ def record_of(log: AlertLog, command: AnyCommand) -> Outgoing | Refusal:
     match command:
         case Acknowledge():
             found = log.find(command.alert_id)
-            return found if isinstance(found, Refusal) else _record(command, found.alert.id, found.partition)
+            return found if isinstance(found, Refusal) else record_of_command(command, found.alert.id, found.partition)
         case Silence():
-            return _record(command, command.id)
+            return record_of_command(command, command.id)
         case Unsilence():
-            return _record(command, command.silence_id)
+            return record_of_command(command, command.silence_id)
         case _:
-            return _record(command, command.target_id)
+            return record_of_command(command, command.target_id)
 
 
-def _who(person: Person) -> dict[str, Any]:
+def who(person: Person) -> dict[str, Any]:
+    """The fields of a command that say who gives it."""
     return {"by": person.by, "via": person.via, "note": person.note, "time_unix_s": person.now_unix_s}
 
 
-def _record(command: Command, key: str, partition: int | None = None) -> Outgoing:
+def record_of_command(command: Command, key: str, partition: int | None = None) -> Outgoing:
+    """Its record on `commands`; in the partition of what it is about, where that matters."""
     return Outgoing("commands", key.encode(), msgspec.json.encode(command), (SCHEMA_HEADER,), partition)
 
 

@@ -1,18 +1,20 @@
-"""The audit: everything that people told streammon, and what became of it.
+"""The audit: everything that people told streammon, and what became of it; and what streammon did by itself.
 
 A command is a record, so the audit is the topic `commands`, read against `alerts`. An acknowledgement names the
-transition that its giver saw; it was applied if the next transition of the alert says ``acknowledged``.
+transition that its giver saw; it was applied if the next transition of the alert says ``acknowledged``. Every
+transition of a remediation is an entry, too, by whoever approved it, or else by streammon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import StrEnum
 
 from msgspec import Struct
 
 from streammon.alert_log import AlertLog
 from streammon.commands import Acknowledge, AnyCommand, Approve, Silence, Unsilence
+from streammon.remediation import Remediation
 from streammon.results import Alert, AlertState
 
 States = Mapping[tuple[str, int], AlertState]
@@ -42,18 +44,43 @@ class Entry(Struct, frozen=True, kw_only=True):
     via: str
     what: str
     target: str
-    """The alert's id, the silence's, or what the silence is about."""
-    outcome: Outcome
+    """The alert's id, the silence's, what the silence is about, or the id of what was approved."""
+    outcome: str
+    """An `Outcome`; or the state that a remediation came to."""
     rule: str | None = None
     note: str | None = None
 
 
-def audit(log: AlertLog, states: States) -> list[Entry]:
-    """Every command in ``log``, the oldest first; ``states``: as many transitions as there are."""
-    return sorted(_entries(log, states), key=lambda entry: (entry.taken_unix_s, entry.id))
+def audit(log: AlertLog, states: States, remediations: Sequence[Remediation] = ()) -> list[Entry]:
+    """Every command in ``log`` and every one of ``remediations``, the oldest first.
+
+    ``states``: as many transitions as there are; ``remediations``: likewise, in the order in which they were decided.
+    """
+    entries = [*_entries(log, states, remediations), *map(_of_remediation, remediations)]
+    return sorted(entries, key=lambda entry: (entry.taken_unix_s, entry.id))
 
 
-def _entries(log: AlertLog, states: States) -> Iterator[Entry]:
+def _of_remediation(remediation: Remediation) -> Entry:
+    approved = remediation.approval
+    why = remediation.detail or remediation.reason
+    dry = ", dry run" if remediation.dry_run else ""
+    return Entry(
+        id=f"{remediation.id}-{remediation.transition}",
+        time_unix_s=remediation.time_unix_s,
+        taken_unix_s=remediation.time_unix_s,
+        by=approved.by if approved else "streammon",
+        via=approved.via if approved else "rule",
+        what="remediation",
+        target=remediation.alert_id,
+        outcome=remediation.state,
+        rule=remediation.rule,
+        note=f"{remediation.action} {remediation.id[:7]}{dry}" + (f": {why}" if why else ""),
+    )
+
+
+def _entries(log: AlertLog, states: States, remediations: Sequence[Remediation]) -> Iterator[Entry]:
+    answered = {each.approval.command_id for each in remediations if each.approval}
+    newest = {each.id: each for each in remediations}
     acknowledged: set[tuple[str, int]] = set()
     lifted: set[str] = set()
     rules = {id_: kept.alert.rule for id_, kept in log.alerts.items()}
@@ -67,8 +94,10 @@ def _entries(log: AlertLog, states: States) -> Iterator[Entry]:
             via=command.via,
             what=str(command.__struct_config__.tag),
             target=target_of(command),
-            outcome=_outcome(log, states, command, acknowledged, lifted),
-            rule=rules.get(command.alert_id) if isinstance(command, Acknowledge) else None,
+            outcome=_approved(command, newest.get(command.target_id), answered)
+            if isinstance(command, Approve)
+            else _outcome(log, states, command, acknowledged, lifted),
+            rule=rules.get(command.alert_id) if isinstance(command, Acknowledge) else _rule(command, newest),
             note=command.note,
         )
 
@@ -86,7 +115,11 @@ def target_of(command: AnyCommand) -> str:
 
 
 def _outcome(
-    log: AlertLog, states: States, command: AnyCommand, acknowledged: set[tuple[str, int]], lifted: set[str]
+    log: AlertLog,
+    states: States,
+    command: Acknowledge | Silence | Unsilence,
+    acknowledged: set[tuple[str, int]],
+    lifted: set[str],
 ) -> Outcome:
     match command:
         case Acknowledge():
@@ -101,8 +134,19 @@ def _outcome(
             repeated = command.silence_id in lifted
             lifted.add(command.silence_id)
             return Outcome.REPEATED if repeated else _lifted(log, command)
-        case Approve():
-            return Outcome.UNKNOWN  # who waits for it says so elsewhere
+
+
+def _approved(command: Approve, about: Remediation | None, answered: Set[str]) -> Outcome:
+    if command.id in answered:
+        return Outcome.APPLIED
+    if about is None:
+        return Outcome.UNKNOWN  # who waits for it says so elsewhere
+    return Outcome.WAITING if about.state == "awaiting_approval" else Outcome.NO_EFFECT
+
+
+def _rule(command: AnyCommand, newest: Mapping[str, Remediation]) -> str | None:
+    about = newest.get(command.target_id) if isinstance(command, Approve) else None
+    return about.rule if about else None
 
 
 def _acknowledged(log: AlertLog, states: States, alert_id: str, transition: int) -> Outcome:

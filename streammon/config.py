@@ -295,6 +295,13 @@ class NotifySettings(Section):
     """A notification that is older is not delivered to its channel any more; others are told."""
 
 
+class RemediationSettings(Section):
+    """What is done about alerts without a person, or after one has approved it."""
+
+    file: UserPath | None = None
+    """YAML file with the actions that rules may name."""
+
+
 class HeartbeatSettings(Section):
     """What every long-running command says of itself on the topic ``heartbeats``."""
 
@@ -402,6 +409,7 @@ class Settings(BaseSettings):
     sqlite: SqliteSettings = SqliteSettings()
     rules: RuleSettings = RuleSettings()
     notify: NotifySettings = NotifySettings()
+    remediation: RemediationSettings = RemediationSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()
     inventory: InventorySettings = InventorySettings()
     ping: PingSettings = PingSettings()

@@ -199,6 +199,8 @@ class Alert(Result, tag_field="type", tag="alert"):
     contact: str | None = None
     escalation: list[str] = []
     runbook_url: str | None = None
+    action: str | None = None
+    """The remediation that its rule names."""
     evidence: dict[str, Any] = {}
 
     @property

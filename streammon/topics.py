@@ -54,6 +54,10 @@ NOTIFIER = ("pages", "notifications", "deliveries")
 """What the notifier reads in one order, what it decides to deliver, what became of that. One partition each, because
 groups, silences and inhibitions are across all alerts."""
 
+REMEDIATION = ("remedies", "remediations")
+"""What remediation decides by, in one order, and what it decides and does: the audit of it. One partition each, because
+cool-downs and limits are across all alerts."""
+
 
 def state_topic(processor: str) -> str:
     """The compacted topic in which a processor keeps its snapshots."""
@@ -80,6 +84,10 @@ def topic_specs(
         for name in ("windows", "drift", "runs", "commands")
     ]
     pager = [TopicSpec(name, 1, 30 * DAY_S, log_append_time=True) for name in NOTIFIER]
+    remedies = [
+        TopicSpec(name, 1, retention_s, log_append_time=True)
+        for name, retention_s in zip(REMEDIATION, (30 * DAY_S, 184 * DAY_S), strict=True)
+    ]
     alerts = TopicSpec("alerts", partitions, None, compact=True)
     slos = TopicSpec("slos", partitions, None, compact=True, log_append_time=True)
     # One partition, because whoever judges by an inventory has to see everybody; and by the time of one clock.
@@ -91,6 +99,7 @@ def topic_specs(
         *inputs,
         *results,
         *pager,
+        *remedies,
         alerts,
         slos,
         heartbeats,

@@ -17,7 +17,7 @@ def outcomes(*entries: Alert | AnyCommand) -> list[str]:
     log = AlertLog(keep_transitions=True)
     for offset, entry in enumerate(entries):
         log.add("alerts" if isinstance(entry, Alert) else "commands", record(entry, offset))
-    return [entry.outcome.value for entry in audit(log, states_of(log.transitions or {}))]
+    return [entry.outcome for entry in audit(log, states_of(log.transitions or {}))]
 
 
 @pytest.mark.parametrize(

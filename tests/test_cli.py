@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import main, register_commands
+from streammon.cli import admin, main, register_commands
 from streammon.cli.base import app, retrying
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
@@ -110,6 +110,8 @@ COMMANDS = {
     "ack": ["--note", "--by", "--output"], "silence": ["--for", "--note", "--by", "--output"],
     "unsilence": ["--note", "--by", "--output"], "alerts": ["--all", "--output"], "silences": ["--all", "--output"],
     "audit list": ["--alert", "--by", "--from", "--to", "--output"],
+    "approve": ["--no", "--note", "--by", "--output"], "remediate run": [], "remediate check": [],
+    "remediate list": ["--output"],
     "slo report": ["--from", "--to", "--rules", "--fail-under", "--output"],
     "rules report": ["--from", "--to", "--flap", "--output"],
 }  # fmt: skip
@@ -454,7 +456,7 @@ def test_rules_whose_windows_only_they_ask_for_are_named_at_the_start_with_what_
 def test_topics_are_created_once_and_compared(empty: Path) -> None:
     first, again = (inside("topics", "create", "--data-dir", empty).stdout for _ in range(2))
     assert "created streammon.inference\n" in first
-    assert again == "0 created, 24 there already\n"
+    assert again == "0 created, 28 there already\n"
     same = inside("topics", "check", "--data-dir", empty)
     assert (same.exit_code, same.stdout) == (0, "all topics are as they should be\n")
     differing = inside("topics", "check", "--output", "json", "--data-dir", empty, STREAMMON_TOPICS__PARTITIONS="7")

@@ -19,9 +19,11 @@ from streammon.results import Completeness, Distribution, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
 from streammon_processors import aggregate, dedupe, revisions, rules, share, slos, windows
+from streammon_processors.remediation import decide as remedying
 from streammon_processors.task import Task
 from streammon_sinks import delivery
 from streammon_sinks.notify import circuit, deliver, remembered
+from streammon_sinks.remediation import execute
 from tests.faults.harness import Scenario
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +147,7 @@ def test_every_field_of_a_window_is_explained() -> None:
 
 
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, rules.task, slos.task)
+    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
@@ -181,6 +183,10 @@ QUOTED = [
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
     ("docs/windows.md", f"{dedupe.MAX_GAPS} gaps of each, but {dedupe.MAX_GAPS_TOGETHER} of all"),
     ("docs/windows.md", f"while windows are open, {windows.MAX_DUPLICATES:,} are remembered"),
+    ("docs/remediation.md", f"more than {remedying.STALE_S:g} s before it was read"),
+    ("docs/remediation.md", f"nobody was there to do it within {execute.LATE_S:g} s"),
+    ("docs/remediation.md", f"| {remedying.MOST_OPEN} are open |"),
+    ("docs/remediation.md", f"what is under way has {execute.GRACE_S:g} s to end"),
     ("docs/delivering.md", f"`notify.failing_after_s` ({_SETTINGS.notify.failing_after_s:g} s)"),
     ("docs/delivering.md", f"`notify.give_up_s` ({_SETTINGS.notify.give_up_s / 86_400:g} d)"),
     ("docs/delivering.md", f"has failed {_PATIENCE.failures} times in a row"),

@@ -11,13 +11,16 @@ from streammon.topics import (
     INPUT_TOPICS,
     MAX_RECORD_BYTES,
     NOTIFIER,
+    REMEDIATION,
     TOPIC_OF,
     state_topic,
     topic_specs,
 )
 
 SPECS = {spec.name: spec for spec in topic_specs(partitions=7, processors=("windows", "rules", "drift"))}
-RESULT_TOPICS = {"windows", "drift", "runs", "alerts", "commands", "heartbeats", "snapshots", "deadletter", *NOTIFIER}
+IN_ONE_ORDER = (*NOTIFIER, *REMEDIATION)
+RESULTS = {"windows", "drift", "runs", "alerts", "commands", "heartbeats", "snapshots", "deadletter"}
+RESULT_TOPICS = RESULTS | {*IN_ONE_ORDER}
 COMPACTED = {"alerts", "slos", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
 
 
@@ -35,7 +38,7 @@ def test_all_topics_but_those_in_one_order_have_the_same_number_of_partitions() 
     """A result goes to the partition of its input, and a snapshot to the partition it is of; pages are in one order,
     and an inventory sees everybody."""
     others = {name: spec.partitions for name, spec in SPECS.items() if spec.partitions != 7}
-    assert others == dict.fromkeys([*NOTIFIER, HEARTBEATS], 1)
+    assert others == dict.fromkeys([*IN_ONE_ORDER, HEARTBEATS], 1)
 
 
 def test_compacted_topics_are_kept_for_ever_and_others_are_not() -> None:

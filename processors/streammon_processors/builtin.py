@@ -6,8 +6,11 @@ They are found as yours are, by the entry points of `streammon_processors.regist
 from __future__ import annotations
 
 from streammon.config import Settings
+from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
+from streammon_processors.remediation import GatherRemediesTask, RemedyTask
+from streammon_processors.remediation.gather import remedy_time
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
 from streammon_processors.slos import SloTask
@@ -16,6 +19,8 @@ from streammon_processors.windows import WindowTask, sources
 
 ROLLUPS_TICK_S = 5.0
 """Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
+REMEDY_TICK_S = 5.0
+"""How exact the time is that a person has for an approval, while somebody is waited for."""
 
 
 NOTIFY_TICK_S = 0.5
@@ -84,6 +89,26 @@ def notify_processor(settings: Settings, plan: Plan | None = None) -> Processor:
     plan = plan or load_plan(settings.notify.file)
     outputs = (Output("notifications", time_field("created_unix_s")),)
     return Processor("notify", ("pages",), lambda partition: DecideTask(plan, partition), outputs, NOTIFY_TICK_S)
+
+
+def remedies_processor(settings: Settings) -> Processor:
+    """Alerts and approvals of all partitions to the one order in which remediation is decided."""
+    outputs = (Output(REMEDIES, remedy_time, partition=0),)
+    return Processor("remedies", ("alerts", "commands"), GatherRemediesTask, outputs)
+
+
+def remedy_processor(settings: Settings) -> Processor:
+    """What is done about alerts: from remedies to remediations."""
+    file = settings.remediation.file
+    policies = load_policies(file)
+    return Processor(
+        "remedy",
+        (REMEDIES,),
+        lambda partition: RemedyTask(policies, partition),
+        (Output(REMEDIATIONS, time_field("time_unix_s")),),
+        idle_tick_s=REMEDY_TICK_S,
+        files=() if file is None else (file,),
+    )
 
 
 def _rules(settings: Settings) -> Rules:

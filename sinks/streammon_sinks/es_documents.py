@@ -203,7 +203,7 @@ _ALERT_FIELDS: Final = {
     "streammon": {
         "properties": {
             **dict.fromkeys(("type", "id", "rule", "rule_version", "state", "severity", "semconv"), _KEYWORD),
-            **dict.fromkeys(("condition", "contact", "escalation", "runbook_url"), _KEYWORD),
+            **dict.fromkeys(("condition", "contact", "escalation", "runbook_url", "action"), _KEYWORD),
             **dict.fromkeys(("schema", "transition"), _LONG),
             **dict.fromkeys(("value", "started_unix_s", "updated_unix_s", "ended_unix_s"), _DOUBLE),
             **dict.fromkeys(("summary", "resolution_steps"), _TEXT),

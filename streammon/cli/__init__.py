@@ -43,6 +43,7 @@ def register_commands() -> None:
         notify,
         notify_file,
         people,
+        remediate,
         replay,
         roles,
         slo,

@@ -19,6 +19,7 @@ import typer
 from streammon.broker import connect
 from streammon.cli.base import EXTRAS, Output, OutputOption, app, command, print_json, print_rows
 from streammon.cli.notify import notifier_topics
+from streammon.cli.remediate import executor_topics
 from streammon.cli.roles import RESULTS_FILE, topics_of
 from streammon.config import Settings
 from streammon.errors import ConfigError, StreammonError
@@ -60,7 +61,7 @@ def _specs(settings: Settings) -> list[TopicSpec]:
     from streammon_processors import registry
 
     installed = [registry.processor(name, settings) for name in registry.installed()]
-    return [*topics_of(settings, installed), *notifier_topics(settings)]
+    return [*topics_of(settings, installed), *notifier_topics(settings), *executor_topics(settings)]
 
 
 async def _topic_differences(settings: Settings) -> list[dict[str, Any]]:

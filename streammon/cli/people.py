@@ -317,14 +317,16 @@ async def audit_list(
     to: Annotated[str | None, typer.Option("--to", help="End, likewise.", show_default="now")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List who told streammon what, when, by which way, and what became of it."""
+    """List who told streammon what, when, by which way, what became of it, and what streammon did by itself."""
     from streammon.audit import audit, states_of
+    from streammon.remediation_log import read_remediations
 
     first, last = moment("--from", from_), moment("--to", to) if to else time.time() + DAY_S
-    async with _reading(settings, keep_transitions=True) as (_, log):
+    async with _reading(settings, keep_transitions=True) as (broker, log):
         states = states_of((_stored(settings) or {}) | (log.transitions or {}))
         wanted = _alert_id(log, alert)
-        entries = [each for each in audit(log, states) if first <= each.taken_unix_s < last]
+        remediations = await read_remediations(broker)
+        entries = [each for each in audit(log, states, remediations) if first <= each.taken_unix_s < last]
     entries = [each for each in entries if wanted in (None, each.target) and by in (None, each.by)]
     rows = map(msgspec.to_builtins, entries) if output is Output.JSON else map(_entry_row, entries)
     columns = ("time", "by", "via", "what", "target", "rule", "outcome", "note")

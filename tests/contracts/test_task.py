@@ -15,6 +15,8 @@ from streammon.tick import TICK
 from streammon_processors.builtin import (
     gather_processor,
     notify_processor,
+    remedies_processor,
+    remedy_processor,
     rollups_processor,
     rules_processor,
     slos_processor,
@@ -22,6 +24,7 @@ from streammon_processors.builtin import (
 )
 from streammon_processors.contract import PARTITION, Logs, ProcessorContract, Stored, run
 from streammon_processors.notifier import DecideTask
+from streammon_processors.remediation import RemedyTask
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import Rule, Rules, RulesTask
@@ -31,6 +34,7 @@ from streammon_processors.slos import SloTask
 from tests import slos
 from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
 from tests.pages import gathered_logs, page_log, plan
+from tests.remedies import POLICIES, gathered_remedy_logs, remedy_log
 from tests.rollup_oracle import windows_log
 
 SETTINGS = Settings(windows=WindowSettings(max_late_s=60.0, max_series=3))
@@ -159,3 +163,17 @@ class TestNotify(ProcessorContract):
 
     def logs(self, seed: int) -> Logs:
         return {"pages": page_log(seed)}
+
+
+class TestRemedies(ProcessorContract):
+    processor = remedies_processor(SETTINGS)
+
+    def logs(self, seed: int) -> Logs:
+        return gathered_remedy_logs(seed)
+
+
+class TestRemedy(ProcessorContract):
+    processor = replace(remedy_processor(SETTINGS), task=lambda number: RemedyTask(POLICIES, number))
+
+    def logs(self, seed: int) -> Logs:
+        return remedy_log(seed)

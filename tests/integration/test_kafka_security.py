@@ -414,7 +414,8 @@ async def test_sizes_are_those_of_our_own_topics_where_they_may_not_be_asked(
 
 RULES = """
 rules:
-  - {name: busy, source: inference, field: count, above: 0, for_s: 0, severity: info, summary: "{value} requests"}
+  - {name: busy, source: inference, field: count, above: 0, for_s: 0, severity: info, summary: "{value} requests",
+     action: call}
 """
 COMMANDS = {
     "agent": ["agent"],
@@ -424,6 +425,7 @@ COMMANDS = {
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
     "notify": ["notify"],
     "notify --notify FILE": ["notify", "--notify", "notify.yaml"],
+    "remediate run": ["remediate", "run", "--actions", "actions.yaml"],
 }
 ONCE = {
     "emit inference": ["emit", "inference"],
@@ -445,14 +447,17 @@ def test_every_role_works_with_the_permissions_on_the_page(
     here = Roles(secured, unique, tmp_path)
     (tmp_path / "rules.yaml").write_text(RULES)
     (tmp_path / "notify.yaml").write_text("route: {group_wait: 0}")
+    (tmp_path / "actions.yaml").write_text("actions: {call: {type: webhook, url: 'http://127.0.0.1:1/'}}")
     with monkeypatch.context() as patch:  # the topics of its channels, too
         patch.setenv("STREAMMON_NOTIFY__FILE", "notify.yaml")
+        patch.setenv("STREAMMON_REMEDIATION__FILE", "actions.yaml")
         assert here.run("topics create", ["topics", "create"]).count("created ") > 10
     with here.running(COMMANDS):
         event = {"service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok", "time_unix_s": time.time()}
         here.run("emit inference", ONCE["emit inference"], json.dumps(event))
         here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
         here.wait_until(lambda: "1 requests" in here.said("notify --notify FILE"), "and one that was decided")
+        here.wait_until(lambda: "a remediation is done" in here.said("remediate run"), "a dry run of an action")
         here.wait_until(lambda: here.results() == {"inference", "resource", "alert"}, "all results in SQLite")
     assert '"ranker"' in here.run("tail windows", ONCE["tail windows"])
     assert '"ranker"' in here.run("replay windows", ONCE["replay windows"])

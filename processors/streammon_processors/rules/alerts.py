@@ -123,6 +123,7 @@ def _alert(
         contact=rule.contact,
         escalation=list(rule.escalation),
         runbook_url=rule.runbook_url,
+        action=rule.action,
         evidence=dict(evidence),
     )
 

@@ -109,6 +109,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     contact: str | None = None
     escalation: tuple[str, ...] = ()
     runbook_url: str | None = None
+    action: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] | None = None
+    """A remediation of the file of actions: see docs/remediation.md."""
 
     def __post_init__(self) -> None:
         _check_finite(self, "above", "below", "clear", "for_s")

@@ -87,10 +87,16 @@ class Reply(NamedTuple):
             return None
 
 
+class Unanswered(Retryable):
+    """It was sent, and nobody knows what has become of it."""
+
+
 class Failure(NamedTuple):
     """Why there is no reply."""
 
     problem: str
+    sent: bool = True
+    """Whether the other side may have got it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,10 @@ class Http:
     session: aiohttp.ClientSession
     timeout_s: float = 10.0
     clock: Clock = system_clock
+    kind: str = "channel"
+    """What errors call the thing that ``channel`` names."""
+    most_bytes: int = MAX_BODY_BYTES
+    """How much of a body is read."""
 
     def secret(self, field: str, secret: Secret) -> SecretValue:
         """The secret as it is now; one that cannot be read now may be there later, as when a file is replaced.
@@ -112,7 +122,7 @@ class Http:
 
     def where(self, url: str | SecretValue) -> str:
         """The channel and the host, for errors."""
-        return f"channel {self.channel}: {self._address(url).host}"
+        return f"{self.kind} {self.channel}: {self._address(url).host}"
 
     async def post(
         self,
@@ -127,12 +137,30 @@ class Http:
             Retryable: or `Backpressure`; see above.
             Rejected: see above.
         """
+        return await self.send("POST", url, body, headers, secrets)
+
+    async def send(
+        self,
+        method: str,
+        url: str | SecretValue,
+        body: bytes,
+        headers: Mapping[str, str | SecretValue] | None = None,
+        secrets: Sequence[SecretValue] = (),
+    ) -> Reply:
+        """The same by any method.
+
+        Raises:
+            Unanswered: it may have been taken.
+            Retryable: or `Backpressure`; see above.
+            Rejected: see above.
+        """
         given = {"Content-Type": "application/json", **(headers or {})}
         secrets = [*secrets, *(each for each in (url, *given.values()) if isinstance(each, SecretValue))]
         where = self.where(url)
-        reply = await self._exchange(self._address(url), body, {name: _told(value) for name, value in given.items()})
+        told = {name: _told(value) for name, value in given.items()}
+        reply = await self._exchange(method, self._address(url), body, told)
         if isinstance(reply, Failure):
-            raise Retryable(f"{where} {scrub(reply.problem, secrets)}")
+            raise (Unanswered if reply.sent else Retryable)(f"{where} {scrub(reply.problem, secrets)}")
         judge(where, reply, secrets)
         return reply
 
@@ -143,24 +171,30 @@ class Http:
             address = URL()
         if address.scheme in ("http", "https") and address.host:
             return address
-        raise Retryable(f"channel {self.channel}: its URL does not begin with http:// or https:// and a host")
+        raise Retryable(f"{self.kind} {self.channel}: its URL does not begin with http:// or https:// and a host")
 
-    async def _exchange(self, address: URL, body: bytes, headers: Mapping[str, str]) -> Reply | Failure:
+    async def _exchange(self, method: str, address: URL, body: bytes, headers: Mapping[str, str]) -> Reply | Failure:
         """The exchange itself. Its errors hold URLs, and become words here."""
         timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         try:
-            async with self.session.post(
-                address, data=body, headers=headers, allow_redirects=False, timeout=timeout, raise_for_status=False
+            async with self.session.request(
+                method,
+                address,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+                raise_for_status=False,
             ) as response:
                 return Reply(
                     response.status,
-                    await _first_bytes(response.content),
+                    await _first_bytes(response.content, self.most_bytes),
                     retry_after_s(response.headers.get("Retry-After"), self.clock()),
                 )
         except TimeoutError:
             return Failure(f"did not answer within {self.timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Failure(_why(error))
+            return Failure(_why(error), sent=not isinstance(error, aiohttp.ClientConnectorError | ValueError))
 
 
 class HttpChannel(Generic[D]):
@@ -217,9 +251,9 @@ def retry_after_s(header: str | None, now: float) -> float | None:
     return None if math.isnan(wait_s) else min(max(wait_s, SHORTEST_WAIT_S), LONGEST_WAIT_S)
 
 
-async def _first_bytes(content: aiohttp.StreamReader) -> bytes:
+async def _first_bytes(content: aiohttp.StreamReader, most: int) -> bytes:
     body = bytearray()
-    while len(body) < MAX_BODY_BYTES and (chunk := await content.read(MAX_BODY_BYTES - len(body))):
+    while len(body) < most and (chunk := await content.read(most - len(body))):
         body += chunk
     return bytes(body)
 

@@ -1,0 +1,121 @@
+"""Remediation on a real Kafka: who is killed between start and outcome leaves ``unknown``; nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from streammon.broker import Broker, Outgoing, connect
+from streammon.remediation_log import read_remediations
+from streammon.topics import topic_specs
+from tests.faults.harness import _delete
+from tests.faults.stage import Grounds
+from tests.remedies import T0, alert
+from tests.sinks.notify.fake_http import FakeHttp, fake_http
+from tests.support import cli, eventually
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+
+BORN_S = 40.0
+NEEDED = ("alerts", "commands", "remedies", "remediations", "deadletter", "snapshots", "heartbeats")
+
+
+class Remedying:
+    """A log on Kafka, what is acted on, and processes of ``streammon remediate run``."""
+
+    def __init__(self, broker: Broker, config: Path) -> None:
+        self.broker, self.posts, self.http = broker, list[str](), FakeHttp(self._answer)
+        self.victim: subprocess.Popen[bytes] | None = None
+        self.running: list[subprocess.Popen[bytes]] = []
+        self._config, self._log = config, config.with_suffix(".log")
+
+    def _answer(self, request: web.Request, _: bytes) -> web.Response:
+        self.posts.append(request.headers["Idempotency-Key"])
+        if self.victim:
+            self.victim.kill()
+        return web.Response(status=204)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        file = self._config.with_name("actions.yaml")
+        file.write_text(
+            f"actions: {{restart: {{type: webhook, url: '{self.http.address}', mode: auto, cool_down: 0}}}}"
+        )
+        with self._log.open("ab") as log:
+            command = ("remediate", "run", "--config", self._config, "--actions", file)
+            self.running.append(cli(*command, stderr=log))
+        return self.running[-1]
+
+    async def fires(self, id_: str) -> None:
+        value = msgspec.json.encode(alert(id_, time.time() - T0))
+        await self.broker.append([Outgoing("alerts", id_.encode(), value)])
+
+    async def comes_to(self, alert_id: str, *states: str) -> None:
+        async def so() -> bool:
+            return await self.states(alert_id) == [*states]
+
+        try:
+            await eventually(so, BORN_S)
+        except AssertionError:
+            raise AssertionError(f"{await self.states(alert_id)}\n{self._log.read_text()[-4000:]}") from None
+
+    async def states(self, alert_id: str) -> list[str]:
+        return [each.state for each in await read_remediations(self.broker) if each.alert_id == alert_id]
+
+
+@pytest.fixture
+async def remedying(grounds: Grounds, tmp_path: Path) -> AsyncIterator[Remedying]:
+    settings = grounds.settings(f"remedying-{time.time_ns()}.", grounds.kafka.address)
+    settings = settings.model_copy(update={"topics": settings.topics.model_copy(update={"partitions": 2})})
+    config = tmp_path / "streammon.json"  # JSON is YAML
+    config.write_text(settings.model_dump_json(include={"bootstrap", "topics", "kafka"}))
+    every = topic_specs(partitions=2)
+    specs = [each if each.name in NEEDED else replace(each, partitions=1) for each in every]
+    broker = await connect(settings)
+    await broker.create_topics(specs)
+    one = Remedying(broker, config)
+    try:
+        async with fake_http(one._answer, tmp_path) as one.http:
+            yield one
+    finally:
+        for process in one.running:
+            process.kill()
+            process.wait()
+        names = list(await broker.topics())
+        await broker.close()
+        await _delete(settings, [replace(specs[0], name=name) for name in names])
+
+
+async def test_who_is_killed_between_start_and_outcome_leaves_unknown_and_it_is_not_done_again(
+    remedying: Remedying,
+) -> None:
+    first = remedying.victim = remedying.start()
+    await remedying.fires("a")
+    assert await asyncio.to_thread(first.wait, BORN_S) == -signal.SIGKILL
+    remedying.victim = None
+    remedying.start()
+    await remedying.comes_to("a", "due", "started", "unknown")
+    await remedying.fires("b")  # and the next one is done
+    await remedying.comes_to("b", "due", "started", "done")
+    assert len(remedying.posts) == 2
+    assert len(set(remedying.posts)) == 2
+
+
+async def test_two_that_run_side_by_side_do_everything_once(remedying: Remedying) -> None:
+    both = [remedying.start(), remedying.start()]
+    for number in range(3):
+        await remedying.fires(f"a{number}")
+        await remedying.comes_to(f"a{number}", "due", "started", "done")
+    both[0].terminate()
+    assert await asyncio.to_thread(both[0].wait, 15) == 0
+    await remedying.fires("last")
+    await remedying.comes_to("last", "skipped")  # three a day are enough
+    assert len(remedying.posts) == len(set(remedying.posts)) == 3
