@@ -9,7 +9,18 @@ import runpy
 import sys
 from itertools import takewhile
 
-ALL = ("pipeline", "latency", "sketch", "series", "rules", "scale_out", "paging", "sdk_overhead", "host_agent")
+ALL = (
+    "pipeline",
+    "latency",
+    "sketch",
+    "series",
+    "rules",
+    "anomaly",
+    "scale_out",
+    "paging",
+    "sdk_overhead",
+    "host_agent",
+)
 
 if {"-h", "--help"} & set(sys.argv[1:2]):
     sys.exit(f"{(__doc__ or '').strip()}\n\nBenchmarks: {', '.join((*ALL, 'rivals'))}")

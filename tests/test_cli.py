@@ -101,7 +101,7 @@ def silent() -> socket.socket:
 COMMANDS = {
     "up": ["--demo", "--port", "--rules", "--notify"], "agent": [], "process": [], "notify": ["--notify"],
     "notify test": ["--notify"], "doctor": ["--output"],
-    "rules run": ["--rules"], "rules check": [], "sink": ["sqlite", "elasticsearch"],
+    "rules run": ["--rules"], "rules check": [], "rules default": [], "sink": ["sqlite", "elasticsearch"],
     "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
     "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
@@ -188,6 +188,12 @@ def test_a_rule_file_that_is_no_yaml_is_told_where(tmp_path: Path) -> None:
     assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
     assert b"rules.yaml" in done.stderr
     assert b"line 3" in done.stderr
+
+
+def test_rules_to_begin_with_are_printed_and_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_bytes(program("rules", "default").stdout)
+    done = program("rules", "check", tmp_path / "rules.yaml")
+    assert (done.returncode, done.stdout) == (0, b"9 rules, all good\n")
 
 
 def test_a_rule_on_windows_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -179,6 +179,14 @@ def rules_check(
     print(f"{count} rule{'' if count == 1 else 's'}, all good")
 
 
+@command(rules_app, "default")
+def rules_default(settings: Settings) -> None:
+    """Print rules to begin with, for any service and any host: `streammon rules default > rules.yaml`."""
+    from streammon_processors.rules import DEFAULT_RULES
+
+    print(DEFAULT_RULES.read_text(encoding="utf-8"), end="")
+
+
 class SinkName(StrEnum):
     """The destinations of results."""
 

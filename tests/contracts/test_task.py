@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,6 +13,7 @@ import msgspec
 from streammon.broker import Outgoing
 from streammon.commands import Acknowledge
 from streammon.config import Settings, WindowSettings
+from streammon.results import Completeness, Gauge, Window
 from streammon.tick import TICK
 from streammon_processors.builtin import (
     gather_processor,
@@ -123,6 +126,52 @@ LONG = (
 )
 
 
+LEARNING = (
+    rule("unusual", "anomaly(throughput_per_s) > 1", window="30m", keep_firing_for="1h"),
+    rule("unusually-few", 'anomaly(throughput_per_s * 2, "below", 20) > 0.5', window="30m", no_data="fire"),
+    rule("too-many-soon", 'forecast(throughput_per_s, "8h", "16h") > 12', window="30m"),
+    rule(
+        "full-soon",
+        'time_until(gauges.used.last, 1, "16h") < 86400 && anomaly(gauges.used.last) < 1',
+        source="resource",
+        window="30m",
+        ladder=(Worse(severity="critical", expr='time_until(gauges.used.last, 1, "16h") < 7200'),),
+    ),
+)
+
+
+@cache
+def learned_log(seed: int) -> list[Stored]:
+    """Two days of longer windows of some series: with gaps, windows that come again, ticks and junk."""
+    rng = random.Random(seed)
+    values: list[tuple[float, bytes | None]] = []
+    for start in range(0, 2 * 86_400, 1800):
+        values += [(start + 1803.0, value) for value in _learned_windows(start, rng)]
+        values += [(start + 1900.0 + rng.random(), rng.choice((TICK, b"{", None)))] if rng.random() < 0.1 else []
+    return [Stored(value, offset, round(at * 1000)) for offset, (at, value) in enumerate(values)]
+
+
+def _learned_windows(start: float, rng: random.Random) -> Iterator[bytes]:
+    spike = rng.choice((0.1, 5.0)) if rng.random() < 0.1 else 1.0
+    throughput, used = spike * rng.lognormvariate(2, 0.1), min(1.0, start / 2e5)
+    for model in "ab":
+        window = _learned_window(start, "inference", {"model": model}, throughput_per_s=throughput)
+        yield from [window] * rng.choice((0, 1, 1, 1, 1, 1, 1, 2))
+    yield _learned_window(
+        start, "resource", {"host": "a"}, gauges={"used": Gauge(min=used, max=used, mean=used, last=used)}
+    )
+
+
+def _learned_window(start: float, source: str, series: dict[str, str], **fields: Any) -> bytes:
+    fields = {"throughput_per_s": 0.0, **fields}
+    return msgspec.json.encode(
+        Window(
+            source=source, part="main", revision=0, series=series, start_unix_s=start, end_unix_s=start + 1800.0,
+            size_s=1800.0, of_s=300.0, partition=PARTITION, count=1, completeness=Completeness(), **fields,
+        )
+    )  # fmt: skip
+
+
 class TestRulesThatReadTheLogAgain(ProcessorContract):
     processor = replace(rules_processor(SETTINGS), task=lambda number: RulesTask(Rules(RECENT), number))
 
@@ -149,6 +198,14 @@ class TestSlo(ProcessorContract):
         records = rollup_logs(seed)["windows"]
         broken = Stored(b"{", len(records), records[-1].timestamp, headers=((LEVEL_HEADER, b"4s"),))
         return {"windows": [*records, broken]}
+
+
+class TestRulesThatLearn(ProcessorContract):
+    seeds = range(3)
+    processor = replace(rules_processor(SETTINGS), task=lambda number: RulesTask(Rules((*LEARNING, *LONG)), number))
+
+    def logs(self, seed: int) -> Logs:
+        return {**rule_logs(seed), "windows": learned_log(seed)}
 
 
 class TestGather(ProcessorContract):

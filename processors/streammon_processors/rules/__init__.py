@@ -27,17 +27,18 @@ Promises
 - State is bounded: only pending and firing series have any. A breach for which there is no room is not
   followed, and counted as ``too_many_episodes``.
 
-It does not look at supplements (``part: "late"``), at several series together, or at the past of a series.
+It does not look at supplements (``part: "late"``), or at several series together.
 """
 
 from __future__ import annotations
 
 from streammon_processors.rules.description import Rule, Rules, WindowOf
-from streammon_processors.rules.files import load_rules, load_slos, refuse_incomplete
+from streammon_processors.rules.files import DEFAULT_RULES, load_rules, load_slos, refuse_incomplete
 from streammon_processors.rules.levels import ServiceLevel
 from streammon_processors.rules.task import MAX_STATE_BYTES, RulesTask
 
 __all__ = [
+    "DEFAULT_RULES",
     "MAX_STATE_BYTES",
     "Rule",
     "Rules",

@@ -13,10 +13,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from streammon.durations import Duration, seconds
+from streammon.errors import ConfigError
 from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Gauge, Severity
 from streammon_processors.rules import cel
 from streammon_processors.rules.cel import Call, Constant, ExpressionError, Node, Variable
 from streammon_processors.rules.expression import MATHS, calls_of, check, negated, variables_of
+from streammon_processors.rules.learning import Lesson
 from streammon_processors.rules.past import FUNCTIONS, NAMES, Look, understand
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
@@ -26,6 +28,8 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "critical")
 """From mild to grave."""
 MAX_LOOK_BACK_S: Final = 3600.0
 """Over base windows; what is seen of them is read again from the log at every start."""
+MIN_LEARNED_S: Final = 60.0
+"""What is learned of series is written again, with the snapshot, after each window: not every two seconds."""
 MAX_SLOTS: Final = 400
 """Of longer windows, how many are looked back on; they are kept in the snapshot."""
 
@@ -127,7 +131,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
             raise ValueError(
                 "`no_data`: of sessions only `hold`; a series that is busy ends none, and would seem silent"
             )
-        if self.horizon_s > MAX_LOOK_BACK_S and any(look.call.function == "quantile" for look in self.looks):
+        if self.is_kept and any(look.keeps_sketches for look in self.looks):
             raise ValueError(
                 f"`quantile`: in a rule that looks back on more than {MAX_LOOK_BACK_S / 3600:g} h, be it for silence "
                 "or for another function, sketches are not kept; let it look back on less, or make it a rule of its own"
@@ -205,6 +209,11 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
         """How much of the past of a series it wants to know."""
         silence_s = 0.0 if self.no_data == "hold" else self.silence_s + self.warm_up_s
         return max([silence_s, *(look.span_s for look in self.looks)])
+
+    @cached_property
+    def is_kept(self) -> bool:
+        """Whether that past is in the snapshot, because it goes back further than the log is read again."""
+        return self.horizon_s > MAX_LOOK_BACK_S or any(look.lesson for look in self.looks)
 
     @cached_property
     def fields(self) -> frozenset[str]:
@@ -320,6 +329,9 @@ def _check_look(rule: Rule, call: Call) -> None:
     if rule.source != "inference" and call.function in ("burn_rate", "quantile"):
         raise ExpressionError(f"{call.function} is about requests; these windows have none")
     shape = rule.shape
+    if look.lesson and (shape is None or shape.kind != "session"):
+        _check_lesson(call, look.lesson, shape)
+        return
     if shape is None:
         if look.span_s > MAX_LOOK_BACK_S:
             raise ExpressionError(
@@ -334,6 +346,18 @@ def _check_look(rule: Rule, call: Call) -> None:
             f"{call.function}: of windows of {shape.name}, 1 to {MAX_SLOTS} can be looked back on, not "
             f"{look.span_s / shape.every_s:g}"
         )
+
+
+def _check_lesson(call: Call, lesson: Lesson, shape: Shape | None) -> None:
+    if shape is None or shape.size_s < MIN_LEARNED_S:
+        raise ExpressionError(
+            f"{call.function}: it learns from windows of {MIN_LEARNED_S:g} s or longer; "
+            "let the rule look at such, `window: 5m`"
+        )
+    try:
+        lesson.method.of_windows(shape.size_s)
+    except ConfigError as error:
+        raise ExpressionError(f"{call.function}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from streammon_processors.rules.cel import (
     Variable,
     matches,
 )
-from streammon_processors.rules.words import quantity_of, shown, words_of
+from streammon_processors.rules.words import UNTIL, quantity_of, shown, words_of
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -330,8 +330,9 @@ class Reason:
 
     @cached_property
     def about(self) -> Node:
-        """The side that is measured."""
-        return self.right if isinstance(self.left, Constant) else self.left
+        """The side that is measured; where that is how unusual a number is, the number."""
+        side = self.right if isinstance(self.left, Constant) else self.left
+        return side.arguments[0] if _tells_of_its_argument(side) else side
 
 
 def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Iterator[Reason]:
@@ -362,7 +363,7 @@ def _came_out(condition: Node, evaluation: Evaluation, row: int) -> bool | None:
 
 def tell(reason: Reason, evaluation: Evaluation, row: int) -> str:
     """``p99 of duration_s 512 ms > 300 ms``."""
-    unit = quantity(reason.about)
+    unit = quantity(reason.right if isinstance(reason.left, Constant) else reason.left)
     sides = (_side(each, unit, evaluation, row) for each in (reason.left, reason.right))
     return f" {reason.sign} ".join(sides)
 
@@ -375,7 +376,15 @@ def value_at(node: Node, evaluation: Evaluation, row: int) -> float:
 
 def _side(node: Node, unit: str, evaluation: Evaluation, row: int) -> str:
     value = shown(unit, value_at(node, evaluation, row))
+    if _tells_of_its_argument(node):
+        about = node.arguments[0]
+        return f"{node.function}({_side(about, quantity(about), evaluation, row)}) {value}"
     return value if isinstance(node, Constant) else f"{_named(node)} {value}"
+
+
+def _tells_of_its_argument(node: Node) -> TypeGuard[Call]:
+    """A score without a unit, of which nobody learns how large the number is."""
+    return isinstance(node, Call) and node.function == "anomaly"
 
 
 def _named(node: Node) -> str:
@@ -400,8 +409,8 @@ def quantity(node: Node) -> str:
             return quantity_of(name)
         case Call(function, (one, *_)) if function in _KEEP_UNITS:
             return quantity(one)
-        case Call("time_to", _):
-            return "time_s"
+        case Call("time_until", _):
+            return UNTIL
         case Call("quantile", arguments):
             return quantity(arguments[0]) if len(arguments) > 2 else "duration_s"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 
@@ -12,6 +13,9 @@ from streammon.results import DISTRIBUTIONS
 from streammon.yaml_files import load_yaml
 from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.levels import ServiceLevel
+
+DEFAULT_RULES: Final = Path(__file__).with_name("default_rules.yaml")
+"""Rules to begin with, for any service and host."""
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ alone is worked out for many waves at once; what it wants to know of the past, w
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
@@ -27,14 +28,12 @@ from streammon_processors.shapes import Shape
 
 MAX_PAST_BYTES: Final = 64 * 1024 * 1024
 """What one lane of one partition remembers of its series; of those beyond it, the past is not known."""
-MAX_KEPT_BYTES: Final = 400 * 1024
-"""The same, for all lanes of a partition together whose past is kept in the snapshot."""
-MAX_REREAD_S: Final = 3600.0
-"""How far back the log is read again at a start; what is older is kept in the snapshot."""
+MAX_KEPT_BYTES: Final = 448 * 1024
+"""The same, for all lanes of a partition together whose past is kept in the snapshot; before it is compressed."""
 
 PATIENCE_S: Final = 10.0
 """How long a window may be under way; and as how much time a longer gap in the log counts, in which nobody wrote."""
-_ROW_BYTES: Final = 400  # of a series in the snapshot, beside its past: its labels and times
+_ROW_BYTES: Final = 32  # of a series in the snapshot, beside its past and its labels: its times
 _MARKS: Final = 32  # places to read again from, spread over what is looked back on
 
 SortedLabels = tuple[tuple[str, str], ...]
@@ -163,7 +162,13 @@ class Row(Struct, array_like=True, frozen=True):
     heard: float
     streak: float
     quiet: list[str]
-    past: bytes
+
+
+class Rows(Struct, array_like=True, frozen=True):
+    """The series of a lane, and the parts of their past."""
+
+    rows: list[Row]
+    past: dict[str, bytes]
 
 
 class Kept(Struct, array_like=True, frozen=True):
@@ -171,26 +176,45 @@ class Kept(Struct, array_like=True, frozen=True):
 
     marks: list[Mark] = []
     clock: Clock = Clock()
-    past: str = ""
-    rows: list[Row] = []
+    rows: bytes = b""
+    """`Rows`, compressed."""
+
+
+class Room:
+    """What may be remembered: first come, first served."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    def take(self, size_bytes: int) -> bool:
+        """Whether there was room for it."""
+        if there := size_bytes <= self._left:
+            self._left -= size_bytes
+        return there
+
+    def give_back(self, size_bytes: int) -> None:
+        self._left += size_bytes
 
 
 class Lane:
     """The windows of one source and shape (None: the base windows), and the rules that look at them.
 
-    A lane remembers its series only where a rule asks for their past or their silence. Up to `MAX_REREAD_S` back, that
-    is read again from the log at a start, from the oldest of its marks; what goes further back is in the snapshot.
+    A lane remembers its series only where a rule asks for their past or their silence. Up to `MAX_LOOK_BACK_S` back,
+    that is read again from the log at a start, from the oldest of its marks; what goes further back, or is as old as
+    the series, is in the snapshot.
     """
 
-    def __init__(self, key: LaneKey, rules: Sequence[Rule], base_s: float, max_bytes: int) -> None:
+    def __init__(self, key: LaneKey, rules: Sequence[Rule], base_s: float, room: Room) -> None:
         self.key, self.rules = key, rules
         self.source, shape, self.is_kept = key
         self.step_s = shape.every_s if shape and shape.every_s else base_s
-        self.past = Past((look for rule in rules for look in rule.looks if look.span_s), self.step_s)
+        looks = (look for rule in rules for look in rule.looks if look.span_s)
+        self.past = Past(looks, self.step_s, shape.size_s if shape else base_s)
         self.silences = tuple(rule for rule in rules if rule.no_data != "hold")
         self.remembers = self.past.keeps or bool(self.silences)
         self.horizon_s = max((rule.horizon_s for rule in rules), default=0.0) + self.step_s
-        self._max_series = max_bytes // (self.past.row_bytes + _ROW_BYTES)
+        self._room = room
+        self._row_bytes = self.past.row_bytes + _ROW_BYTES + sum(len(rule.name) + 5 for rule in self.silences)
         self._longest_silence_s = max([self.step_s, *(rule.silence_s for rule in self.silences)])
         self.begins_at = 0
         """The first record that it takes in."""
@@ -200,7 +224,7 @@ class Lane:
         self.labels: list[SortedLabels] = []
         self._free: list[int] = []
         self._freed: list[int] = []  # since the last batch, whose windows still name them
-        self._remembered = 0
+        self._dumped: bytes | None = None  # while nothing has changed since
         self.heard = np.zeros(0)  # the end of each series' newest window; -1: nobody's row
         self.streak = np.zeros(0)  # since when it has been heard without a silence; -1: not remembered
         self._quiet = {rule.name: np.zeros(0, dtype=bool) for rule in self.silences}
@@ -261,14 +285,19 @@ class Lane:
         """By row, whether a rule is about a series; None: about all."""
         return self._where.get(rule.name)
 
-    def _remember(self, row: int, start: float) -> None:
-        """Take the series among those whose past is kept, if there is room and a rule asks for it."""
-        if self._remembered < self._max_series and self._is_asked_for(row):
-            self._remembered += 1
-            self.streak[row] = start
-            self.past.forget(row)
-            for quiet in self._quiet.values():
-                quiet[row] = False
+    def _remember(self, row: int, start: float) -> bool:
+        """Take the series among those whose past is kept; whether there is room."""
+        if not self._room.take(self._size_bytes(row)):
+            return False
+        self.streak[row] = start
+        self.past.forget(row)
+        for quiet in self._quiet.values():
+            quiet[row] = False
+        return True
+
+    def _size_bytes(self, row: int) -> int:
+        """What a series takes in the snapshot, before it is compressed."""
+        return self._row_bytes + len(msgspec.msgpack.encode(self.labels[row]))
 
     def _is_asked_for(self, row: int) -> bool:
         asking = (rule for rule in self.rules if rule.horizon_s)
@@ -291,7 +320,9 @@ class Lane:
 
     def _drop(self, row: int) -> None:
         del self._rows[self.labels[row]]
-        self._remembered -= bool(self.streak[row] >= 0)
+        if self.streak[row] >= 0:
+            self._room.give_back(self._size_bytes(row))
+            self._dumped = None
         self.heard[row] = self.streak[row] = -1.0
         self._freed.append(row)
 
@@ -335,21 +366,26 @@ class Lane:
                 found &= self._where[rule.name]
             for row in sorted(np.flatnonzero(found).tolist(), key=lambda row: self.labels[row]):
                 quiet[row] = True
+                self._dumped = None
                 yield Silence(rule, self.labels[row], float(self.heard[row]), now)
 
     # -- windows
 
-    def take(self, place: int, window: Seen, labels: SortedLabels) -> None:
+    def take(self, place: int, window: Seen, labels: SortedLabels) -> bool:
+        """Whether all that is asked for is known of the window: there may be no room for the past of its series."""
         row = self.row_of(labels)
+        fits = True
         if self.remembers:
             if self.streak[row] < 0:
-                self._remember(row, window.start_unix_s)
+                fits = not self._is_asked_for(row) or self._remember(row, window.start_unix_s)
             elif window.start_unix_s - self.heard[row] >= self._longest_silence_s:
                 self.streak[row] = window.start_unix_s
             for quiet in self._quiet.values():
                 quiet[row] = False
         self._arrived.append(Arrived(place, window, row, bool(self.streak[row] >= 0)))
         self.heard[row] = window.end_unix_s
+        self._dumped = None
+        return fits
 
     def batch(self) -> Batch:
         """All that has been taken since, evaluated as far as the past is concerned."""
@@ -365,14 +401,19 @@ class Lane:
 
     def dump(self) -> Kept:
         if self.marks:
-            return Kept(self.marks, Clock(), "", [])
-        rows = sorted(self._rows.items()) if self.is_kept else []
-        kept = [self._row(labels, row) for labels, row in rows if self.streak[row] >= 0]
-        return Kept([], self.clock, self.past.name, kept)
+            return Kept(self.marks, Clock())
+        if self._dumped is None:
+            self._dumped = self._dump() if self.is_kept else b""
+        return Kept([], self.clock, self._dumped)
 
-    def _row(self, labels: SortedLabels, row: int) -> Row:
+    def _dump(self) -> bytes:
+        rows = [row for _, row in sorted(self._rows.items()) if self.streak[row] >= 0]
+        kept = Rows(list(map(self._row, rows)), self.past.dump(np.array(rows, dtype=np.int64)))
+        return zlib.compress(msgspec.msgpack.encode(kept), level=1)
+
+    def _row(self, row: int) -> Row:
         quiet = [name for name, each in self._quiet.items() if each[row]]
-        return Row(labels, float(self.heard[row]), float(self.streak[row]), quiet, self.past.dump(row))
+        return Row(self.labels[row], float(self.heard[row]), float(self.streak[row]), quiet)
 
     def load(self, kept: Kept, next_offset: int) -> LogTime | None:
         """Go on from a `dump`; of which log time, if records are to be read again."""
@@ -383,31 +424,31 @@ class Lane:
             self.begins_at, self.clock = first.offset, first.clock
             return first.time
         self.clock = kept.clock
-        for each in kept.rows if self.is_kept else ():
-            self._load_row(each, kept.past)
+        if kept.rows and self.is_kept:
+            self._load(msgspec.msgpack.decode(zlib.decompress(kept.rows), type=Rows))
         return None
 
-    def _load_row(self, kept: Row, past: str) -> None:
+    def _load(self, kept: Rows) -> None:
+        rows = np.array([self._load_row(each) for each in kept.rows], dtype=np.int64)
+        self.past.load(rows, kept.past)
+
+    def _load_row(self, kept: Row) -> int:
         row = self.row_of(kept.labels)
         self._remember(row, kept.streak)
         self.heard[row] = kept.heard
         for name in kept.quiet:
             if name in self._quiet:
                 self._quiet[name][row] = True
-        if past == self.past.name:
-            self.past.load(row, kept.past)
+        return row
 
 
 def lanes_of(rules: Rules, base_s: float) -> dict[LaneKey, Lane]:
     """A lane for all rules that look at the same windows, and at about as much of their past."""
     found: dict[LaneKey, list[Rule]] = {}
     for rule in rules:
-        found.setdefault((rule.source, rule.shape, rule.horizon_s > MAX_REREAD_S), []).append(rule)
-    kept = sum(is_kept for *_, is_kept in found)
-    return {
-        key: Lane(key, of_lane, base_s, MAX_KEPT_BYTES // kept if key[2] else MAX_PAST_BYTES)
-        for key, of_lane in found.items()
-    }
+        found.setdefault((rule.source, rule.shape, rule.is_kept), []).append(rule)
+    kept = Room(MAX_KEPT_BYTES)
+    return {key: Lane(key, of_lane, base_s, kept if key[2] else Room(MAX_PAST_BYTES)) for key, of_lane in found.items()}
 
 
 def _judge_by(node: Node, truth: Truth, row: int, labels: Labels) -> None:
@@ -456,11 +497,9 @@ class Batch:
 
     def _look_back(self) -> None:
         past = self.lane.past
-        values = {track: np.broadcast_to(self.evaluation.number(track), len(self.rows)) for track in past.tracks}
+        values = {track: np.broadcast_to(self.evaluation.number(track), len(self.rows)) for track in past.inputs}
         sketches = {
-            look.sketches: list(self._sketches(look))
-            for look in past.looks
-            if look.call.function == "quantile" and look.sketches
+            look.sketches: list(self._sketches(look)) for look in past.looks if look.keeps_sketches and look.sketches
         }
         found = {look: np.full(len(self.rows), np.nan) for look in past.looks}
         for first, after, number in self._waves():

@@ -1,8 +1,8 @@
 """The past of a series: what ``avg_over(error_rate, "10m")`` and its like look back on.
 
 Each window of a series has a slot, by its number since 1970, in a ring as long as the longest look back. A function
-sees the windows whose end is within the last so many seconds, the newest included, in order of time; a window that
-is not there, or does not say, is left out:
+sees the windows that started within the last ``d``, the newest included; those that never came, or lack the number,
+are left out.
 
 =====================================  =========================================================================
 ``avg_over(x, d)`` ``sum_over``        mean, sum, least and greatest of the windows' values
@@ -18,21 +18,23 @@ is not there, or does not say, is left out:
 
 ``delta`` and ``rate`` need two values, ``burn_rate`` one event. The argument may be any calculation, and holds no
 function of the past itself. Sums are made in order of time, so equal windows give equal bits.
+
+Functions that learn a series, such as ``anomaly(x)``, are in `learning`: they have a state instead of a ring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streammon.durations import seconds
 from streammon.sketch import Sketch, merge
+from streammon_processors.rules import learning
+from streammon_processors.rules.arguments import number_in, span_in
 from streammon_processors.rules.cel import (
     DISTRIBUTION,
     NUMBER,
@@ -44,7 +46,8 @@ from streammon_processors.rules.cel import (
     Node,
     Variable,
 )
-from streammon_processors.rules.expression import Floats, calls_of
+from streammon_processors.rules.expression import Bools, Floats, calls_of
+from streammon_processors.rules.learning import Learned, Lesson, lesson_of, parameters_of
 
 Ints: TypeAlias = NDArray[np.int64]
 _OVER: Final = ("avg_over", "sum_over", "min_over", "max_over", "delta", "rate")
@@ -53,8 +56,10 @@ FUNCTIONS: Final = (
     Function("quantile", ((NUMBER, TEXT), (DISTRIBUTION, NUMBER, TEXT))),
     Function("burn_rate", ((NUMBER, TEXT), (DISTRIBUTION, NUMBER, NUMBER, TEXT))),
     Function("share_above", ((DISTRIBUTION, NUMBER),)),
+    *learning.FUNCTIONS,
 )
 NAMES: Final = tuple(each.name for each in FUNCTIONS)
+_LEARNING: Final = tuple(each.name for each in learning.FUNCTIONS)
 
 
 @dataclass(frozen=True)
@@ -68,34 +73,44 @@ class Look:
     """The distribution whose sketches are kept or looked at."""
     span_s: float
     parameters: tuple[float, ...] = ()
+    lesson: Lesson | None = None
+    """What it learns of a series, instead of keeping its windows."""
+
+    @property
+    def keeps_sketches(self) -> bool:
+        """Whether it looks back on sketches, which no snapshot holds."""
+        return self.call.function == "quantile"
 
 
 def understand(call: Call) -> Look:
     """Raises ExpressionError: an argument that must be a constant is none, or says something impossible."""
     name, arguments = call.function, call.arguments
     if name == "share_above":
-        return Look(call, (), _field(arguments[0]), 0.0, (_constant(call, arguments[1]),))
-    span_s = _span(call, arguments[-1])
+        return Look(call, (), _field(arguments[0]), 0.0, (number_in(call, arguments[1]),))
+    if name in (*_OVER, *_LEARNING) and next(calls_of(arguments[0], dict.fromkeys(NAMES)), None):
+        raise ExpressionError(f"{name}: its argument may not hold a function of the past")
+    if name in _LEARNING:
+        lesson = lesson_of(call)
+        return Look(call, (), None, lesson.method.remembered_s, parameters_of(call), lesson)
+    span_s = span_in(call, arguments[-1])
     if name == "quantile":
         field = _field(arguments[0]) if len(arguments) == 3 else "duration_s"
-        q = _constant(call, arguments[-2])
+        q = number_in(call, arguments[-2])
         if not 0 <= q <= 1:
             raise ExpressionError(f"quantile({q:g}): a quantile is from 0 to 1")
         return Look(call, (), field, span_s, (q,))
     if name == "burn_rate":
         return _burn_rate(call, span_s)
-    if next(calls_of(arguments[0], dict.fromkeys(NAMES)), None):
-        raise ExpressionError(f"{name}: its argument may not hold a function of the past")
     return Look(call, arguments[:1], None, span_s)
 
 
 def _burn_rate(call: Call, span_s: float) -> Look:
-    objective = _constant(call, call.arguments[-2])
+    objective = number_in(call, call.arguments[-2])
     if not 0 < objective < 1:
         raise ExpressionError(f"burn_rate: the objective is a fraction such as 0.999, not {objective:g}")
     if len(call.arguments) == 2:
         return Look(call, (Variable("error_count"), Variable("count")), None, span_s, (objective,))
-    field, threshold = _field(call.arguments[0]), _constant(call, call.arguments[1])
+    field, threshold = _field(call.arguments[0]), number_in(call, call.arguments[1])
     slow = Call("share_above", (Variable(field), Constant(threshold)))
     events = Variable(f"{field}.count")
     return Look(call, (Call("_*_", (slow, events)), events), field, span_s, (objective,))
@@ -104,24 +119,6 @@ def _burn_rate(call: Call, span_s: float) -> Look:
 def _field(node: Node) -> str:
     assert isinstance(node, Variable), "the type check lets only a field be a distribution"
     return node.name
-
-
-def _constant(call: Call, node: Node) -> float:
-    if not isinstance(node, Constant) or not isinstance(node.value, float):
-        raise ExpressionError(f"{call.function}: a number that is written out is wanted here")
-    return node.value
-
-
-def _span(call: Call, node: Node) -> float:
-    if not isinstance(node, Constant) or not isinstance(node.value, str):
-        raise ExpressionError(f'{call.function}: how far to look back must be written out, as "10m"')
-    try:
-        found = seconds(node.value)
-    except ValueError as error:
-        raise ExpressionError(f"{call.function}: {error}") from None
-    if not found:
-        raise ExpressionError(f"{call.function}: it looks back on nothing")
-    return found
 
 
 # ---------------------------------------------------------------- what a function makes of the past
@@ -193,32 +190,38 @@ _RESULTS: Final[Mapping[str, Callable[[Sequence[Floats], float, Look], Floats]]]
 
 
 class Past:
-    """The rings of many series. Rows are the caller's; one that is reused has to be given to `forget` first."""
+    """The rings of many series, and what was learned of them.
 
-    def __init__(self, looks: Iterable[Look], step_s: float) -> None:
+    Rows are the caller's; one that is reused has to be given to `forget` first.
+    """
+
+    def __init__(self, looks: Iterable[Look], step_s: float, size_s: float = 0.0) -> None:
+        """``size_s``: how long the windows are, for what learns from them."""
         self.looks = tuple(dict.fromkeys(looks))
-        self._step_s = step_s
+        self._step_s, self._size_s = step_s, size_s
         self._slots = {look: max(1, round(look.span_s / step_s)) for look in self.looks}
         tracks: dict[Node, int] = {}
         sketches: dict[str, int] = {}
         for look, slots in self._slots.items():
             for track in look.tracks:
                 tracks[track] = max(slots, tracks.get(track, 0))
-            if look.call.function == "quantile" and look.sketches:
+            if look.keeps_sketches and look.sketches:
                 sketches[look.sketches] = max(slots, sketches.get(look.sketches, 0))
         self.tracks = tracks
         self._sketch_slots = sketches
-        self.row_bytes = 8 * sum(tracks.values()) + _SKETCH_BYTES * sum(sketches.values())
         self._rings = {track: np.full((0, slots), np.nan) for track, slots in tracks.items()}
+        lessons = dict.fromkeys(look.lesson for look in self.looks if look.lesson)
+        self._learned = {lesson: Learned(lesson, size_s) for lesson in lessons}
+        self._said: dict[Look, Floats] = {}
+        self.inputs = tuple(dict.fromkeys((*tracks, *(lesson.track for lesson in lessons))))
+        """The numbers of a window that `put` wants."""
+        self.row_bytes = (
+            8 * sum(tracks.values())
+            + _SKETCH_BYTES * sum(sketches.values())
+            + sum(each.row_bytes for each in self._learned.values())
+        )
         self._newest = np.full(0, -1, dtype=np.int64)
         self._sketches: dict[tuple[str, int], dict[int, Sketch]] = {}
-
-    @cached_property
-    def name(self) -> str:
-        """Equal for rings of the same numbers, as long."""
-        return blake2b(
-            repr([(str(track), slots) for track, slots in self.tracks.items()]).encode(), digest_size=8
-        ).hexdigest()
 
     @property
     def keeps(self) -> bool:
@@ -231,6 +234,8 @@ class Past:
             self._newest[row] = -1
             for ring in self._rings.values():
                 ring[row] = np.nan
+            for learned in self._learned.values():
+                learned.forget(row)
         for field in self._sketch_slots:
             self._sketches.pop((field, row), None)
 
@@ -245,6 +250,7 @@ class Past:
             self._clear(ring, rows, newest, passed, number)
             ring[rows, number % ring.shape[1]] = values[track]
         self._newest[rows] = number
+        self._learn(rows, number, values, newest < number)
         for field, slots in self._sketch_slots.items():
             for row, sketch in zip(rows.tolist(), sketches[field], strict=True):
                 kept = self._sketches.setdefault((field, row), {})
@@ -253,10 +259,22 @@ class Past:
                 while kept and next(iter(kept)) <= number - slots:
                     del kept[next(iter(kept))]
 
+    def _learn(self, rows: Ints, number: int, values: Mapping[Node, Floats], is_new: Bools) -> None:
+        """A window that comes again teaches nothing, and nothing is said of it."""
+        end_unix_s = number * self._step_s + self._size_s
+        for lesson, learned in self._learned.items():
+            said = learned.learn(rows[is_new], end_unix_s, values[lesson.track][is_new])
+            for look in self.looks:
+                if look.lesson == lesson:
+                    self._said[look] = np.full(len(rows), np.nan)
+                    self._said[look][is_new] = learned.answer(look.call.function, said, rows[is_new], look.parameters)
+
     def of(self, look: Look, rows: Ints, number: int) -> Floats:
-        """What a call gives for these rows, whose newest window is number ``number``."""
+        """What a call gives for the rows of the last `put`, whose newest window is number ``number``."""
+        if look.lesson:
+            return self._said[look]
         slots = self._slots[look]
-        if look.call.function == "quantile":
+        if look.keeps_sketches:
             return np.array([self._quantile(look, row, number - slots) for row in rows.tolist()])
         seen = []
         for track in look.tracks:
@@ -277,6 +295,8 @@ class Past:
             self._newest = np.concatenate((self._newest, np.full(more, -1, dtype=np.int64)))
             for track, ring in self._rings.items():
                 self._rings[track] = np.concatenate((ring, np.full((more, ring.shape[1]), np.nan)))
+            for learned in self._learned.values():
+                learned.grow(len(self._newest))
 
     @staticmethod
     def _clear(ring: Floats, rows: Ints, newest: Ints, passed: Ints, number: int) -> None:
@@ -290,23 +310,32 @@ class Past:
 
     # -- what a snapshot keeps
 
-    def dump(self, row: int) -> bytes:
-        """The past of a row; its sketches are not in it."""
-        if row >= len(self._newest):
-            return b""
-        parts = [self._newest[row : row + 1], *(ring[row] for ring in self._rings.values())]
-        return np.concatenate(parts).astype("<f8").tobytes()
+    def dump(self, rows: Ints) -> dict[str, bytes]:
+        """The past of these rows, each part under a name of its own; sketches are not in it."""
+        if len(rows):
+            self._grow(int(rows.max()) + 1)
+        parts = {_NEWEST: self._newest[rows].astype("<i8").tobytes()}
+        parts |= {_name(track, ring): ring[rows].astype("<f8").tobytes() for track, ring in self._rings.items()}
+        return parts | {learned.name: learned.dump(rows) for learned in self._learned.values()}
 
-    def load(self, row: int, dumped: bytes) -> None:
-        """Take over what `dump` gave, of rings of the same `name`."""
-        if dumped:
-            self._grow(row + 1)
-            values = np.frombuffer(dumped, "<f8")
-            self._newest[row] = round(values[0])
-            at = 1
-            for ring in self._rings.values():
-                ring[row] = values[at : at + ring.shape[1]]
-                at += ring.shape[1]
+    def load(self, rows: Ints, dumped: Mapping[str, bytes]) -> None:
+        """Take over what `dump` gave: the parts that are wanted here, too. Rules may have come and gone since."""
+        if not len(rows):
+            return
+        self._grow(int(rows.max()) + 1)
+        self._newest[rows] = np.frombuffer(dumped[_NEWEST], "<i8")
+        for track, ring in self._rings.items():
+            if part := dumped.get(_name(track, ring)):
+                ring[rows] = np.frombuffer(part, "<f8").reshape(len(rows), -1)
+        for learned in self._learned.values():
+            if part := dumped.get(learned.name):
+                learned.load(rows, part)
 
 
 _SKETCH_BYTES: Final = 1500
+_NEWEST: Final = "newest"
+
+
+def _name(track: Node, ring: Floats) -> str:
+    """Equal for rings of the same number, as long."""
+    return blake2b(repr((str(track), ring.shape[1])).encode(), digest_size=8).hexdigest()

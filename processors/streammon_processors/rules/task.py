@@ -61,6 +61,7 @@ class Skipped(StrEnum):
     NO_SERIES = "no_series"
     BACK_IN_TIME = "back_in_time"
     TOO_MANY_EPISODES = "too_many_episodes"
+    TOO_MANY_SERIES = "too_many_series"
     LABELS_TOO_LONG = "labels_too_long"
     NOTHING_TO_ACKNOWLEDGE = "nothing_to_acknowledge"
 
@@ -195,7 +196,8 @@ class RulesTask:
             if record.offset >= lane.begins_at and not lane.is_back_in_time(window):
                 if lane.advance(window, record.offset, before, self._time):
                     self._begin(place, lane, window, news)
-                lane.take(-1 if again else place, window, labels)
+                if not lane.take(-1 if again else place, window, labels):
+                    SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(not again)
 
     def _pass_time(self, place: int, news: _News) -> None:
         for lane in self._lanes:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, isnan
 from typing import Final
+
+from streammon.durations import roughly
 
 _UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J"}
 _FRACTIONS: Final = ("error_rate", "utilization")
+UNTIL: Final = "until"
+"""The quantity of seconds from now, which people want in days or hours."""
 
 
 def _names(field: str) -> list[str]:
@@ -30,6 +34,8 @@ def quantity_of(field: str) -> str:
 
 def shown(quantity: str, value: float) -> str:
     """A number with the unit that its name ends with; fractions as per cent."""
+    if quantity == UNTIL and not isnan(value):
+        return roughly(value) if isfinite(value) else "never"
     if not isfinite(value):
         return f"{value:g}"
     if quantity.endswith(_FRACTIONS):
