@@ -10,17 +10,9 @@ import sys
 from itertools import takewhile
 
 ALL = (
-    "pipeline",
-    "latency",
-    "sketch",
-    "series",
-    "rules",
-    "anomaly",
-    "scale_out",
-    "paging",
-    "sdk_overhead",
-    "host_agent",
-)
+    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly",
+    "scale_out", "paging", "sdk_overhead", "host_agent",
+)  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):
     sys.exit(f"{(__doc__ or '').strip()}\n\nBenchmarks: {', '.join((*ALL, 'rivals'))}")

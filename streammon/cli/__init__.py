@@ -46,6 +46,7 @@ def register_commands() -> None:
         remediate,
         replay,
         roles,
+        rules,
         slo,
         up,
     )

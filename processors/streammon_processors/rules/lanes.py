@@ -248,6 +248,10 @@ class Lane:
         rows = {self._rows[labels] for labels in series & self._rows.keys()}
         return rows | {row for row in self._freed if self.labels[row] in series}
 
+    def given_up(self, rows: Set[int]) -> set[SortedLabels]:
+        """The series of these rows, if any was given up since the last batch: it may have had another row since."""
+        return {self.labels[row] for row in rows} if self._freed else set()
+
     def _new_row(self) -> int:
         row = len(self.labels)
         self.labels.append(())
@@ -387,6 +391,19 @@ class Lane:
         self._dumped = None
         return fits
 
+    def take_wave(self, rows: Ints, start: float, end: float) -> Bools:
+        """What `take` does, for windows of one start, each of another row; whether each row is remembered."""
+        if self.remembers:
+            fresh = self.streak[rows] < 0
+            self.streak[rows[~fresh & (start - self.heard[rows] >= self._longest_silence_s)]] = start
+            for row in rows[fresh].tolist():
+                self._remember(row, start)
+            for quiet in self._quiet.values():
+                quiet[rows] = False
+        self.heard[rows] = end
+        remembered: Bools = self.streak[rows] >= 0
+        return remembered
+
     def batch(self) -> Batch:
         """All that has been taken since, evaluated as far as the past is concerned."""
         arrived, self._arrived = self._arrived, []
@@ -465,20 +482,26 @@ class Batch:
 
     def __init__(self, lane: Lane, arrived: Sequence[Arrived]) -> None:
         self.lane, self.arrived = lane, arrived
-        self.rows: Ints = np.array([each.row for each in arrived], dtype=np.int64)
-        self.places: Ints = np.array([each.place for each in arrived], dtype=np.int64)
-        self._remembered: Bools = np.array([each.remembered for each in arrived], dtype=bool)
+        self.rows, self.places, self._remembered = self._columns()
         self._numbers: dict[str, Floats] = {}
         self._found: dict[Call, Floats] = {}
         self.evaluation = Evaluation(self)
         if lane.past.keeps:
             self._look_back()
 
+    def _columns(self) -> tuple[Ints, Ints, Bools]:
+        rows: Ints = np.array([each.row for each in self.arrived], dtype=np.int64)
+        places: Ints = np.array([each.place for each in self.arrived], dtype=np.int64)
+        return rows, places, np.array([each.remembered for each in self.arrived], dtype=bool)
+
     def number(self, name: str) -> Floats:
         if name not in self._numbers:
-            get = getter(path_of(self.lane.source, name))
-            self._numbers[name] = np.array([get(each.window) for each in self.arrived], dtype=float)
+            self._numbers[name] = self._column(name)
         return self._numbers[name]
+
+    def _column(self, name: str) -> Floats:
+        get = getter(path_of(self.lane.source, name))
+        return np.array([get(each.window) for each in self.arrived], dtype=float)
 
     def of_labels(self, predicate: Node) -> Truth:
         yes, no = self.lane.predicate(predicate)

@@ -165,7 +165,14 @@ class RulesTask:
         news = _News([], set(), [])
         for place, record in enumerate(records):
             self._take_in(place, record, news)
-        changes = sorted([*news.changes, *self._steps(records, news.silenced)], key=lambda each: each.place)
+        return self._tell(news, Lane.batch, lambda batch, at: records[int(batch.places[at])].value or b"")
+
+    def _tell(
+        self, news: _News, batch_of: Callable[[Lane], Batch], value_of: Callable[[Batch, int], bytes]
+    ) -> list[Outgoing]:
+        """All that the windows bring which the lanes have taken in, in the order of the records."""
+        steps = self._steps(news.silenced, batch_of, value_of)
+        changes = sorted([*news.changes, *steps], key=lambda each: each.place)
         told = [(change.place[0], self._outgoing(alert)) for change in changes for alert in change.alerts()]
         return [outgoing for _, outgoing in sorted([*news.refused, *told], key=lambda each: each[0])]
 
@@ -234,17 +241,18 @@ class RulesTask:
 
     # ------------------------------------------------------------------ episodes
 
-    def _steps(self, records: Sequence[Record], silenced: Set[_Key]) -> Iterator[Change]:
+    def _steps(
+        self, silenced: Set[_Key], batch_of: Callable[[Lane], Batch], value_of: Callable[[Batch, int], bytes]
+    ) -> Iterator[Change]:
         """What the windows that were taken in may change: those of series that are in breach, or followed already."""
         for number, lane in enumerate(self._lanes):
-            batch = lane.batch()
+            batch = batch_of(lane)
             for rule in lane.rules if batch.arrived else ():
                 verdicts = Verdicts(rule, batch)
                 followed = {labels for name, labels in silenced if name == rule.name} | self._episodes[rule.name].keys()
                 for at in self._candidates(rule, batch, verdicts, followed):
                     place = int(batch.places[at])
-                    value = records[place].value or b""
-                    step = partial(self._step, rule, batch, at, verdicts.of(at), value)
+                    step = partial(self._step, rule, batch, at, verdicts.of(at), value_of)
                     yield Change((place, _STEPPED, number, self._order[rule.name]), step)
             lane.release()
 
@@ -253,7 +261,8 @@ class RulesTask:
         about = batch.places >= 0
         if (where := batch.lane.where(rule)) is not None:
             about &= where[batch.rows]
-        rows = [*batch.lane.rows_of(followed), *batch.rows[about & verdicts.breached]]
+        breached = set(batch.rows[about & verdicts.breached].tolist())
+        rows = [*breached, *batch.lane.rows_of(followed | batch.lane.given_up(breached))]
         if not rows:
             return ()
         touched = np.zeros(len(batch.lane.heard), dtype=bool)
@@ -261,12 +270,21 @@ class RulesTask:
         found: list[int] = np.flatnonzero(about & touched[batch.rows]).tolist()
         return found
 
-    def _step(self, rule: Rule, batch: Batch, at: int, verdicts: Sequence[Verdict], value: bytes) -> Iterable[Alert]:
+    def _step(
+        self,
+        rule: Rule,
+        batch: Batch,
+        at: int,
+        verdicts: Sequence[Verdict],
+        value_of: Callable[[Batch, int], bytes],
+    ) -> Iterable[Alert]:
         window = batch.arrived[at].window
         labels = _sorted(window.series)
         before = self._episodes[rule.name].get(labels)
         step = follow(rule, before, verdicts, window.series, window.start_unix_s, window.end_unix_s)
-        return self._keep(rule, labels, step, lambda told: of_window(rule, told, Sight(batch.evaluation, at, value)))
+        return self._keep(
+            rule, labels, step, lambda told: of_window(rule, told, Sight(batch.evaluation, at, value_of(batch, at)))
+        )
 
     def _fall_silent(self, silence: Silence) -> Iterable[Alert]:
         rule, labels, heard, now = silence

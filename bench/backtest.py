@@ -1,0 +1,73 @@
+"""What a month costs a backtest: 100 series in windows of 10 s, from columns and, for a day of them, from records."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from streammon_processors.rules import Rule, Rules, RulesTask
+from streammon_processors.rules.columns import ColumnTask, Panel, panel, records_of
+
+SERIES = 100
+SIZE_S = 10.0
+DAY = 8640
+DAYS = 30
+RECORDS_WAVES = 1_000
+START_UNIX_S = 1_700_000_000.0
+EXPRESSIONS = {
+    "five rules on the window": (
+        "error_rate > 0.5",
+        "error_rate > 0.2 && count > 100",
+        "throughput_per_s < 1",
+        'error_rate > 0.4 && labels.model.startsWith("m1")',
+        "error_rate > 0.9 || count > 1000",
+    ),
+    "and two over 5 and 10 minutes": ('avg_over(error_rate, "5m") > 0.5', 'burn_rate(0.9, "10m") > 5'),
+}
+
+
+def month(days: int) -> Panel:
+    """Error rates around 5 %, with an hour of trouble for each series."""
+    random = np.random.default_rng(0)
+    rates = random.beta(2, 40, (days * DAY, SERIES))
+    for series, first in enumerate(random.integers(0, max(1, days * DAY - 360), SERIES).tolist()):
+        rates[first : first + 360, series] += 0.6
+    starts = START_UNIX_S + SIZE_S * np.arange(len(rates), dtype=float)
+    labels = [{"service": "shop", "model": f"m{number}"} for number in range(SERIES)]
+    return panel("inference", SIZE_S, labels, starts, {"error_rate": rates, "count": np.full(rates.shape, 50.0)})
+
+
+def rules(expressions: tuple[str, ...]) -> Rules:
+    return Rules(
+        tuple(
+            Rule(name=f"r{number}", source="inference", expr=each, severity="warning", summary="{value}", for_="1m")
+            for number, each in enumerate(expressions)
+        )
+    )
+
+
+def main() -> None:
+    given = month(DAYS)
+    few = given[:RECORDS_WAVES]
+    records = list(records_of(few))
+    expressions: tuple[str, ...] = ()
+    for name, more in EXPRESSIONS.items():
+        expressions += more
+        before = time.process_time()
+        task = ColumnTask(rules(expressions), 0, base_s=SIZE_S)
+        told = sum(len(task.take(block)) for block in given.blocks())
+        columns_s = time.process_time() - before
+        before = time.process_time()
+        recorded = RulesTask(rules(expressions), 0, base_s=SIZE_S)
+        for first in range(0, len(records), 500):
+            recorded.process("windows", records[first : first + 500])
+        records_us = 1e6 * (time.process_time() - before) / len(records)
+        print(
+            f"  {name}: {DAYS} days, {given.there.sum():,} windows, {told} transitions: {columns_s:.1f} s of CPU from "
+            f"columns, {1e6 * columns_s / given.there.sum():.2f} µs a window; from records {records_us:.1f} µs a window"
+        )
+
+
+if __name__ == "__main__":
+    main()

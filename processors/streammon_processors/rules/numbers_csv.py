@@ -1,0 +1,183 @@
+"""Numbers of the past from a CSV file, as windows.
+
+The file has a header with ``timestamp`` (ISO, UTC if it does not say, or Unix seconds) and ``value``: the number
+which the caller names. A further column whose name is a number of such windows, ``error_rate``, is one too; any other
+is a label, so that one file may hold many series. A window holds the rows that lie in it: of a gauge their least,
+greatest, mean and last; anything else has one row a window.
+"""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from streammon.errors import ConfigError
+from streammon.results import DISTRIBUTIONS
+from streammon_processors.rules.columns import Panel, panel
+from streammon_processors.rules.description import Source, path_of
+from streammon_processors.rules.expression import Floats
+from streammon_processors.rules.lanes import SortedLabels
+from streammon_processors.rules.past import Ints
+from streammon_processors.rules.task import _sorted
+
+MAX_WINDOWS = 100_000_000
+"""Of all series together, those without a number included."""
+
+
+class _Rows(NamedTuple):
+    times: Floats
+    series: Ints
+    labels: Sequence[SortedLabels]
+    numbers: Mapping[str, Floats]
+
+
+def csv_panel(
+    file: Path,
+    *,
+    source: Source,
+    field: str,
+    labels: Mapping[str, str],
+    size_s: float | None = None,
+) -> Panel:
+    """The windows of a file; as long as its rows are usually apart, or ``size_s``.
+
+    Raises:
+        ConfigError: naming the file and the line.
+    """
+    rows = _read(file, source, field, labels)
+    if not len(rows.times):
+        raise ConfigError(f"{file} has no rows")
+    size_s = size_s or _usual_step(file, rows)
+    slots = np.floor(rows.times / size_s).astype(np.int64)
+    numbers, place = slots - slots.min(), rows.series
+    shape = (int(numbers.max()) + 1, len(rows.labels))
+    if shape[0] * shape[1] > MAX_WINDOWS:
+        raise ConfigError(f"{file}: {shape[0]:,} windows of {size_s:g} s for {shape[1]} series are too many")
+    cells = numbers * shape[1] + place
+    cells_there, counts = np.unique(cells, return_counts=True)
+    there = np.zeros(shape, dtype=bool)
+    there.flat[cells_there] = True
+    count = np.full(shape, np.nan)
+    count.flat[cells_there] = counts
+    found = {"count": count}
+    for name, values in rows.numbers.items():
+        found |= _in_windows(file, name, cells, values, shape)
+    starts = (slots.min() + np.arange(shape[0])) * size_s
+    return panel(source, size_s, [dict(each) for each in rows.labels], starts, found, there)
+
+
+def _usual_step(file: Path, rows: _Rows) -> float:
+    steps = [np.diff(np.sort(rows.times[rows.series == number])) for number in range(len(rows.labels))]
+    positive = np.concatenate(steps)
+    positive = positive[positive > 0]
+    if not len(positive):
+        raise ConfigError(f"{file}: no series has two rows, so nobody knows how long a window is; give --window")
+    return float(np.median(positive))
+
+
+def _in_windows(file: Path, name: str, cells: Ints, values: Floats, shape: tuple[int, int]) -> dict[str, Floats]:
+    known = ~np.isnan(values)
+    cells, values = cells[known], values[known]
+    last = np.full(shape, np.nan)
+    last.flat[cells] = values  # the last of several wins
+    if not name.startswith("gauges.") or path_of("resource", name):
+        if len(np.unique(cells)) < len(cells):
+            raise ConfigError(f"{file}: several rows of one series lie in one window; only a gauge can hold them")
+        return {name: last}
+    least, most, total, count = np.full(shape, np.inf), np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
+    np.minimum.at(least.reshape(-1), cells, values)
+    np.maximum.at(most.reshape(-1), cells, values)
+    np.add.at(total.reshape(-1), cells, values)
+    np.add.at(count.reshape(-1), cells, 1)
+    seen = count > 0
+    parts = {"min": least, "max": most, "mean": total / np.maximum(count, 1), "last": last}
+    return {f"{name}.{part}": np.where(seen, column, np.nan) for part, column in parts.items()}
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(file: Path, source: Source, field: str, labels: Mapping[str, str]) -> _Rows:
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            return _rows(file, csv.reader(opened), source, field, labels)
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{file} is no CSV: {error}") from None
+
+
+def _rows(file: Path, lines: Iterator[list[str]], source: Source, field: str, labels: Mapping[str, str]) -> _Rows:
+    header = [name.strip() for name in next(lines, [])]
+    if "timestamp" not in header:
+        raise ConfigError(f"{file}:1: there is no column `timestamp`; there are {', '.join(header) or 'none'}")
+    names = {at: field if name == "value" else name for at, name in enumerate(header) if name != "timestamp"}
+    numbers = {at: name for at, name in names.items() if is_number(source, name)}
+    if "value" in header and not is_number(source, field):
+        raise ConfigError(f"--field is {field!r}: {source} windows have no such number")
+    if not numbers:
+        raise ConfigError(f"{file}:1: there is no column `value`, and none that {source} windows have as a number")
+    texts = {at: name for at, name in names.items() if at not in numbers}
+    time_at, text_at = header.index("timestamp"), tuple(texts)
+    times, series = array("d"), array("q")
+    known: dict[tuple[str, ...], int] = {}
+    columns = {at: array("d") for at in numbers}
+    said, time = "", 0.0
+    for line, row in enumerate(lines, 2):
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ConfigError(f"{file}:{line}: {len(row)} columns, and the header has {len(header)}")
+        if row[time_at] != said:
+            said, time = row[time_at], _time(file, line, row[time_at])
+        times.append(time)
+        series.append(known.setdefault(tuple([row[at] for at in text_at]), len(known)))
+        for at, column in columns.items():
+            column.append(_number(file, line, header[at], row[at]))
+    keys = [_sorted({**labels, **dict(zip(texts.values(), each, strict=True))}) for each in known]
+    order = np.argsort(np.array(times), kind="stable")
+    return _Rows(
+        np.array(times, dtype=float)[order],
+        np.array(series, dtype=np.int64)[order],
+        keys,
+        {numbers[at]: np.array(column, dtype=float)[order] for at, column in columns.items()},
+    )
+
+
+def is_number(source: Source, name: str) -> bool:
+    """Whether windows have it: a number, a gauge as a whole, or a distribution as a whole."""
+    gauge = path_of(source, f"{name}.last") if name.startswith("gauges.") else ()
+    return bool(path_of(source, name) or gauge or (source == "inference" and name in DISTRIBUTIONS))
+
+
+def utc(text: str) -> float:
+    """Unix seconds of an ISO time, UTC if it does not say, or of a number. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        time = datetime.fromisoformat(text.strip())
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def _time(file: Path, line: int, text: str) -> float:
+    try:
+        found = utc(text)
+    except ValueError:
+        found = np.nan
+    if not 0 <= found < 1e11:
+        raise ConfigError(f"{file}:{line}: timestamp {text!r} is neither an ISO time nor Unix seconds")
+    return found
+
+
+def _number(file: Path, line: int, name: str, text: str) -> float:
+    try:
+        found = float(text) if text.strip() else np.nan
+    except ValueError:
+        raise ConfigError(f"{file}:{line}: {name} {text!r} is no number") from None
+    return found if np.isfinite(found) else np.nan

@@ -1,0 +1,243 @@
+"""Backtests: they say what was published, what rules differ in, and how good they are, by figures made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from streammon.broker import Outgoing
+from streammon.broker.embedded import EmbeddedBroker
+from streammon.broker.reading import read
+from streammon.config import Settings, WindowSettings
+from streammon.errors import ConfigError
+from streammon.results import Alert
+from streammon.topics import topic_specs
+from streammon_processors.builtin import rollups_processor, rules_processor
+from streammon_processors.replay import Range
+from streammon_processors.rules import load_rules
+from streammon_processors.rules.backtest import (
+    Fired,
+    Incident,
+    alerts_of,
+    compare,
+    fired,
+    fired_on,
+    judge,
+    look_back_s,
+    prepare,
+)
+from streammon_processors.rules.columns import records_of
+from streammon_processors.rules.incidents import load_incidents
+from streammon_processors.rules.lanes import SortedLabels
+from streammon_processors.rules.numbers_csv import csv_panel
+from tests.processors.test_replay import World
+from tests.processors.test_rule_columns import SIZE_S, START, random_panel
+
+DATA = Path(__file__).parents[1] / "data"
+LATENCY = DATA / "nab_ec2_request_latency_system_failure.csv"
+PARTITIONS = 2
+DAY_S = 86_400.0
+RULES = """
+rules:
+  - {name: now, source: inference, expr: duration_s.p99 > 0.8, severity: warning, summary: "{value}"}
+  - {name: held, source: inference, expr: error_rate > 0.5, for: 30s, severity: critical, summary: "{value}"}
+  - {name: past, source: inference, expr: 'avg_over(duration_s.p99, "2m") > 0.6', severity: info, summary: "{value}"}
+  - {name: long, source: inference, window: 1m, expr: duration_s.p90 > 0.7, severity: info, summary: "{value}"}
+  - {name: longer, source: inference, window: 3m, expr: error_rate > 0.5, severity: info, summary: "{value}"}
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    windows = {"size_s": SIZE_S, "rollups_s": (60.0,), "idle_tick_s": 1000.0}
+    rules = {"files": (tmp_path / "rules.yaml",)}
+    return Settings(data_dir=tmp_path, topics={"partitions": PARTITIONS}, windows=windows, rules=rules)
+
+
+@pytest.fixture
+async def world(settings: Settings) -> AsyncIterator[World[EmbeddedBroker]]:
+    """A log with an hour of windows on two partitions, their rollups, and what the rules have said of them."""
+    clock = [START]
+    broker = await EmbeddedBroker.open(settings, clock=lambda: clock[0])
+    await broker.create_topics(topic_specs(partitions=PARTITIONS))
+    world = World(broker, settings, clock)
+    entries = [
+        (record.timestamp, Outgoing("windows", b"key", record.value, (), number))
+        for number in range(PARTITIONS)
+        for record in records_of(random_panel(number, rows=360))
+    ]
+    await world.append(sorted(entries, key=lambda entry: entry[0]))
+    for processor in (rollups_processor(settings), rules_processor(settings)):
+        await world.run(replace(processor))
+    yield world
+    await broker.close()
+
+
+async def published(world: World[EmbeddedBroker]) -> list[Alert]:
+    batches = [records async for _, records in read(world.broker, ["alerts"])]
+    return [msgspec.json.decode(each.value or b"", type=Alert) for records in batches for each in records]
+
+
+@pytest.mark.parametrize("range_", [Range(-inf, inf), Range(START + 1200, START + 2400), Range(START + 3000, inf)])
+async def test_a_backtest_of_the_running_rules_finds_what_they_published(
+    world: World[EmbeddedBroker], range_: Range
+) -> None:
+    rules = load_rules(world.settings.rules.files)
+    expected = fired(await published(world), range_)
+    before = Range(max(range_.from_unix_s, 0.0), range_.to_unix_s)
+    seen: set[SortedLabels] = set()
+    replay = await prepare(world.broker, rules, before, world.settings.windows, seen=seen)
+    assert await fired_on(replay, range_) == expected
+    assert {dict(labels)["model"] for labels in seen} == {"m0", "m1", "m2", "m3"}
+    assert {"now", "held", "longer"} <= {each.rule for each in expected}
+
+
+async def test_a_backtest_reads_no_more_than_rules_look_back_on(world: World[EmbeddedBroker]) -> None:
+    rules = load_rules(world.settings.rules.files)
+    replay = await prepare(world.broker, rules, Range(START + 3000, inf), world.settings.windows)
+    first = min(origin.offsets[each] for origin in replay.origins.values() for each in origin.offsets)
+    assert first > 4 * 0.7 * (3000 - look_back_s(rules)) / SIZE_S > 0
+
+
+def test_longer_windows_are_made_of_columns_too(settings: Settings) -> None:
+    rules = load_rules(settings.rules.files)
+    found = fired(alerts_of(rules, random_panel(0, rows=360), settings.windows), Range(-inf, inf))
+    assert {each.rule for each in found} == set(rules.by_name)
+
+
+# ---------------------------------------------------------------- folding, comparing, judging
+
+
+def alert(
+    begin: float, end: float | None = None, rule: str = "r", series: str = "a", severity: str = "warning"
+) -> Fired:
+    return Fired(
+        id=f"{rule}{series}{begin}",
+        rule=rule,
+        severity=severity,  # type: ignore[arg-type]  # of the tests below
+        labels={"s": series},
+        since_unix_s=begin,
+        from_unix_s=begin,
+        to_unix_s=end,
+    )
+
+
+def test_alerts_that_overlap_are_the_same_trouble() -> None:
+    old = [alert(0, 10), alert(20, 30), alert(50, 60), alert(70, 80, series="b")]
+    new = [alert(0, 10), alert(25, 40), alert(70, 80), alert(70, 80, series="b", severity="critical")]
+    found = compare(new, old)
+    assert found.same == 1
+    assert found.only_new == [alert(70, 80)]
+    assert found.only_old == [alert(50, 60)]
+    assert [(each.old.from_unix_s, each.new.from_unix_s) for each in found.changed] == [(20, 25), (70, 70)]
+    assert found.is_any
+
+
+def test_equal_alerts_do_not_differ() -> None:
+    assert not compare([alert(0), alert(0, rule="q")], [alert(0), alert(0, rule="q")]).is_any
+
+
+def test_figures_are_those_made_by_hand() -> None:
+    incidents = [
+        Incident(from_unix_s=100, to_unix_s=200, labels={"s": "a"}),
+        Incident(from_unix_s=100, to_unix_s=200, labels={"s": "b"}),
+        Incident(from_unix_s=3 * DAY_S, to_unix_s=3 * DAY_S + 50),
+        Incident(from_unix_s=9 * DAY_S, to_unix_s=10 * DAY_S),  # not in the range
+    ]
+    alerts = [
+        alert(90, 150),  # too early: a false alarm
+        alert(130),
+        alert(140, rule="q"),  # right as well
+        alert(3 * DAY_S + 10, series="c"),
+        alert(4 * DAY_S),
+    ]
+    found = judge(alerts, incidents, Range(0, 4.5 * DAY_S), series=3)
+    assert [each.delay_s for each in found.incidents] == [30, None, 10]
+    assert [each.from_unix_s for each in found.false_alarms] == [90, 4 * DAY_S]
+    assert (found.alerts, found.missed) == (5, 1)
+    assert found.recall == pytest.approx(2 / 3)
+    assert found.precision == pytest.approx(3 / 5)
+    assert found.median_delay_s == 20
+    assert found.false_alarms_a_day == pytest.approx(2 / 4.5)
+    assert found.false_alarms_a_week_a_series == pytest.approx(7 * 2 / 4.5 / 3)
+
+
+def test_without_alerts_or_incidents_there_is_no_share() -> None:
+    found = judge([], [], Range(0, DAY_S), series=0)
+    assert (found.precision, found.recall, found.median_delay_s) == (None, None, None)
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_file_of_nab_is_read_as_it_is() -> None:
+    found = csv_panel(LATENCY, source="resource", field="gauges.value", labels={"file": LATENCY.name})
+    assert found.size_s == 300
+    assert np.nansum(found.numbers["count"]) == 4032
+    assert found.starts[0] % 300 == 0
+    assert found.numbers["gauges.value.last"][0, 0] == 45.868
+    known = load_incidents(DATA / "nab_windows.json", [LATENCY.name])
+    assert [each.to_unix_s - each.from_unix_s for each in known] == [40_200, 40_200, 22_500]
+    assert known[0].from_unix_s == 1_394_767_860  # 2014-03-14 03:31 UTC
+    assert known[0].labels == {"file": LATENCY.name}
+
+
+def test_columns_are_numbers_or_labels_and_rows_of_one_window_one_gauge(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("timestamp,value,host\n60,1,a\n90,3,a\n60,5,b\n\n120,,a\n180,7,b\n")
+    found = csv_panel(file, source="resource", field="gauges.used", labels={"site": "x"}, size_s=60)
+    assert [dict(each) for each in found.series] == [{"host": "a", "site": "x"}, {"host": "b", "site": "x"}]
+    assert found.starts.tolist() == [60, 120, 180]
+    assert found.there.tolist() == [[True, True], [True, False], [False, True]]
+    assert found.numbers["gauges.used.mean"][0].tolist() == [2, 5]
+    assert found.numbers["gauges.used.last"][0].tolist() == [3, 5]
+    assert np.isnan(found.numbers["gauges.used.last"][1, 0])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("time,value\n", ":1: there is no column `timestamp`"),
+        ("timestamp,host\n", ":1: there is no column `value`"),
+        ("timestamp,value\n1,2\n2\n", ":3: 1 columns"),
+        ("timestamp,value\nyesterday,2\n", ":2: timestamp 'yesterday'"),
+        ("timestamp,value\n1,many\n", ":2: value 'many'"),
+        ("timestamp,value\n", "has no rows"),
+        ("timestamp,value\n1,2\n", "give --window"),
+    ],
+)
+def test_a_wrong_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        csv_panel(file, source="resource", field="gauges.value", labels={})
+
+
+def test_incidents_of_our_own_have_labels_and_names(tmp_path: Path) -> None:
+    file = tmp_path / "incidents.yaml"
+    file.write_text("incidents:\n  - {from: 2026-01-31T12:00:00Z, to: 1769866200, labels: {s: a}, name: deploy}\n")
+    assert load_incidents(file) == [
+        Incident(from_unix_s=1_769_860_800, to_unix_s=1_769_866_200, labels={"s": "a"}, name="deploy")
+    ]
+
+
+@pytest.mark.parametrize("text", ["{from: soon, to: 5}", "{from: 5, to: 5}", "{from: 1}"])
+def test_a_wrong_incident_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "incidents.yaml"
+    file.write_text(f"incidents:\n  - {text}\n")
+    with pytest.raises(ConfigError, match=r"incidents.yaml:2:5: "):
+        load_incidents(file)
+
+
+def test_windows_that_cannot_be_made_are_named(settings: Settings) -> None:
+    rules = load_rules(settings.rules.files)
+    given = csv_panel(LATENCY, source="resource", field="gauges.value", labels={})
+    with pytest.raises(ConfigError, match="rule 'long'"):
+        list(alerts_of(rules, given, WindowSettings()))

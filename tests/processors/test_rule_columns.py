@@ -1,0 +1,110 @@
+"""Windows in columns: the same alerts, byte for byte, as from the records that they would be on the log."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+
+from streammon.broker import Outgoing
+from streammon_processors.rules import Rule, Rules, RulesTask
+from streammon_processors.rules.columns import ColumnTask, Panel, panel, records_of
+from streammon_processors.rules.description import Worse
+
+SIZE_S = 10.0
+START = 1_700_000_000.0
+SERIES = tuple({"service": "shop", "model": f"m{number}"} for number in range(4))
+
+
+def rule(name: str, expr: str, **fields: object) -> Rule:
+    given_ = {"source": "inference", "severity": "warning", "summary": "{model}: {value}"} | fields
+    return Rule(name=name, expr=expr, **given_)  # type: ignore[arg-type]
+
+
+RULES = Rules(
+    (
+        rule("now", "duration_s.p99 > 0.8"),
+        rule("held", "error_rate > 0.5", for_="30s", keep_firing_for="20s", clear="error_rate < 0.3"),
+        rule(
+            "past", 'avg_over(duration_s.p99, "1m") > 0.6', ladder=(Worse(severity="critical", expr="error_rate>.9"),)
+        ),
+        rule("kept", "delta(duration_s.p50, '65m') > 0.2 && labels.model != 'm1'", window="10s"),
+        rule("sketch", 'quantile(0.5, "40s") > 0.7 || share_above(duration_s, 0.9) > 0.5'),
+        rule("burnt", 'burn_rate(0.5, "1m") > 1.3', where={"model": "m2"}),
+        rule("silent", "duration_s.p99 > 0.95", no_data="fire", no_data_for="1m", warm_up="20s"),
+        rule("gone", "duration_s.p99 > 0.5", no_data="resolve", no_data_for="90s", for_="20s"),
+        rule("disk", "gauges.used.last > 0.5", source="resource"),
+    )
+)
+
+
+def random_panel(seed: int, rows: int = 120, gap: int = 0, step: int = 1) -> Panel:
+    """Windows with holes in them, a third of all series away for a while, and a gap of nothing at all."""
+    random = np.random.default_rng(seed)
+    there = random.random((rows, len(SERIES))) > 0.1
+    for column in range(len(SERIES)):
+        if random.random() < 0.7:
+            first = random.integers(0, rows)
+            there[first : first + int(random.integers(2, 40)), column] = False
+    starts = START + SIZE_S * step * np.arange(rows, dtype=float)
+    starts[rows // 2 :] += gap * SIZE_S
+    walk = np.clip(0.5 + 0.15 * np.cumsum(random.normal(size=there.shape), axis=0), 0, 1)
+    slow = np.where(random.random(there.shape) < 0.1, np.nan, walk)
+    numbers = {
+        "duration_s": slow,
+        "error_rate": random.random(there.shape),
+        "count": 1.0 + random.integers(0, 9, there.shape),
+    }
+    return panel("inference", SIZE_S, SERIES, starts, numbers, there)
+
+
+def by_records(rules: Rules, given_: Panel, batch: int = 500) -> list[Outgoing]:
+    task, records = RulesTask(rules, 0, base_s=given_.size_s), list(records_of(given_))
+    return [each for at in range(0, len(records), batch) for each in task.process("windows", records[at : at + batch])]
+
+
+def by_columns(rules: Rules, given_: Panel, block: int) -> list[Outgoing]:
+    task = ColumnTask(rules, 0, base_s=given_.size_s)
+    blocks = (given_[first : first + block] for first in range(0, len(given_.starts), block))
+    return [each for one in blocks for each in task.take(one)]
+
+
+@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.generate))
+@example(seed=2, block=7, gap=100, step=1)
+@given(
+    seed=st.integers(0, 10_000),
+    block=st.sampled_from([1, 7, 50, 1000]),
+    gap=st.sampled_from([0, 3, 100, 2000]),
+    step=st.sampled_from([1, 3]),
+)
+def test_columns_give_the_bytes_that_records_give(seed: int, block: int, gap: int, step: int) -> None:
+    given_ = random_panel(seed, gap=gap, step=step)
+    expected = by_records(RULES, given_)
+    assert by_columns(RULES, given_, block) == expected
+    assert expected
+
+
+def test_a_series_given_up_and_heard_again_in_one_batch_is_followed_on() -> None:
+    given_ = random_panel(2, gap=100)
+    whole = by_records(RULES, given_, batch=10**6)
+    assert by_records(RULES, given_, batch=1) == whole
+    task, records = RulesTask(RULES, 0, base_s=SIZE_S), list(records_of(given_))
+    stamps = [each.timestamp / 1000 - START for each in records]
+    first, second = (next(at for at, stamp in enumerate(stamps) if stamp >= cut) for cut in (570, 1640))
+    parts = (records[:first], records[first:second], records[second:])
+    assert [each for part in parts for each in task.process("windows", part)] == whole
+
+
+def test_every_rule_of_that_comparison_fires() -> None:
+    said = b"".join(each.value or b"" for seed in range(5) for each in by_columns(RULES, random_panel(seed), 50))
+    silent = [each.name for each in RULES if f'"rule":"{each.name}"'.encode() not in said]
+    assert silent == ["disk"]
+
+
+def test_a_series_that_is_back_has_to_warm_up_anew() -> None:
+    there = np.ones((60, 2), dtype=bool)
+    there[10:40, 1] = there[41:, 1] = False  # back for one window, which is shorter than the warm-up
+    starts = START + SIZE_S * np.arange(60, dtype=float)
+    given_ = panel("inference", SIZE_S, SERIES[:2], starts, {"duration_s": np.full(there.shape, 0.1)}, there)
+    assert by_columns(RULES, given_, 7) == by_records(RULES, given_)
+    assert sum(b'"state":"no_data"' in (each.value or b"") for each in by_records(RULES, given_)) == 1

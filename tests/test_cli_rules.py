@@ -1,0 +1,187 @@
+"""``streammon rules test`` and ``streammon rules backtest`` as a person, and a CI job, run them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from streammon.cli import admin, roles, rules  # noqa: F401 - importing registers the commands
+from streammon.cli.base import app
+from streammon.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data"
+LATENCY = DATA / "nab_ec2_request_latency_system_failure.csv"
+PAGE = ROOT / "docs" / "backtest.md"
+SLOW = """
+rules:
+  - {name: slow, source: inference, expr: duration_s.p99 > 0.5, for: 30s, severity: critical, summary: "{model} {value}"}
+  - {name: gone, source: inference, expr: count < 0, severity: info, summary: gone, no_data: fire, no_data_for: 1m, warm_up: 0s}
+  - {name: tail, source: inference, window: 1m, expr: 'quantile(0.99, "2m") > 0.8', severity: info, summary: x}
+"""  # noqa: E501
+TESTS = """
+rules: [rules.yaml]
+tests:
+  - name: a slow minute pages
+    series:
+      - labels: {service: shop, model: ranker}
+        values: {duration_s: 0.1x9 0.9x11 _x5}
+    alerts:
+      - {at: 100s, rule: slow, expect: []}
+      - {at: 110s, rule: slow, expect: [{state: pending}]}
+      - at: 130s
+        rule: slow
+        expect: [{state: firing, severity: critical, labels: {model: ranker}, summary: ranker 900 ms}]
+      - {at: 4m, rule: tail, expect: [{state: firing}]}
+      - {at: 260s, rule: gone, expect: []}
+      - {at: 5m, rule: gone, expect: [{state: no_data, condition: no data for 1 min}]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def logging_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streammon.cli.base.configure_logging", lambda level: None)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "rules.yaml").write_text(SLOW)
+    (tmp_path / "tests.yaml").write_text(TESTS)
+    return tmp_path / "tests.yaml"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def test_good_rules_pass_their_tests(file: Path) -> None:
+    done = run("rules", "test", file)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{file}: 1 test, 6 checks, all good\n"
+
+
+def test_a_rule_that_does_otherwise_fails_and_says_what_was_found(file: Path) -> None:
+    (file.parent / "rules.yaml").write_text(SLOW.replace("for: 30s", "for: 40s"))
+    done = run("rules", "test", file)
+    assert done.exit_code == 1
+    assert f"{file}:11:9: a slow minute pages: slow at 130 s\n" in done.stdout
+    assert "  expected: state: firing, severity: critical, summary: ranker 900 ms {model=ranker}\n" in done.stdout
+    assert "  found:    state: pending, severity: critical, summary: ranker 900 ms {model=ranker, service=shop}\n" in (
+        done.stdout
+    )
+    assert "1 of 6 checks failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("0.9x11", "0.9*11", r"tests.yaml:7:30: '0.9\*11' is no value"),
+        ("rule: tail", "rule: tale", "tests.yaml:14:24: there is no rule 'tale'"),
+        ("at: 4m", "at: soon", "tests.yaml:14:14: 'soon' is no duration"),
+        ("duration_s:", "durations:", "tests.yaml:6:7: inference windows have no number 'durations'"),
+        ("state: pending", "state: waiting", r"tests.yaml:10:\d+: .*waiting"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_place(file: Path, right: str, wrong: str, says: str) -> None:
+    file.write_text(TESTS.replace(right, wrong))
+    done = run("rules", "test", file)
+    assert isinstance(done.exception, ConfigError)  # exit status 2
+    assert re.search(says, str(done.exception)), str(done.exception)
+
+
+# ---------------------------------------------------------------- backtest
+
+
+def rule(tmp_path: Path, name: str, bound: float) -> Path:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(
+        f"rules:\n  - {{name: high, source: resource, field: gauges.value.last, above: {bound}, clear: 45, "
+        'keep_firing_for: 1h, severity: warning, summary: "{value}"}\n'
+    )
+    return path
+
+
+def backtest(*arguments: object) -> Result:
+    known = ("--csv", LATENCY, "--incidents", DATA / "nab_windows.json")
+    return run("rules", "backtest", *known, *arguments)
+
+
+def test_incidents_of_nab_are_found_and_false_alarms_counted(tmp_path: Path) -> None:
+    done = backtest("--rules", rule(tmp_path, "new", 60), "--fail-on", "missed", "--output", "json")
+    found: Any = json.loads(done.stdout)
+    judged = found["incidents"]["new"]
+    assert [each["delay_s"] is not None for each in judged["incidents"]].count(False) == judged["missed"]
+    assert done.exit_code == (1 if judged["missed"] else 0)
+    assert judged["alerts"] == len(found["alerts"]) > 0
+
+
+def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
+    arguments = ("--rules", rule(tmp_path, "new", 50), "--against", rule(tmp_path, "old", 55), "--output", "json")
+    assert backtest(*arguments).stdout == backtest(*arguments).stdout != ""
+
+
+def test_what_is_different_fails_where_it_should(tmp_path: Path) -> None:
+    old, new = rule(tmp_path, "old", 55), rule(tmp_path, "new", 50)
+    differing = backtest("--rules", new, "--against", old, "--fail-on", "diff")
+    assert differing.exit_code == 1
+    assert re.search(r"^\d+ only with the new \(\+\), ", differing.stdout, re.MULTILINE)
+    assert backtest("--rules", new, "--against", new, "--fail-on", "diff").exit_code == 0
+
+
+def test_the_log_is_read_where_no_file_is_given(tmp_path: Path) -> None:
+    path = rule(tmp_path, "new", 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STREAMMON_LOG_LEVEL", "error")
+        assert run("topics", "create", "--data-dir", tmp_path / "log").exit_code == 0
+        arguments = ("--rules", path, "--from", "2h", "--to", "1h", "--data-dir", tmp_path / "log")
+        done = run("rules", "backtest", *arguments)
+        assert done.exit_code == 0, done.output
+        assert done.stdout.startswith("0 alerts from ")
+        refused = run("rules", "backtest", "--rules", path, "--data-dir", tmp_path / "log")
+        assert "--from and --to say which part of the log" in str(refused.exception)
+
+
+def test_too_many_false_alarms_fail(tmp_path: Path) -> None:
+    path = rule(tmp_path, "new", 50)
+    assert backtest("--rules", path, "--fail-on", "false-alarms=0/week").exit_code == 1
+    assert backtest("--rules", path, "--fail-on", "false-alarms=1000/week").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--fail-on", "anything"), "--fail-on is 'anything'"),
+        (("--fail-on", "diff"), "needs --against"),
+        (("--label", "host"), "expected NAME=VALUE"),
+        (("--field", "gauges"), "have no such number"),
+        (("--window", "0s"), "a window is longer"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = backtest("--rules", rule(tmp_path, "new", 50), *arguments)
+    assert isinstance(done.exception, ConfigError)
+    assert says in str(done.exception)
+
+
+def test_the_examples_of_the_page_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8")
+    for name, content in re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "latency.csv").write_bytes(LATENCY.read_bytes())
+    (tmp_path / "incidents.json").write_text(
+        json.dumps(
+            {"latency.csv": json.loads((DATA / "nab_windows.json").read_text())[LATENCY.name.removeprefix("nab_")]}
+        )
+    )
+    commands = re.findall(r"^\$ streammon (.*?)\n(.*?)(?=^\$|^```)", text, re.MULTILINE | re.DOTALL)
+    assert len(commands) >= 3
+    for command, printed in commands:
+        done = run(*shlex.split(command))
+        assert done.stdout == printed, done.output
