@@ -10,7 +10,7 @@ import sys
 from itertools import takewhile
 
 ALL = (
-    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly",
+    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "evidence",
     "scale_out", "paging", "sdk_overhead", "host_agent",
 )  # fmt: skip
 

@@ -229,5 +229,73 @@ class Slo(Result, tag_field="type", tag="slo"):
     """By time looked back, such as ``6h``, if there were requests: how many times faster than allowed they were bad."""
 
 
-RESULTS: dict[str, type[Result]] = {"windows": Window, "drift": Drift, "runs": Run, "alerts": Alert, "slos": Slo}
+class CoMoving(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A series that moved as the alert's own did."""
+
+    series: dict[str, str]
+    field: str
+    correlation: float
+    """At the lag where it is strongest, from -1 to 1; below 0: it fell as the other rose."""
+    lag_s: float
+    """How long before the alert's own series it moved; below 0: after it."""
+
+
+class Cause(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What may be behind an alert, and why it is suspected."""
+
+    what: str
+    why: str
+    kind: str
+    """Such as ``deploy``, ``cpu`` or ``run_failed``: see docs/evidence.md."""
+    score: float
+    """From 0 to 1; an order, not a probability."""
+    at_unix_s: float
+    lag_s: float
+    """How long before the onset of the alert; below 0: after it."""
+    labels: dict[str, str] = {}
+    """What it is about: of a series, or of an event."""
+    field: str | None = None
+
+
+class Point(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One window of the alert's own series, in a few numbers."""
+
+    start_unix_s: float
+    count: Count
+    value: float | None = None
+    """Of the field that the alert is about."""
+    error_rate: float | None = None
+    p99_s: float | None = None
+
+
+class Evidence(Result, tag_field="type", tag="evidence"):
+    """What was found around the onset of an alert; one record a firing, under the id of the alert."""
+
+    alert_id: str
+    transition: Count
+    """Of the alert's record that this explains."""
+    onset_unix_s: float
+    """When the alert's own series began to move, which may be before the rule was breached."""
+    made_unix_s: float
+    field: str | None = None
+    """Of the alert's own series: the one that is explained."""
+    window: dict[str, Any] = {}
+    """That tripped the rule, with the trace ids of its slowest requests."""
+    history: list[Point] = []
+    comoving: list[CoMoving] = []
+    """The strongest first."""
+    causes: list[Cause] = []
+    """The likeliest first."""
+    notes: list[str] = []
+    """What could not be looked at."""
+
+
+RESULTS: dict[str, type[Result]] = {
+    "windows": Window,
+    "drift": Drift,
+    "runs": Run,
+    "alerts": Alert,
+    "evidence": Evidence,
+    "slos": Slo,
+}
 """The result topics and what they carry."""

@@ -88,7 +88,7 @@ def topic_specs(
         TopicSpec(name, 1, retention_s, log_append_time=True)
         for name, retention_s in zip(REMEDIATION, (30 * DAY_S, 184 * DAY_S), strict=True)
     ]
-    alerts = TopicSpec("alerts", partitions, None, compact=True)
+    alerts = [TopicSpec(name, partitions, None, compact=True) for name in ("alerts", "evidence")]
     slos = TopicSpec("slos", partitions, None, compact=True, log_append_time=True)
     # One partition, because whoever judges by an inventory has to see everybody; and by the time of one clock.
     heartbeats = TopicSpec(HEARTBEATS, 1, None, compact=True, log_append_time=True)
@@ -100,7 +100,7 @@ def topic_specs(
         *results,
         *pager,
         *remedies,
-        alerts,
+        *alerts,
         slos,
         heartbeats,
         *state_topics(processors, partitions),

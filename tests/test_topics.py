@@ -19,9 +19,9 @@ from streammon.topics import (
 
 SPECS = {spec.name: spec for spec in topic_specs(partitions=7, processors=("windows", "rules", "drift"))}
 IN_ONE_ORDER = (*NOTIFIER, *REMEDIATION)
-RESULTS = {"windows", "drift", "runs", "alerts", "commands", "heartbeats", "snapshots", "deadletter"}
+RESULTS = {"windows", "drift", "runs", "alerts", "evidence", "commands", "heartbeats", "snapshots", "deadletter"}
 RESULT_TOPICS = RESULTS | {*IN_ONE_ORDER}
-COMPACTED = {"alerts", "slos", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
+COMPACTED = {"alerts", "evidence", "slos", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
 
 
 def test_the_table_is_complete_and_names_no_topic_twice() -> None:

@@ -40,7 +40,7 @@ import msgspec
 from streammon.clock import Clock, system_clock
 from streammon.config import SqliteSettings
 from streammon.errors import ConfigError, Fatal, Retryable
-from streammon.results import Alert, Slo, Window
+from streammon.results import Alert, Evidence, Slo, Window
 from streammon_sinks.decoding import decode_all
 from streammon_sinks.delivery import Item, Refused
 from streammon_sinks.ids import budget_id, window_id
@@ -80,6 +80,11 @@ CREATE TABLE IF NOT EXISTS alerts (
     rule TEXT AS (json_extract(body, '$.rule'))
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS alerts_by_time ON alerts (updated_unix_s);
+CREATE TABLE IF NOT EXISTS evidence (
+    alert_id TEXT PRIMARY KEY,
+    "transition" INTEGER NOT NULL,
+    body TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS alert_history (
     id TEXT NOT NULL,
     "transition" INTEGER NOT NULL,
@@ -120,6 +125,15 @@ ON CONFLICT (id) DO UPDATE
 SET "transition" = excluded."transition", updated_unix_s = excluded.updated_unix_s, body = excluded.body
 WHERE excluded."transition" > alerts."transition"
 """
+_UPSERT_EVIDENCE: Final = """
+INSERT INTO evidence (alert_id, "transition", body) VALUES (?, ?, ?)
+ON CONFLICT (alert_id) DO UPDATE SET "transition" = excluded."transition", body = excluded.body
+WHERE excluded."transition" >= evidence."transition"
+"""
+_ALERTS: Final = """
+SELECT alerts.body, evidence.body FROM alerts LEFT JOIN evidence ON evidence.alert_id = alerts.id
+ORDER BY updated_unix_s DESC, id LIMIT ?
+"""
 _INSERT_TRANSITION: Final = """
 INSERT INTO alert_history (id, "transition", updated_unix_s, written_unix_s, body) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
@@ -158,12 +172,14 @@ SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? ORDER BY start_u
 """
 _AFTER: Final = "SELECT body FROM windows WHERE rowid > ? AND instr(source, ' ') = 0 ORDER BY rowid"
 _PLACE: Final = """
-SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_unix_s) FROM alerts
+SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_unix_s),
+    (SELECT total("transition" + 1) FROM evidence) FROM alerts
 """
 
 _WINDOW: Final = msgspec.json.Decoder(Window)
 _ALERT: Final = msgspec.json.Decoder(Alert)
 _SLO: Final = msgspec.json.Decoder(Slo)
+_EVIDENCE: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 class Place(NamedTuple):
@@ -173,6 +189,8 @@ class Place(NamedTuple):
     alerts: int = 0
     alerts_updated_unix_s: float = 0.0
     """The sum of their times, which an index has at hand."""
+    evidence: float = 0.0
+    """Grows with each that is written."""
 
 
 class Snapshot:
@@ -235,8 +253,9 @@ class ResultStore:
         alerts: Iterable[Alert] = (),
         ended: Iterable[str] = (),
         slos: Iterable[Slo] = (),
+        evidence: Iterable[Evidence] = (),
     ) -> None:
-        """Keep windows, alerts and error budgets, and forget the alerts with the ids ``ended``: all of it or nothing.
+        """Keep windows, alerts, budgets and evidence, and forget the alerts with the ids ``ended``: all or nothing.
 
         Raises `Retryable` (locked, disk full) or `Fatal` (damaged).
         """
@@ -249,12 +268,16 @@ class ResultStore:
             for each in changed
         ]
         budgets = [(budget_id(each), each.end_unix_s, now, _json(each)) for each in slos]
+        explained = [(each.alert_id, each.transition, _json(each)) for each in evidence]
+        gone = [(each,) for each in ended]
         with self._transaction() as db:
             db.executemany(_INSERT_WINDOW, new)
             db.executemany(_UPSERT_SLO, budgets)
             db.executemany(_INSERT_TRANSITION, passed)
             db.executemany(_UPSERT_ALERT, states)
-            db.executemany("DELETE FROM alerts WHERE id = ?", [(each,) for each in ended])
+            db.executemany(_UPSERT_EVIDENCE, explained)
+            db.executemany("DELETE FROM alerts WHERE id = ?", gone)
+            db.executemany("DELETE FROM evidence WHERE alert_id = ?", gone)
 
     def write_windows(self, windows: Iterable[Window]) -> None:
         """`write` windows only."""
@@ -307,9 +330,13 @@ class ResultStore:
         return [_WINDOW.decode(body) for (body,) in reversed(rows)]
 
     def alerts(self, limit: int = 100) -> list[Alert]:
-        """The newest state of each alert, the last changed first."""
-        rows = self._read("SELECT body FROM alerts ORDER BY updated_unix_s DESC, id LIMIT ?", (limit,))
-        return [_ALERT.decode(body) for (body,) in rows]
+        """The newest state of each alert, the last changed first, with the evidence that was found for it."""
+        return [_with_evidence(_ALERT.decode(body), evidence) for body, evidence in self._read(_ALERTS, (limit,))]
+
+    def evidence(self, alert_id: str) -> Evidence | None:
+        """What was found for an alert."""
+        rows = self._read("SELECT body FROM evidence WHERE alert_id = ?", (alert_id,))
+        return msgspec.json.decode(rows[0][0], type=Evidence) if rows else None
 
     def slos(self, limit: int = 10_000) -> list[Slo]:
         """The newest state of each error budget, by name and series."""
@@ -355,7 +382,16 @@ def _source(window: Window) -> str:
     return " ".join([window.source, *kind, *(f"{length:g}s" for length in lengths if length is not None)])
 
 
-def _json(result: Window | Alert | Slo) -> str:
+def _with_evidence(alert: Alert, evidence: str | None) -> Alert:
+    """Of what was found, what an alert has no words of its own for."""
+    if evidence is None:
+        return alert
+    found = _EVIDENCE.decode(evidence)
+    parts = {name: found[name] for name in ("onset_unix_s", "causes", "comoving", "notes") if name in found}
+    return msgspec.structs.replace(alert, evidence=alert.evidence | parts)
+
+
+def _json(result: Window | Alert | Slo | Evidence) -> str:
     return msgspec.json.encode(result).decode()
 
 
@@ -414,7 +450,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 class SqliteSink:
-    """Windows, alerts and error budgets into a `ResultStore` of its own; the page and others open theirs beside it."""
+    """Windows, alerts, error budgets and evidence into a `ResultStore` of its own; others open theirs beside it."""
 
     def __init__(self, store: ResultStore, settings: SqliteSettings) -> None:
         self._store, self._settings = store, settings
@@ -433,6 +469,7 @@ class SqliteSink:
                 if each.result is None and each.item.where.topic == "alerts"
             ],
             slos=[each.result for each in decoded if isinstance(each.result, Slo)],
+            evidence=[each.result for each in decoded if isinstance(each.result, Evidence)],
         )
         # More than came in, so that pruning keeps up whatever the load.
         settings, at_most = self._settings, 2 * len(items) + PRUNE_ROWS

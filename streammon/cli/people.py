@@ -290,6 +290,41 @@ def _silence_row(quiet: Quiet, log: AlertLog, now_unix_s: float) -> dict[str, An
     }
 
 
+# --- why ------------------------------------------------------------------------------------------------------------
+
+
+@command(app)
+async def why(
+    settings: Settings,
+    alert_id: Annotated[str, typer.Argument(help="Id of an alert, or its first digits.", show_default=False)],
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Show what may be behind an alert: likely causes with their reasons, what moved with it, and what led to it.
+
+    `streammon diagnose`, which `up` runs too, finds it within seconds of the firing.
+    """
+    from streammon.alert_log import Kept
+    from streammon.evidence import read_evidence, story
+
+    async with _reading(settings) as (broker, log):
+        found = log.find(alert_id)
+        if not isinstance(found, Kept):
+            print(f"streammon: {found.detail}", file=sys.stderr)
+            return 1
+        evidence = await read_evidence(broker, found.alert.id, found.partition)
+    if evidence is None:
+        print(
+            f"streammon: nothing is known about {alert_id}: it has not fired, or `diagnose` does not run",
+            file=sys.stderr,
+        )
+        return 1
+    if output is Output.JSON:
+        print_json(evidence)
+    else:
+        print("\n".join(story(found.alert, evidence)))
+    return 0
+
+
 # --- audit ----------------------------------------------------------------------------------------------------------
 
 

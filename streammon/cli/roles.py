@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from functools import partial
@@ -204,18 +204,35 @@ async def sink(
     from streammon_sinks.delivery import deliver
 
     async with opened(settings, stop, role="sink", details={"destination": name.value}) as broker:
-        group, destination = _sink(name, settings)
+        group, topics, destination = _sink(name, settings)
         backoff = Backoff(longest_s=settings.elasticsearch.max_backoff_s)
-        await deliver(broker, group, RESULT_TOPICS, destination, stop=stop, backoff=backoff)
+        await deliver(broker, group, topics, destination, stop=stop, backoff=backoff)
 
 
-def _sink(name: SinkName, settings: Settings) -> tuple[str, Sink]:
-    """A destination, and the group that shares the work of filling it."""
+STORED = (*RESULT_TOPICS, "evidence")
+"""What the results file keeps."""
+
+
+def _sink(name: SinkName, settings: Settings) -> tuple[str, Sequence[str], Sink]:
+    """A destination, the group that shares the work of filling it, and what it takes."""
     if name is SinkName.SQLITE:
         from streammon_sinks.sqlite import ResultStore, SqliteSink
 
         store = ResultStore.open(settings.data_dir / RESULTS_FILE)
-        return store.group, SqliteSink(store, settings.sqlite)
+        return store.group, STORED, SqliteSink(store, settings.sqlite)
     from streammon_sinks.elasticsearch import ElasticsearchSink
 
-    return "sink-elasticsearch", ElasticsearchSink.connect(settings.elasticsearch)
+    return "sink-elasticsearch", RESULT_TOPICS, ElasticsearchSink.connect(settings.elasticsearch)
+
+
+@command(app)
+async def diagnose(settings: Settings, stop: asyncio.Event) -> None:
+    """Find out what may be behind alerts as they fire, from all the log holds, and publish it to `evidence`.
+
+    `streammon why ALERT_ID` shows it, and so does the page. Run as many as there are partitions.
+    """
+    from streammon_sinks.delivery import deliver
+    from streammon_sinks.diagnosis import GROUP, Diagnosis
+
+    async with opened(settings, stop, role="diagnose") as broker:
+        await deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop)

@@ -16,7 +16,7 @@ from prometheus_client import Gauge
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.notify import Callbacks, Notifier, NotifyFile, notifier, with_notify
-from streammon.cli.roles import RESULT_TOPICS, RESULTS_FILE, RuleFiles, opened, with_rules
+from streammon.cli.roles import RESULTS_FILE, STORED, RuleFiles, opened, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
@@ -81,6 +81,7 @@ async def _run(
     from streammon_processors.builtin import rollups_processor, rules_processor, slos_processor, windows_processor
     from streammon_processors.runtime import run_reloading
     from streammon_sinks.delivery import deliver
+    from streammon_sinks.diagnosis import GROUP, Diagnosis
     from streammon_sinks.sqlite import ResultStore, SqliteSink
     from streammon_sinks.web.commands import Groups, command_routes
     from streammon_sinks.web.page import page_routes
@@ -111,7 +112,8 @@ async def _run(
                     run_reloading(broker, partial(make, settings), settings, stop=stop)
                     for make in (windows_processor, rollups_processor, rules_processor, slos_processor)
                 ),
-                deliver(broker, store.group, RESULT_TOPICS, sink, stop=stop),
+                deliver(broker, store.group, STORED, sink, stop=stop),
+                deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),
                 *telling.parts(broker, stop, f"{store.group}-console"),
                 follow(broker, people, stop=stop),
                 *callbacks.following(broker, groups, stop),

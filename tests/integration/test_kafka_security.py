@@ -422,6 +422,7 @@ COMMANDS = {
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
+    "diagnose": ["diagnose"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
     "notify": ["notify"],
     "notify --notify FILE": ["notify", "--notify", "notify.yaml"],
@@ -458,7 +459,9 @@ def test_every_role_works_with_the_permissions_on_the_page(
         here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
         here.wait_until(lambda: "1 requests" in here.said("notify --notify FILE"), "and one that was decided")
         here.wait_until(lambda: "a remediation is done" in here.said("remediate run"), "a dry run of an action")
-        here.wait_until(lambda: here.results() == {"inference", "resource", "alert"}, "all results in SQLite")
+        here.wait_until(
+            lambda: here.results() == {"inference", "resource", "alert", "evidence"}, "all results in SQLite"
+        )
     assert '"ranker"' in here.run("tail windows", ONCE["tail windows"])
     assert '"ranker"' in here.run("replay windows", ONCE["replay windows"])
     assert here.run("replay windows --verify", ONCE["replay windows --verify"])
@@ -467,7 +470,9 @@ def test_every_role_works_with_the_permissions_on_the_page(
 def test_the_sinks_need_the_same_permissions() -> None:
     page = permissions_on_the_page()
     sqlite, elasticsearch = (page[f"sink {name}"] for name in ("sqlite", "elasticsearch"))
-    assert [acl for acl in sqlite if acl[1] == "topic"] == [acl for acl in elasticsearch if acl[1] == "topic"]
+    assert [acl for acl in sqlite if acl[1] == "topic" and acl[2] != "evidence"] == [
+        acl for acl in elasticsearch if acl[1] == "topic"
+    ]
 
 
 class Roles:
@@ -520,6 +525,7 @@ class Roles:
             return set()
         store = ResultStore.open(file, read_only=True)
         found = {source: store.windows(source, 0.0) for source in ("inference", "resource")} | {"alert": store.alerts()}
+        found["evidence"] = [each for each in store.alerts() if store.evidence(each.id)]
         store.close()
         return {name for name, results in found.items() if results}
 
