@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.sqlite"
 RESULT_TOPICS = ("windows", "alerts", "slos")
 """What is delivered to stores."""
+STORED = (*RESULT_TOPICS, "evidence")
+"""What the results file keeps."""
 PROCESSORS = ("windows", "rollups")
 """What `process` runs when it is not told what."""
 
@@ -207,10 +209,6 @@ async def sink(
         group, topics, destination = _sink(name, settings)
         backoff = Backoff(longest_s=settings.elasticsearch.max_backoff_s)
         await deliver(broker, group, topics, destination, stop=stop, backoff=backoff)
-
-
-STORED = (*RESULT_TOPICS, "evidence")
-"""What the results file keeps."""
 
 
 def _sink(name: SinkName, settings: Settings) -> tuple[str, Sequence[str], Sink]:
