@@ -53,6 +53,10 @@ HEARTBEATS = "heartbeats"
 NOTIFIER = ("pages", "notifications", "deliveries")
 """What the notifier reads in one order, what it decides to deliver, what became of that. One partition each, because
 groups, silences and inhibitions are across all alerts."""
+REGROUPED = "regrouped"
+"""Copies of windows, by the group they count for, until they are added up: see `streammon_processors.rules.groups`."""
+PROCESSORS = ("windows", "rollups", "regroup", "group", "rules", "slos")
+"""Those that everybody runs; the notifier adds its own."""
 
 REMEDIATION = ("remedies", "remediations")
 """What remediation decides by, in one order, and what it decides and does: the audit of it. One partition each, because
@@ -71,18 +75,17 @@ def state_topics(processors: Iterable[str], partitions: int) -> list[TopicSpec]:
     ]
 
 
-def topic_specs(
-    *, partitions: int, processors: Iterable[str] = ("windows", "rollups", "rules", "slos")
-) -> list[TopicSpec]:
+def topic_specs(*, partitions: int, processors: Iterable[str] = PROCESSORS) -> list[TopicSpec]:
     """Every topic streammon uses, with ``partitions`` partitions each, but for those that are in one order."""
     inputs = [
         TopicSpec(name, partitions, _INPUT_RETENTION_S.get(name, 30 * DAY_S), log_append_time=True)
         for name in INPUT_TOPICS
     ]
     results = [
-        TopicSpec(name, partitions, 30 * DAY_S, log_append_time=name in ("windows", "commands"))
-        for name in ("windows", "drift", "runs", "commands")
+        TopicSpec(name, partitions, 30 * DAY_S, log_append_time=name in ("windows", "grouped", "commands"))
+        for name in ("windows", "grouped", "drift", "runs", "commands")
     ]
+    results.append(TopicSpec(REGROUPED, partitions, 1 * DAY_S, log_append_time=True))
     pager = [TopicSpec(name, 1, 30 * DAY_S, log_append_time=True) for name in NOTIFIER]
     remedies = [
         TopicSpec(name, 1, retention_s, log_append_time=True)

@@ -208,6 +208,12 @@ def test_a_rule_on_windows_that_cannot_be_made_is_refused(tmp_path: Path) -> Non
     assert b"windows of 3s cannot be made of the base windows" in done.stderr
     (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"window": "4s"}]}))
     assert program("rules", "check", tmp_path / "rules.yaml").returncode == 0
+    (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"window": "2s", "by": ["service"]}]}))
+    done = program("rules", "check", tmp_path / "rules.yaml")
+    assert (done.returncode, b"which are the base windows, windows.size_s = 2" in done.stderr) == (2, True)
+    (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"by": ["service"]}]}))
+    done = program("rules", "check", tmp_path / "rules.yaml")
+    assert (done.returncode, b"`by` needs a `window` of one length, such as 1m" in done.stderr) == (2, True)
     (tmp_path / "rules.yaml").write_text(json.dumps({"rules": [rule | {"contact": None, "resolution_steps": []}]}))
     done = program("rules", "check", tmp_path / "rules.yaml")
     assert (done.returncode, b"rule 'many' lacks resolution_steps, contact" in done.stderr) == (2, True)
@@ -463,7 +469,7 @@ def test_rules_whose_windows_only_they_ask_for_are_named_at_the_start_with_what_
 def test_topics_are_created_once_and_compared(empty: Path) -> None:
     first, again = (inside("topics", "create", "--data-dir", empty).stdout for _ in range(2))
     assert "created streammon.inference\n" in first
-    assert again == "0 created, 29 there already\n"
+    assert again == "0 created, 33 there already\n"
     same = inside("topics", "check", "--data-dir", empty)
     assert (same.exit_code, same.stdout) == (0, "all topics are as they should be\n")
     differing = inside("topics", "check", "--output", "json", "--data-dir", empty, STREAMMON_TOPICS__PARTITIONS="7")

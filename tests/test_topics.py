@@ -19,8 +19,20 @@ from streammon.topics import (
 
 SPECS = {spec.name: spec for spec in topic_specs(partitions=7, processors=("windows", "rules", "drift"))}
 IN_ONE_ORDER = (*NOTIFIER, *REMEDIATION)
-RESULTS = {"windows", "drift", "runs", "alerts", "evidence", "commands", "heartbeats", "snapshots", "deadletter"}
-RESULT_TOPICS = RESULTS | {*IN_ONE_ORDER}
+RESULTS = {
+    "windows",
+    "regrouped",
+    "grouped",
+    "drift",
+    "runs",
+    "alerts",
+    "evidence",
+    "commands",
+    "heartbeats",
+    "snapshots",
+    "deadletter",
+}
+RESULT_TOPICS = RESULTS | {"regrouped", "grouped", *IN_ONE_ORDER}
 COMPACTED = {"alerts", "evidence", "slos", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
 
 
@@ -54,7 +66,16 @@ def test_the_broker_stamps_every_input(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "days"),
-    [("inference", 1), ("logs", 184), ("resources", 30), ("labels", 30), ("windows", 30), ("deadletter", 14)],
+    [
+        ("inference", 1),
+        ("logs", 184),
+        ("resources", 30),
+        ("labels", 30),
+        ("windows", 30),
+        ("regrouped", 1),
+        ("grouped", 30),
+        ("deadletter", 14),
+    ],
 )
 def test_topics_keep_their_records_long_enough(name: str, days: int) -> None:
     assert SPECS[name].retention_s == days * DAY_S

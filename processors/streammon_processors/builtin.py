@@ -13,6 +13,9 @@ from streammon_processors.remediation import GatherRemediesTask, RemedyTask
 from streammon_processors.remediation.gather import remedy_time
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
+from streammon_processors.rules.group import GroupTask
+from streammon_processors.rules.groups import GROUPED, REGROUPED, refuse_base_windows
+from streammon_processors.rules.regroup import RegroupTask
 from streammon_processors.slos import SloTask
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask, sources
@@ -21,6 +24,8 @@ ROLLUPS_TICK_S = 5.0
 """Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
 REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
+GROUP_TICK_S = 2.0
+"""How exact the patience of `streammon_processors.rules.group` is."""
 
 
 NOTIFY_TICK_S = 0.5
@@ -54,7 +59,7 @@ def rules_processor(settings: Settings) -> Processor:
     """Windows to alerts; and what people say of them."""
     rules, base_s = _rules(settings), settings.windows.size_s
     outputs = (Output("alerts", time_field("updated_unix_s"), compact=True),)
-    inputs = ("windows", "commands")
+    inputs = (*rules.topics, "commands")
     return Processor(
         "rules",
         inputs,
@@ -74,6 +79,33 @@ def slos_processor(settings: Settings) -> Processor:
         ("windows",),
         lambda partition: SloTask(slos, partition, base_s=base_s),
         outputs,
+        files=settings.rules.files,
+    )
+
+
+def regroup_processor(settings: Settings) -> Processor:
+    """Windows to the partitions of the groups that rules ask for; nothing to do where none does."""
+    groupings = _rules(settings).groupings
+    outputs = (Output(REGROUPED, time_field("start_unix_s"), by_key=True),)
+    return Processor(
+        "regroup",
+        ("windows",) if groupings else (),
+        lambda partition: RegroupTask(groupings, partition),
+        outputs,
+        files=settings.rules.files,
+    )
+
+
+def group_processor(settings: Settings) -> Processor:
+    """The windows of a group to one; nothing to do where no rule asks for groups."""
+    groupings = _rules(settings).groupings
+    outputs = (Output(GROUPED, time_field("start_unix_s")),)
+    return Processor(
+        "group",
+        (REGROUPED,) if groupings else (),
+        lambda partition: GroupTask(groupings, partition),
+        outputs,
+        idle_tick_s=GROUP_TICK_S,
         files=settings.rules.files,
     )
 
@@ -112,4 +144,6 @@ def remedy_processor(settings: Settings) -> Processor:
 
 
 def _rules(settings: Settings) -> Rules:
-    return load_rules(settings.rules.files, settings.windows.inference_distributions)
+    rules = load_rules(settings.rules.files, settings.windows.inference_distributions)
+    refuse_base_windows(rules.groupings, settings.windows.size_s)
+    return rules

@@ -67,10 +67,12 @@ class ProcessorContract:
         assert declared <= written <= declared | {DEADLETTER}
 
     def test_what_it_publishes_stays_in_its_partition(self) -> None:
-        meeting = {each.topic: each.partition for each in self.processor.outputs if each.partition is not None}
+        moving = [each for each in self.processor.outputs if each.by_key or each.partition is not None]
+        elsewhere = {each.topic: each.partition for each in moving}
         for seed, _, outputs in self._undisturbed():
             for output in outputs:
-                assert output.partition == meeting.get(output.topic, PARTITION), f"seed {seed}: {output}"
+                assert output.partition == elsewhere.get(output.topic, PARTITION), f"seed {seed}: {output}"
+                assert output.key or output.partition is not None, f"seed {seed}: {output}"
 
     def test_every_result_says_what_time_it_is_about(self) -> None:
         for seed, _, outputs in self._undisturbed():

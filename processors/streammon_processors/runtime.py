@@ -51,12 +51,15 @@ GRACE_S = 2.0
 
 
 async def run_processor(broker: Broker, processor: Processor, settings: Settings, *, stop: asyncio.Event) -> None:
-    """Be one member of the processor's group until ``stop``.
+    """Be one member of the processor's group until ``stop``; of one without inputs, there is nothing to do till then.
 
     Raises:
         Fatal: going on could lose or repeat work; start the process anew.
         ConfigError: the state in the log is another version's; says what to do.
     """
+    if not processor.inputs:
+        await stop.wait()
+        return
     await _until_stopped(_memberships(broker, processor, settings, stop), stop)
 
 

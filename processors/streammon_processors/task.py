@@ -96,6 +96,8 @@ class Output:
     """Whether the newest record of each key is kept instead, for ever."""
     partition: int | None = None
     """The one partition in which the records of all tasks meet; None: each stays in its own."""
+    by_key: bool = False
+    """Whether its records go to the partitions of their keys instead, there to meet those of other tasks."""
 
     def spec(self, partitions: int) -> TopicSpec:
         retention_s = None if self.compact else self.retention_s

@@ -21,6 +21,7 @@ import msgspec
 
 from streammon.broker import Broker, Outgoing, TopicPartition
 from streammon.broker.reading import Places, read
+from streammon.errors import ConfigError
 from streammon_processors.replay import Range, Replay, bounds, prepare
 from streammon_processors.task import Processor
 
@@ -137,7 +138,17 @@ class Verification:
 
 
 async def verify(broker: Broker, processor: Processor, range_: Range, *, max_future_s: float) -> Verification:
-    """Prepare to compare; the order of the questions matters."""
+    """Prepare to compare; the order of the questions matters.
+
+    Raises:
+        ConfigError: its results cannot be told apart by the partition that they follow from.
+    """
+    for output in processor.outputs:
+        if output.by_key:
+            raise ConfigError(
+                f"{processor.name} writes to the partitions of its keys, so that each partition of {output.topic} "
+                "follows from all partitions of its inputs; it cannot be verified, but replayed"
+            )
     committed = await broker.committed(processor.group, processor.inputs)
     topics = sorted(processor.written_topics)
     starts, ends = await bounds(broker, topics, max(0.0, range_.from_unix_s - max_future_s - CLOCKS_S))

@@ -545,12 +545,7 @@ class _TopicWindows:
         )
 
     def _record(self, window: Window) -> Outgoing:
-        value = msgspec.json.encode(window)
-        for name in SHED:
-            if len(value) > MAX_RECORD_BYTES:
-                setattr(window, name, None)
-                value = msgspec.json.encode(window)
-        return Outgoing("windows", series_key(window.series), value, (SCHEMA_HEADER,), self._partition)
+        return Outgoing("windows", series_key(window.series), encode_window(window), (SCHEMA_HEADER,), self._partition)
 
 
 def _renumbered(number: float, factor: float) -> float:
@@ -604,6 +599,16 @@ class _Rows:
         """A row's series; None for a row that stands for something without one."""
         known = self.chunk.fate[row] not in (Fate.UNREADABLE, Fate.EMPTY)
         return self.series[int(self.codes[row])] if known else None
+
+
+def encode_window(window: Window) -> bytes:
+    """The value of its record; it gives up what `SHED` says until one can hold it."""
+    value = msgspec.json.encode(window)
+    for name in SHED:
+        if len(value) > MAX_RECORD_BYTES:
+            setattr(window, name, None)
+            value = msgspec.json.encode(window)
+    return value
 
 
 def series_key(labels: Mapping[str, str]) -> bytes:

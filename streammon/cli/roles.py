@@ -132,9 +132,10 @@ app.add_typer(rules_app, name="rules")
 async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = None) -> None:
     """Evaluate alert rules on the `windows` topic and publish to `alerts`. Rules that change are taken over.
 
-    What is left of the error budgets of service level objectives in the same files is published to `slos`.
+    Where a rule says ``by``, this also brings the windows of each group together and adds them up. What is left of the
+    error budgets of service level objectives in the same files is published to `slos`.
     """
-    from streammon_processors.builtin import rules_processor, slos_processor
+    from streammon_processors.builtin import group_processor, regroup_processor, rules_processor, slos_processor
     from streammon_processors.runtime import run_reloading
 
     settings = with_rules(settings, rules)
@@ -148,8 +149,8 @@ async def rules_run(settings: Settings, stop: asyncio.Event, rules: RuleFiles = 
             fix="streammon process --rules FILE, or rules.files in its configuration",
         )
     async with opened(settings, stop, role="rules") as broker:
-        makes = (partial(make, settings) for make in (rules_processor, slos_processor))
-        await together(stop, *(run_reloading(broker, make, settings, stop=stop) for make in makes))
+        makers = (regroup_processor, group_processor, rules_processor, slos_processor)
+        await together(stop, *(run_reloading(broker, partial(make, settings), settings, stop=stop) for make in makers))
 
 
 def _in_need_of_rollups(settings: Settings) -> list[str]:
@@ -172,10 +173,12 @@ def rules_check(
     A rule has to say what a person needs who is woken by it: resolution_steps, contact, escalation, runbook_url.
     """
     from streammon_processors.rules import load_rules, refuse_incomplete
+    from streammon_processors.rules.groups import refuse_base_windows
     from streammon_processors.shapes import plan
 
     rules = load_rules(files, settings.windows.inference_distributions)
     plan(settings.windows.size_s, settings.windows.rollups_s, rules.asked)  # whether their windows can be made
+    refuse_base_windows(rules.groupings, settings.windows.size_s)
     refuse_incomplete(rules)
     count = len(rules.by_name)
     print(f"{count} rule{'' if count == 1 else 's'}, all good")

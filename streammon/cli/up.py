@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from streammon_sinks.web.overview import Status
 
+MAY_WAIT = ("windows", "regrouped")
+"""Inputs of which a part stays open for long: rollups are of an hour, and groups wait for all partitions."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -78,7 +80,7 @@ async def _run(
     from streammon.alert_log import AlertLog, follow
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
-    from streammon_processors.builtin import rollups_processor, rules_processor, slos_processor, windows_processor
+    from streammon_processors import builtin
     from streammon_processors.runtime import run_reloading
     from streammon_sinks.delivery import deliver
     from streammon_sinks.diagnosis import GROUP, Diagnosis
@@ -110,7 +112,14 @@ async def _run(
                 run_host_agent(broker, settings, stop=stop),
                 *(
                     run_reloading(broker, partial(make, settings), settings, stop=stop)
-                    for make in (windows_processor, rollups_processor, rules_processor, slos_processor)
+                    for make in (
+                        builtin.windows_processor,
+                        builtin.rollups_processor,
+                        builtin.regroup_processor,
+                        builtin.group_processor,
+                        builtin.rules_processor,
+                        builtin.slos_processor,
+                    )
                 ),
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),
@@ -126,7 +135,7 @@ def _status() -> Status:
     """What the page cannot read from the results."""
     from streammon_sinks.web.overview import Status
 
-    lags = [lag for labels, lag in _samples(WATERMARK_LAG) if labels["topic"] != "windows"]  # rollups may wait
+    lags = [lag for labels, lag in _samples(WATERMARK_LAG) if labels["topic"] not in MAY_WAIT]
     return Status(
         consumer_lag=int(sum(records for _, records in _samples(CONSUMER_LAG))),
         watermark_lag_s=max(lags, default=None),

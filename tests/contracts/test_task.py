@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,7 +17,9 @@ from streammon.results import Completeness, Gauge, Window
 from streammon.tick import TICK
 from streammon_processors.builtin import (
     gather_processor,
+    group_processor,
     notify_processor,
+    regroup_processor,
     remedies_processor,
     remedy_processor,
     rollups_processor,
@@ -32,9 +34,12 @@ from streammon_processors.rollups import RollupTask
 from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import Rule, Rules, RulesTask
 from streammon_processors.rules.description import Worse
+from streammon_processors.rules.group import GroupTask
+from streammon_processors.rules.regroup import RegroupTask
 from streammon_processors.shapes import Asked, hopping, session
 from streammon_processors.slos import SloTask
 from tests import slos
+from tests.groups import copied_log, grouped_log, parts_log
 from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
 from tests.pages import gathered_logs, page_log, plan
 from tests.remedies import POLICIES, gathered_remedy_logs, remedy_log
@@ -206,6 +211,53 @@ class TestRulesThatLearn(ProcessorContract):
 
     def logs(self, seed: int) -> Logs:
         return {**rule_logs(seed), "windows": learned_log(seed)}
+
+
+BY = Rules(
+    (
+        rule("busy", "count > 4", window=4.0, by=("service",), for_="4s"),
+        rule("all", 'avg_over(duration_s.mean, "36s") > 0.2', window=12.0, by=()),
+        rule("one", "error_rate > 0.3", window=12.0, by=("endpoint",), where={"model": "ranker"}),
+        rule("host", 'gauges.temperature.max > 2 && labels.host == "h1"', source="resource", window=4.0, by=("host",)),
+        rule("left", "count > 9", window=4.0, by=("endpoint", "model"), no_data="fire", no_data_for="8s", warm_up="2s"),
+    )
+)
+
+
+class TestRegroup(ProcessorContract):
+    processor = replace(
+        regroup_processor(SETTINGS), inputs=("windows",), task=lambda number: RegroupTask(BY.groupings, number)
+    )
+
+    def logs(self, seed: int) -> Logs:
+        return {"windows": copied_log(seed, ROLLUPS.windows)}
+
+
+class TestGroup(ProcessorContract):
+    processor = replace(
+        group_processor(SETTINGS),
+        inputs=("regrouped",),
+        task=lambda number: GroupTask(BY.groupings, number, max_groups=2, max_sums=12),
+    )
+
+    def logs(self, seed: int) -> Logs:
+        return {"regrouped": group_logs(seed)}
+
+
+@cache
+def group_logs(seed: int) -> Sequence[Stored]:
+    return parts_log(seed, BY, ROLLUPS.windows)
+
+
+class TestRulesByGroups(ProcessorContract):
+    processor = replace(
+        rules_processor(SETTINGS),
+        inputs=("windows", "grouped", "commands"),
+        task=lambda number: RulesTask(Rules((*BY, *RECENT)), number),
+    )
+
+    def logs(self, seed: int) -> Logs:
+        return {**rule_logs(seed), "grouped": grouped_log(group_logs(seed), BY)}
 
 
 class TestGather(ProcessorContract):

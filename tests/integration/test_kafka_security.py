@@ -467,6 +467,29 @@ def test_every_role_works_with_the_permissions_on_the_page(
     assert here.run("replay windows --verify", ONCE["replay windows --verify"])
 
 
+@pytest.mark.timeout(300)
+def test_rules_by_groups_work_with_the_permissions_on_the_page(
+    secured: SecuredKafka, unique: str, tmp_path: Path
+) -> None:
+    commands = {
+        "process windows": ["process", "windows"],
+        "process rollups": ["process", "rollups", "--rules", "rules.yaml"],
+        "rules run by": ["rules", "run", "--rules", "rules.yaml"],
+        "notify": ["notify"],
+    }
+    page = permissions_on_the_page()
+    secured.permit("topics-create", with_prefix(unique, [("CREATE", "topic", "…"), *SEEING]))
+    for role in [*commands, "emit inference"]:
+        secured.permit(user_of(role), with_prefix(unique, page[role]))
+    here = Roles(secured, unique, tmp_path)
+    (tmp_path / "rules.yaml").write_text(RULES.replace("name: busy", "name: busy, by: [service], window: 4s"))
+    here.run("topics create", ["topics", "create"])
+    with here.running(commands):
+        event = {"service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok", "time_unix_s": time.time()}
+        here.run("emit inference", ONCE["emit inference"], json.dumps(event))
+        here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
+
+
 def test_the_sinks_need_the_same_permissions() -> None:
     page = permissions_on_the_page()
     sqlite, elasticsearch = (page[f"sink {name}"] for name in ("sqlite", "elasticsearch"))

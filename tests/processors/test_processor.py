@@ -9,9 +9,16 @@ import pytest
 
 from streammon.config import Settings
 from streammon.errors import ConfigError
-from streammon.topics import DAY_S, TopicSpec
+from streammon.topics import DAY_S, PROCESSORS, TopicSpec
 from streammon_processors import registry
-from streammon_processors.builtin import rollups_processor, rules_processor, slos_processor, windows_processor
+from streammon_processors.builtin import (
+    group_processor,
+    regroup_processor,
+    rollups_processor,
+    rules_processor,
+    slos_processor,
+    windows_processor,
+)
 from streammon_processors.registry import GROUP
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask
@@ -75,8 +82,9 @@ def test_a_processor_needs_its_outputs_and_its_state() -> None:
 
 
 def test_ours_are_found_as_others_are() -> None:
-    made = {name: registry.processor(name, Settings()) for name in ("windows", "rollups", "rules", "slos")}
-    ours = [factory(Settings()) for factory in (windows_processor, rollups_processor, rules_processor, slos_processor)]
+    made = {name: registry.processor(name, Settings()) for name in PROCESSORS}
+    makers = (windows_processor, rollups_processor, regroup_processor, group_processor, rules_processor, slos_processor)
+    ours = [factory(Settings()) for factory in makers]
     assert [(each.name, each.inputs) for each in made.values()] == [(each.name, each.inputs) for each in ours]
 
 

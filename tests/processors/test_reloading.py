@@ -17,7 +17,8 @@ from streammon.broker import Broker, Outgoing, connect
 from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.topics import topic_specs
-from streammon_processors.builtin import rules_processor, windows_processor
+from streammon_processors.builtin import regroup_processor, rules_processor, windows_processor
+from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.runtime import run_reloading
 from streammon_processors.task import Processor
 from tests.processors.test_rules import window
@@ -48,7 +49,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     broker = await connect(Settings(data_dir=tmp_path))
-    await broker.create_topics(topic_specs(partitions=1, processors=["windows", "rollups", "rules"]))
+    await broker.create_topics(topic_specs(partitions=1, processors=["windows", "rollups", "regroup", "rules"]))
     yield broker
     await broker.close()
 
@@ -86,6 +87,25 @@ async def test_a_changed_file_is_taken_over_while_an_alert_fires_and_a_bad_one_c
     finally:
         stop.set()
         await running
+
+
+async def test_copies_for_groups_are_made_as_soon_as_a_rule_says_by(broker: Broker, file: Path, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, rules={"files": [file]})
+    stop, make = asyncio.Event(), partial(regroup_processor, settings)
+    running = asyncio.create_task(run_reloading(broker, make, settings, stop=stop, look_s=0.05))
+    try:
+        minute = window(0, size_s=4.0, end_unix_s=4.0, of_s=2.0)
+        rollup = Outgoing("windows", b"x", msgspec.json.encode(minute), ((LEVEL_HEADER, b"4s"),))
+        await broker.append([rollup])
+        write(file, {**RULE, "by": ["service"], "window": "4s"})
+        await eventually(lambda: _copied(broker, [{"service": "shop"}]), 10, what="the copy")
+    finally:
+        stop.set()
+        await running
+
+
+async def _copied(broker: Broker, groups: list[dict[str, str]]) -> bool:
+    return [part["series"] for part in await contents(broker, "regrouped")] == groups
 
 
 async def _is(broker: Broker, expected: list[tuple[str, int, str]]) -> bool:

@@ -107,6 +107,9 @@ class Sums:
             return self._by_key.setdefault(key, Sum(series))
         return self._by_key.setdefault(OTHER.encode(), Sum(self._other))
 
+    def __len__(self) -> int:
+        return len(self._by_key)
+
     def results(self) -> Iterator[Sum]:
         """The sums, in the order of their record keys."""
         for _, found in sorted(self._by_key.items()):

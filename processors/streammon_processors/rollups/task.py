@@ -14,14 +14,13 @@ from streammon.deadletter import dead_letter_of
 from streammon.errors import Reason, Rejected
 from streammon.results import OTHER, Window
 from streammon.tick import TICK
-from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER, read_message
 from streammon_processors.revisions import Revisions, RevisionsMemory
 from streammon_processors.rollups.growing import Growing, Grown, Memory, Rolling, Sessions
 from streammon_processors.rollups.sums import Sums
 from streammon_processors.shapes import Asked, Level, Shape, plan, tumbling
 from streammon_processors.task import Step, outputs_of
-from streammon_processors.windows import SHED, series_key, sources
+from streammon_processors.windows import encode_window, series_key, sources
 
 PATIENCE_S = 10.0
 """How long a source may be silent beyond what is due until it is taken to have nothing to say; how long a supplement
@@ -176,7 +175,7 @@ class RollupTask:
 
     def _read(self, topic: str, record: Record) -> Window | None:
         try:
-            return _decode(record.value or b"")
+            return read_window(record.value or b"")
         except Rejected as error:
             self._letters.append(dead_letter_of(topic, record, error, to_partition=self._partition))
             return None
@@ -184,7 +183,7 @@ class RollupTask:
     def _rebuild(self, record: Record) -> None:
         """A record read again: put back what belongs to rollups that were open at the published place."""
         try:
-            window = _decode(record.value or b"")
+            window = read_window(record.value or b"")
         except Rejected:
             return
         if window.source in self._sources:
@@ -357,7 +356,7 @@ class _Source:
                 self.needed.append((tumbling(level.of_s).name, known.first_offset))
 
 
-def _decode(value: bytes) -> Window:
+def read_window(value: bytes) -> Window:
     """Raises Rejected."""
     window = read_message(_WINDOW.decode, value)
     if not 0 <= window.start_unix_s < window.end_unix_s < MAX_TIME_UNIX_S:
@@ -369,10 +368,5 @@ _WINDOW = msgspec.json.Decoder(Window)
 
 
 def _record(window: Window, shape: Shape, partition: int) -> Outgoing:
-    value = msgspec.json.encode(window)
-    for name in SHED:
-        if len(value) > MAX_RECORD_BYTES:
-            setattr(window, name, None)
-            value = msgspec.json.encode(window)
     headers = (SCHEMA_HEADER, (LEVEL_HEADER, shape.name.encode()))
-    return Outgoing("windows", series_key(window.series), value, headers, partition)
+    return Outgoing("windows", series_key(window.series), encode_window(window), headers, partition)

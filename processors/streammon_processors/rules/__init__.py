@@ -27,7 +27,8 @@ Promises
 - State is bounded: only pending and firing series have any. A breach for which there is no room is not
   followed, and counted as ``too_many_episodes``.
 
-It does not look at supplements (``part: "late"``), or at several series together.
+It does not look at supplements (``part: "late"``). Several series together are a window of a group: see
+`streammon_processors.rules.groups`.
 """
 
 from __future__ import annotations

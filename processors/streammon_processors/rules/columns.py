@@ -29,7 +29,7 @@ from streammon_processors.rules.description import path_of
 from streammon_processors.rules.expression import Bools, Floats
 from streammon_processors.rules.lanes import PATIENCE_S, Arrived, Batch, Lane, Seen, SortedLabels
 from streammon_processors.rules.past import Ints, Look
-from streammon_processors.rules.task import RulesTask, _News, _sorted
+from streammon_processors.rules.task import Log, News, RulesTask, sorted_labels
 
 TICK_S: Final = PATIENCE_S / 2
 """Half of what a gap in the log may count as, so that all of its time passes."""
@@ -59,7 +59,7 @@ class Panel:
 
     @cached_property
     def keys(self) -> list[SortedLabels]:
-        return [_sorted(each) for each in self.series]
+        return [sorted_labels(each) for each in self.series]
 
     @cached_property
     def paths(self) -> dict[str, tuple[str, ...]]:
@@ -142,7 +142,7 @@ def panel(  # what people give, completed by what follows from it
     found.setdefault("throughput_per_s", found["count"] / size_s)
     ordered = {name: found[name] for name in sorted(found)}
     labels = tuple(series)
-    if len({_sorted(each) for each in labels}) < len(labels):
+    if len({sorted_labels(each) for each in labels}) < len(labels):
         raise ConfigError("two series have the same labels")
     return Panel(source, size_s, labels, np.asarray(starts, dtype=float), ordered, exists, alike)
 
@@ -220,9 +220,9 @@ class ColumnTask(RulesTask):
 
     def take(self, block: Panel) -> list[Outgoing]:
         """What `process` puts out for `records_of` these windows."""
-        news = _News([], set(), [])
+        news = News([], set(), [])
         probe = Seen(block.source, "main", {}, 0.0, 0.0, 1, block.size_s)
-        takings = {lane: _Taking(lane, block) for lane in self._lanes_for(probe)}
+        takings = {lane: _Taking(lane, block) for lane in self._log.lanes_for(probe)}
         rows, columns = np.nonzero(block.there)
         bounds = np.searchsorted(rows, np.arange(len(block.starts) + 1)).tolist()
         place = 0
@@ -238,7 +238,7 @@ class ColumnTask(RulesTask):
             lambda batch, at: msgspec.json.encode(block.window(*_cell(batch, at))),
         )
 
-    def _let_time_pass(self, place: int, end: float, news: _News) -> int:
+    def _let_time_pass(self, place: int, end: float, news: News) -> int:
         """The ticks before a wave; where nobody waits, none could say anything."""
         for stamp in ticks(self._newest_end, end) if self._silences else ():
             self._pass(place, stamp, news)
@@ -246,26 +246,31 @@ class ColumnTask(RulesTask):
         self._newest_end = end
         return place
 
+    @property
+    def _log(self) -> Log:
+        return self._logs["windows"]
+
     @cached_property
     def _silences(self) -> bool:
-        return any(lane.silences for lane in self._lanes)
+        return any(lane.silences for lane in self._log.lanes)
 
-    def _pass(self, place: int, stamp: int, news: _News) -> None:
-        before, self._time = self._time, self._time.after(stamp)
-        self._decided = self._time
-        if self._time.is_another_second(before):
-            self._pass_time(place, news)
+    def _pass(self, place: int, stamp: int, news: News) -> None:
+        log = self._log
+        before = log.time
+        log.time = log.decided = before.after(stamp)
+        if log.time.is_another_second(before):
+            self._pass_time(log, place, news)
 
-    def _take_wave(self, place: int, row: int, columns: Ints, takings: Mapping[Lane, _Taking], news: _News) -> None:
-        before, offset = self._time, self._next.get("windows", 0)
+    def _take_wave(self, place: int, row: int, columns: Ints, takings: Mapping[Lane, _Taking], news: News) -> None:
+        before, offset = self._log.time, self._next.get("windows", 0)
         self._next["windows"] = offset + len(columns)
         for number, (lane, taking) in enumerate(takings.items()):
             seen = taking.seen(row)
             if not number:
                 self._pass(place, ms(seen.end_unix_s), news)
             if not lane.is_back_in_time(seen):
-                if lane.advance(seen, offset, before, self._time):
-                    self._begin(place, lane, seen, news)
+                if lane.advance(seen, offset, before, self._log.time):
+                    self._begin(self._log, place, lane, seen, news)
                 taking.take(place, row, columns)
 
 

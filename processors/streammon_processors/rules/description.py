@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,8 @@ from streammon.errors import ConfigError
 from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Gauge, Severity
 from streammon_processors.rules import cel
 from streammon_processors.rules.cel import Call, Constant, ExpressionError, Node, Variable
-from streammon_processors.rules.expression import MATHS, calls_of, check, negated, variables_of
+from streammon_processors.rules.expression import MATHS, calls_of, check, labels_of, negated, variables_of
+from streammon_processors.rules.groups import GROUPED, Grouping
 from streammon_processors.rules.learning import Lesson
 from streammon_processors.rules.past import FUNCTIONS, NAMES, Look, understand
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
@@ -109,6 +111,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     """Which windows it looks at: longer ones, ``5m``, overlapping ones or sessions; the base windows if not given."""
     where: dict[str, str] = {}
     """Labels that a series must have; every other label is free."""
+    by: tuple[str, ...] | None = None
+    """Labels that are kept: it looks at the sum of all series that have the same ones, in all partitions."""
     resolution_steps: tuple[str, ...] = ()
     contact: str | None = None
     escalation: tuple[str, ...] = ()
@@ -136,6 +140,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
                 f"`quantile`: in a rule that looks back on more than {MAX_LOOK_BACK_S / 3600:g} h, be it for silence "
                 "or for another function, sketches are not kept; let it look back on less, or make it a rule of its own"
             )
+        _check_groups(self)
 
     # -- which windows
 
@@ -152,6 +157,23 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
                 return session(_length(gap))
             case length:
                 return tumbling(_length(length))
+
+    @cached_property
+    def grouping(self) -> Grouping | None:
+        """The groups it looks at; None: at each series alone."""
+        if self.by is None or self.shape is None:
+            return None
+        return Grouping(self.source, self.shape, tuple(sorted(self.where.items())), tuple(sorted(self.by)))
+
+    @property
+    def topic(self) -> str:
+        """Where its windows are."""
+        return "windows" if self.grouping is None else GROUPED
+
+    @property
+    def stream(self) -> str:
+        """What its windows are of: a source, or a grouping."""
+        return self.source if self.grouping is None else self.grouping.name
 
     # -- when
 
@@ -239,7 +261,9 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
         windows = () if self.shape is None else (self.shape.name,)
         silence = () if self.no_data == "hold" else (self.no_data, self.silence_s, self.warm_up_s)
         levels = [(level.severity, str(level.breach), str(level.clear), level.hold_s) for level in self.levels]
-        return digest((self.name, self.source, self.where, levels, self.keep_firing_s, *windows, *silence), size=6)
+        groups = () if self.grouping is None else (self.grouping.by,)
+        decides = (self.name, self.source, self.where, levels, self.keep_firing_s, *windows, *silence, *groups)
+        return digest(decides, size=6)
 
     @property
     def missing(self) -> list[str]:
@@ -386,8 +410,37 @@ class Rules:
         """The rollups that rules look at."""
         return [Asked(rule.shape, rule.source, f"rule {rule.name!r}") for rule in self.rules if rule.shape]
 
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Where the windows are that they look at: those of series, and, if a rule says ``by``, those of groups."""
+        return ("windows", GROUPED) if self.groupings else ("windows",)
+
+    @cached_property
+    def groupings(self) -> Sequence[Grouping]:
+        """What has to be added up for them."""
+        return list(dict.fromkeys(rule.grouping for rule in self.rules if rule.grouping))
+
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
+
+
+def _check_groups(rule: Rule) -> None:
+    """Raises ValueError: of groups, there are no such windows or labels."""
+    if rule.by is None:
+        return
+    if len(set(rule.by)) < len(rule.by):
+        raise ValueError("`by` names a label twice")
+    if rule.shape is None or rule.shape.kind != "tumbling":
+        raise ValueError(
+            "`by` needs a `window` of one length, such as 1m: the windows of all series are copied to be added up, and "
+            "base windows are too many for that"
+        )
+    if lost := sorted({name for node in rule.conditions for name in labels_of(node)} - set(rule.by)):
+        raise ValueError(f"`expr` asks for labels.{lost[0]}, which `by` does not keep; ask for it in `where`")
+    if lost := sorted({*re.findall(r"\{([\w.-]+)\}", rule.summary)} - {"value", *rule.by}):
+        raise ValueError(f"`summary` names {{{lost[0]}}}, which `by` does not keep")
+    if last := sorted(name for name in rule.fields if name.startswith("gauges.") and name.endswith(".last")):
+        raise ValueError(f"{last[0]}: of several series, none is the last; take min, max or mean")
 
 
 def _check_finite(of: Struct, *names: str) -> None:

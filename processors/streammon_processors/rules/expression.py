@@ -308,6 +308,16 @@ def variables_of(node: Node) -> Iterator[str]:
                 yield from variables_of(argument)
 
 
+def labels_of(node: Node) -> Iterator[str]:
+    """The labels that it asks for."""
+    match node:
+        case Label(name):
+            yield name
+        case Call(_, arguments) | Options(arguments):
+            for argument in arguments:
+                yield from labels_of(argument)
+
+
 def calls_of(node: Node, functions: Mapping[str, object]) -> Iterator[Call]:
     """The calls of some functions, those within arguments first."""
     if isinstance(node, Call | Options):

@@ -38,7 +38,7 @@ _MARKS: Final = 32  # places to read again from, spread over what is looked back
 
 SortedLabels = tuple[tuple[str, str], ...]
 LaneKey: TypeAlias = tuple[str, Shape | None, bool]
-"""Source, shape (None: base windows), and whether its past is in the snapshot."""
+"""What the windows are of (`Rule.stream`), shape (None: base windows), and whether its past is in the snapshot."""
 _Time = Annotated[float, Meta(ge=0, lt=MAX_TIME_UNIX_S)]
 
 
@@ -56,7 +56,13 @@ class Seen(Struct, tag_field="type", tag="window", gc=False):
     kind: Kind = "tumbling"
     every_s: float | None = None
     gap_s: float | None = None
+    grouping: str | None = None
     schema: int = SCHEMA
+
+    @property
+    def stream(self) -> str:
+        """What it is a window of: a source, or a grouping."""
+        return self.grouping or self.source
 
 
 def window_decoder(rules: Iterable[Rule]) -> msgspec.json.Decoder[Seen]:
@@ -148,7 +154,7 @@ class Clock(Struct, array_like=True, frozen=True):
 
 
 class Mark(Struct, array_like=True, frozen=True):
-    """A place in `windows` to read again from, and how things stood before that record."""
+    """A place in a topic of windows to read again from, and how things stood before that record."""
 
     offset: int
     clock: Clock
@@ -197,7 +203,7 @@ class Room:
 
 
 class Lane:
-    """The windows of one source and shape (None: the base windows), and the rules that look at them.
+    """The windows of one source or grouping, and shape (None: the base windows), and the rules that look at them.
 
     A lane remembers its series only where a rule asks for their past or their silence. Up to `MAX_LOOK_BACK_S` back,
     that is read again from the log at a start, from the oldest of its marks; what goes further back, or is as old as
@@ -206,7 +212,8 @@ class Lane:
 
     def __init__(self, key: LaneKey, rules: Sequence[Rule], base_s: float, room: Room) -> None:
         self.key, self.rules = key, rules
-        self.source, shape, self.is_kept = key
+        _, shape, self.is_kept = key
+        self.source, self.topic = rules[0].source, rules[0].topic
         self.step_s = shape.every_s if shape and shape.every_s else base_s
         looks = (look for rule in rules for look in rule.looks if look.span_s)
         self.past = Past(looks, self.step_s, shape.size_s if shape else base_s)
@@ -229,7 +236,8 @@ class Lane:
         self.streak = np.zeros(0)  # since when it has been heard without a silence; -1: not remembered
         self._quiet = {rule.name: np.zeros(0, dtype=bool) for rule in self.silences}
         self._predicates: dict[Node, Truth] = {}
-        self._where: dict[str, Bools] = {rule.name: np.zeros(0, dtype=bool) for rule in rules if rule.where}
+        asked = [rule.name for rule in rules if rule.where and rule.by is None]
+        self._where: dict[str, Bools] = {name: np.zeros(0, dtype=bool) for name in asked}
         self._arrived: list[Arrived] = []
 
     # -- series
@@ -271,7 +279,7 @@ class Lane:
         """What conditions on labels say of a series: once, and not with every window."""
         labels = dict(self.labels[row])
         for rule in self.rules:
-            if rule.where:
+            if rule.name in self._where:
                 self._where[rule.name][row] = rule.where.items() <= labels.items()
         for node, truth in self._predicates.items():
             _judge_by(node, truth, row, labels)
@@ -286,7 +294,7 @@ class Lane:
         return self._predicates[node]
 
     def where(self, rule: Rule) -> Bools | None:
-        """By row, whether a rule is about a series; None: about all."""
+        """By row, whether a rule is about a series; None: about all. Groups are of such series only."""
         return self._where.get(rule.name)
 
     def _remember(self, row: int, start: float) -> bool:
@@ -305,7 +313,7 @@ class Lane:
 
     def _is_asked_for(self, row: int) -> bool:
         asking = (rule for rule in self.rules if rule.horizon_s)
-        return any(not rule.where or self._where[rule.name][row] for rule in asking)
+        return any(rule.name not in self._where or self._where[rule.name][row] for rule in asking)
 
     def _sweep(self, before_end: float) -> None:
         """Give up the series that were not heard for so long that nobody asks for them any more."""
@@ -366,7 +374,7 @@ class Lane:
             quiet = self._quiet[rule.name]
             warm = (self.streak >= 0) & (self.heard - self.streak >= rule.warm_up_s - ROUNDING_S)
             found = warm & ~quiet & (now - self.heard >= rule.silence_s - ROUNDING_S)
-            if rule.where:
+            if rule.name in self._where:
                 found &= self._where[rule.name]
             for row in sorted(np.flatnonzero(found).tolist(), key=lambda row: self.labels[row]):
                 quiet[row] = True
@@ -463,7 +471,7 @@ def lanes_of(rules: Rules, base_s: float) -> dict[LaneKey, Lane]:
     """A lane for all rules that look at the same windows, and at about as much of their past."""
     found: dict[LaneKey, list[Rule]] = {}
     for rule in rules:
-        found.setdefault((rule.source, rule.shape, rule.is_kept), []).append(rule)
+        found.setdefault((rule.stream, rule.shape, rule.is_kept), []).append(rule)
     kept = Room(MAX_KEPT_BYTES)
     return {key: Lane(key, of_lane, base_s, kept if key[2] else Room(MAX_PAST_BYTES)) for key, of_lane in found.items()}
 

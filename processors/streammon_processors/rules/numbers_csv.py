@@ -24,7 +24,7 @@ from streammon_processors.rules.description import Source, path_of
 from streammon_processors.rules.expression import Floats
 from streammon_processors.rules.lanes import SortedLabels
 from streammon_processors.rules.past import Ints
-from streammon_processors.rules.task import _sorted
+from streammon_processors.rules.task import sorted_labels
 
 MAX_WINDOWS = 100_000_000
 """Of all series together, those without a number included."""
@@ -140,7 +140,7 @@ def _rows(file: Path, lines: Iterator[list[str]], source: Source, field: str, la
         series.append(known.setdefault(tuple([row[at] for at in text_at]), len(known)))
         for at, column in columns.items():
             column.append(_number(file, line, header[at], row[at]))
-    keys = [_sorted({**labels, **dict(zip(texts.values(), each, strict=True))}) for each in known]
+    keys = [sorted_labels({**labels, **dict(zip(texts.values(), each, strict=True))}) for each in known]
     order = np.argsort(np.array(times), kind="stable")
     return _Rows(
         np.array(times, dtype=float)[order],

@@ -68,7 +68,7 @@ class Skipped(StrEnum):
 
 class _Snapshot(Struct, array_like=True):
     offsets: dict[str, int]
-    time: LogTime
+    times: dict[str, LogTime]
     lanes: dict[str, Kept]
     episodes: list[Episode]
 
@@ -84,8 +84,41 @@ class Change(NamedTuple):
 _EXPIRED, _RETIRED, _SILENT, _STEPPED = range(4)
 
 
+class Log:
+    """A topic of windows: the lanes that they are in, and how far its time has come."""
+
+    def __init__(self, topic: str, lanes: Iterable[Lane]) -> None:
+        self.topic = topic
+        self.lanes = [lane for lane in lanes if lane.topic == topic]
+        self.time = LogTime()  # of the record that was read last
+        self.decided = LogTime()  # of the newest record that was ever read: another one while some are read again
+        self._lanes_of: dict[tuple[str, Shape | None], list[Lane]] = {}
+        for lane in self.lanes:
+            self._lanes_of.setdefault(lane.key[:2], []).append(lane)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the passing of time alone could say something."""
+        return any(lane.waits for lane in self.lanes)
+
+    def lanes_for(self, window: Seen) -> Sequence[Lane]:
+        asked_for = self._lanes_of.get((window.stream, Shape.of(window)), [])
+        return asked_for if window.of_s else [*self._lanes_of.get((window.stream, None), []), *asked_for]
+
+    def load(self, lanes: Mapping[str, Kept], next_offset: int, decided: LogTime) -> None:
+        """Go on from what a snapshot says; with the time of the first record that is read again."""
+        loaded = [(lane, lane.load(lanes.get(str(lane.key), Kept()), next_offset)) for lane in self.lanes]
+        times = [time for _, time in sorted((lane.begins_at, time) for lane, time in loaded if time)]
+        self.decided = decided
+        self.time = times[0] if times else decided
+
+    def first_needed(self) -> int | None:
+        """The first record that has to be read again; None if the next one will do."""
+        return min((lane.marks[0].offset for lane in self.lanes if lane.marks), default=None)
+
+
 class RulesTask:
-    """Evaluates rules on one partition of `windows` and writes to the same partition of `alerts`."""
+    """Evaluates rules on one partition of `windows` and `grouped` and writes to the same partition of `alerts`."""
 
     def __init__(
         self, rules: Rules, partition: int, *, base_s: float = 2.0, max_state_bytes: int = MAX_STATE_BYTES
@@ -95,13 +128,9 @@ class RulesTask:
         self._max_state_bytes = max_state_bytes
         self._state_bytes = 0
         self._next: dict[str, int] = {}
-        self._time = LogTime()  # of the record that was read last
-        self._decided = LogTime()  # of the newest record that was ever read: another one while some are read again
         lanes = lanes_of(rules, base_s)
         self._lanes = [lanes[key] for key in sorted(lanes, key=str)]
-        self._lanes_of: dict[tuple[str, Shape | None], list[Lane]] = {}
-        for lane in self._lanes:
-            self._lanes_of.setdefault(lane.key[:2], []).append(lane)
+        self._logs = {topic: Log(topic, self._lanes) for topic in rules.topics}
         self._order = {rule.name: place for place, rule in enumerate(rules)}
         self._decode = window_decoder(rules)
         self._episodes: dict[str, dict[SortedLabels, Episode]] = {rule.name: {} for rule in rules}
@@ -110,13 +139,13 @@ class RulesTask:
     @property
     def waiting(self) -> Sequence[str]:
         """Time passing alone changes something where the silence of a series is one."""
-        return ("windows",) if any(lane.waits for lane in self._lanes) else ()
+        return [topic for topic, log in self._logs.items() if log.waits]
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """The alerts that these records fire, acknowledge or resolve; what is no message becomes a dead letter."""
         if topic == "commands":
             return [outgoing for record in records for outgoing in self._command(record)]
-        return self._windows(records)
+        return self._windows(self._logs[topic], records)
 
     # ------------------------------------------------------------------ what is remembered
 
@@ -125,7 +154,7 @@ class RulesTask:
         followed = chain.from_iterable(of_rule.values() for of_rule in self._episodes.values())
         state = _Snapshot(
             offsets=dict(sorted(self._next.items())),
-            time=self._decided,
+            times={topic: log.decided for topic, log in self._logs.items()},
             lanes={str(lane.key): lane.dump() for lane in self._lanes if lane.marks or lane.clock.newest_end},
             episodes=sorted([*followed, *self._orphans], key=_key),
         )
@@ -135,25 +164,21 @@ class RulesTask:
         """Go on from a `snapshot`, also with other rules than it was taken with."""
         state = msgspec.msgpack.decode(snapshot, type=_Snapshot)
         self._next = state.offsets
-        next_offset = self._next.get("windows", 0)
-        again = [lane.load(state.lanes.get(str(lane.key), Kept()), next_offset) for lane in self._lanes]
-        times = [
-            time
-            for _, time in sorted((lane.begins_at, time) for lane, time in zip(self._lanes, again, strict=True) if time)
-        ]
-        self._decided = state.time
-        self._time = times[0] if times else state.time
+        for topic, log in self._logs.items():
+            log.load(state.lanes, self._next.get(topic, 0), state.times.get(topic, LogTime()))
         known = [episode for episode in state.episodes if self._still_decides(episode)]
         self._episodes = {rule.name: {} for rule in self._rules}
         for episode in known:
-            self._episodes[episode.rule][_sorted(episode.series)] = episode
+            self._episodes[episode.rule][sorted_labels(episode.series)] = episode
         self._orphans = [each for each in state.episodes if each.fired and not self._still_decides(each)]
         self._state_bytes = sum(_size_bytes(_key(episode)) for episode in known)
 
     def offsets(self) -> Mapping[str, int]:
-        """The next record to read; of `windows`, as far back as rules look. Nothing is decided twice."""
-        marks = [lane.marks[0].offset for lane in self._lanes if lane.marks]
-        return self._next | ({"windows": min(marks)} if marks else {})
+        """The next record to read; of windows, as far back as rules look. Nothing is decided twice."""
+        needed = {topic: log.first_needed() for topic, log in self._logs.items()}
+        again = {topic: offset for topic, offset in needed.items() if offset is not None}
+        read = {"commands", *self._logs}  # a topic that only former rules have read stays where it was
+        return {topic: offset for topic, offset in (self._next | again).items() if topic in read}
 
     def watermarks(self) -> Mapping[str, float]:
         """Rules follow the time of the windows; they keep none of their own."""
@@ -161,14 +186,14 @@ class RulesTask:
 
     # ------------------------------------------------------------------ windows
 
-    def _windows(self, records: Sequence[Record]) -> list[Outgoing]:
-        news = _News([], set(), [])
+    def _windows(self, log: Log, records: Sequence[Record]) -> list[Outgoing]:
+        news = News([], set(), [])
         for place, record in enumerate(records):
-            self._take_in(place, record, news)
+            self._take_in(log, place, record, news)
         return self._tell(news, Lane.batch, lambda batch, at: records[int(batch.places[at])].value or b"")
 
     def _tell(
-        self, news: _News, batch_of: Callable[[Lane], Batch], value_of: Callable[[Batch, int], bytes]
+        self, news: News, batch_of: Callable[[Lane], Batch], value_of: Callable[[Batch, int], bytes]
     ) -> list[Outgoing]:
         """All that the windows bring which the lanes have taken in, in the order of the records."""
         steps = self._steps(news.silenced, batch_of, value_of)
@@ -176,57 +201,53 @@ class RulesTask:
         told = [(change.place[0], self._outgoing(alert)) for change in changes for alert in change.alerts()]
         return [outgoing for _, outgoing in sorted([*news.refused, *told], key=lambda each: each[0])]
 
-    def _take_in(self, place: int, record: Record, news: _News) -> None:
+    def _take_in(self, log: Log, place: int, record: Record, news: News) -> None:
         """Bring time and lanes forward; what was decided on before is only remembered."""
-        again = record.offset < self._next.get("windows", 0)
-        before, self._time = self._time, self._time.after(record.timestamp)
+        again = record.offset < self._next.get(log.topic, 0)
+        before, log.time = log.time, log.time.after(record.timestamp)
         if again:
-            news = _News([], set(), [])
+            news = News([], set(), [])
         else:
-            self._next["windows"], self._decided = record.offset + 1, self._time
-        if self._time.is_another_second(before):
-            self._pass_time(place, news)
+            self._next[log.topic], log.decided = record.offset + 1, log.time
+        if log.time.is_another_second(before):
+            self._pass_time(log, place, news)
         if record.value == TICK:
             return
         try:
             window = read_message(self._decode.decode, record.value or b"")
         except Rejected as error:
-            news.refused.append((place, dead_letter_of("windows", record, error, to_partition=self._partition)))
+            news.refused.append((place, dead_letter_of(log.topic, record, error, to_partition=self._partition)))
             return
-        lanes = self._lanes_for(window)
+        lanes = log.lanes_for(window)
         if reason := self._reason_to_skip(window, lanes):
             SKIPPED.labels(reason).inc(not again)
             return
         news.changes.append(Change((place, _RETIRED, 0, 0), lambda: self._retire(window)))
-        labels = _sorted(window.series)
+        labels = sorted_labels(window.series)
         for lane in lanes:
             if record.offset >= lane.begins_at and not lane.is_back_in_time(window):
-                if lane.advance(window, record.offset, before, self._time):
-                    self._begin(place, lane, window, news)
+                if lane.advance(window, record.offset, before, log.time):
+                    self._begin(log, place, lane, window, news)
                 if not lane.take(-1 if again else place, window, labels):
                     SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(not again)
 
-    def _pass_time(self, place: int, news: _News) -> None:
-        for lane in self._lanes:
-            self._hear_silence(place, lane, news)
-            lane.forget_if_idle(self._time)
+    def _pass_time(self, log: Log, place: int, news: News) -> None:
+        for lane in log.lanes:
+            self._hear_silence(log, place, lane, news)
+            lane.forget_if_idle(log.time)
 
-    def _begin(self, place: int, lane: Lane, window: Seen, news: _News) -> None:
+    def _begin(self, log: Log, place: int, lane: Lane, window: Seen, news: News) -> None:
         """The lane has come to windows that start later."""
         number = self._lanes.index(lane)
         news.changes.append(Change((place, _EXPIRED, number, 0), lambda: self._expire(lane.rules, window.start_unix_s)))
-        self._hear_silence(place, lane, news)
+        self._hear_silence(log, place, lane, news)
 
-    def _hear_silence(self, place: int, lane: Lane, news: _News) -> None:
+    def _hear_silence(self, log: Log, place: int, lane: Lane, news: News) -> None:
         number = self._lanes.index(lane)
-        for each in lane.silent(self._time):
+        for each in lane.silent(log.time):
             at = (place, _SILENT, number, self._order[each.rule.name])
             news.silenced.add((each.rule.name, each.labels))
             news.changes.append(Change(at, partial(self._fall_silent, each)))
-
-    def _lanes_for(self, window: Seen) -> Sequence[Lane]:
-        asked_for = self._lanes_of.get((window.source, Shape.of(window)), [])
-        return asked_for if window.of_s else [*self._lanes_of.get((window.source, None), []), *asked_for]
 
     def _reason_to_skip(self, window: Seen, lanes: Sequence[Lane]) -> Skipped | None:
         if window.part != "main":
@@ -279,7 +300,7 @@ class RulesTask:
         value_of: Callable[[Batch, int], bytes],
     ) -> Iterable[Alert]:
         window = batch.arrived[at].window
-        labels = _sorted(window.series)
+        labels = sorted_labels(window.series)
         before = self._episodes[rule.name].get(labels)
         step = follow(rule, before, verdicts, window.series, window.start_unix_s, window.end_unix_s)
         return self._keep(
@@ -359,7 +380,7 @@ class RulesTask:
         return Outgoing("alerts", alert.id.encode(), msgspec.json.encode(alert), (SCHEMA_HEADER,), self._partition)
 
 
-class _News(NamedTuple):
+class News(NamedTuple):
     """What a batch brings before any rule is evaluated."""
 
     changes: list[Change]
@@ -387,10 +408,10 @@ def _known(yes: bool, no: bool) -> bool | None:
 
 
 def _key(episode: Episode) -> _Key:
-    return episode.rule, _sorted(episode.series)
+    return episode.rule, sorted_labels(episode.series)
 
 
-def _sorted(series: Mapping[str, str]) -> SortedLabels:
+def sorted_labels(series: Mapping[str, str]) -> SortedLabels:
     return tuple(sorted(series.items()))
 
 
