@@ -67,11 +67,14 @@ def _pattern(text: str) -> re.Pattern[str]:
         raise ValueError(f"{text!r} is no regular expression: {error}") from None
 
 
+_Id = Annotated[str, Meta(max_length=200)]
+
+
 class Command(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
     """What every command says of itself."""
 
     schema: int = msgspec.field(default_factory=_schema)
-    id: Annotated[str, Meta(min_length=1, max_length=200)]
+    id: Annotated[_Id, Meta(min_length=1)]
     time_unix_s: float
     by: Annotated[str, Meta(min_length=1, max_length=200)]
     """Who: a login, a mail address, a Slack user."""
@@ -83,7 +86,7 @@ class Command(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
 class Acknowledge(Command, frozen=True, tag="ack"):
     """Somebody works on an alert. It acknowledges the transition that the person saw, and none that came after it."""
 
-    alert_id: str
+    alert_id: _Id
     transition: int
 
 
@@ -99,13 +102,13 @@ class Silence(Command, frozen=True, tag="silence"):
 class Unsilence(Command, frozen=True, tag="unsilence"):
     """The end of a silence before its time."""
 
-    silence_id: str
+    silence_id: _Id
 
 
 class Approve(Command, frozen=True, tag="approve"):
     """Yes to something that waits for a person: a remediation of an alert, a retraining."""
 
-    target_id: str
+    target_id: _Id
     approved: bool = True
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from streammon.events import _schema
 from streammon.results import Alert
@@ -31,7 +31,7 @@ class Notification(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
     cause: Cause
     status: Literal["firing", "resolved"]
     """``firing`` while any alert of the group is."""
-    alerts: list[Alert]
+    alerts: Annotated[list[Alert], Meta(min_length=1)]
     """The newest record of each: firing ones first, the most severe of those first. Never empty."""
     omitted: int = 0
     """So many more alerts are in the group than are told here."""

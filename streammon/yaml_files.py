@@ -33,7 +33,7 @@ def parse_yaml(text: str, type_: type[T], name: str) -> T:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_repeated_keys(name, root)
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last: 2027-13-45, and other texts like values
         raise ConfigError(f"{name} is not valid YAML: {error}") from None
     try:  # not strict: YAML 1.1 reads 1e-3 as text
         return msgspec.convert(content, type_, strict=False)
@@ -64,6 +64,8 @@ def _refuse_repeated_keys(name: str, node: yaml.Node | None) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{_at(name, key)}: a key is a plain text here, not a list or a mapping")
             if key.value in seen:
                 raise ConfigError(f"{_at(name, key)}: `{key.value}` is given twice; keep one")
             seen.add(key.value)
@@ -80,7 +82,8 @@ def _explain(name: str, root: yaml.Node | None, content: Any, type_: type[Any], 
     field = ".".join(key for key in keys[1 : len(nodes) - 1] if not key.isdecimal())
     types = list(_along(inspect.type_info(type_), keys, nodes))
     secret = any(map(_confidential, types))
-    value = f" = {last.value[:80]!r}" if isinstance(last, yaml.ScalarNode) and not secret else ""
+    hidden = secret or _may_be_secret(types, keys)
+    value = f" = {last.value[:80]!r}" if isinstance(last, yaml.ScalarNode) and not hidden else ""
     allowed = _allowed(types, keys)
     problem += "; a secret is not written here, only where it is kept" if secret else ""
     problem += f"; allowed: {', '.join(allowed)}" if allowed else ""
@@ -161,6 +164,15 @@ def _confidential(info: inspect.Type) -> bool:
     """Whether an error must not show what was written there: structs of secrets say so by ``confidential = True``."""
     options = info.types if isinstance(info, inspect.UnionType) else (info,)
     return any(getattr(each.cls, "confidential", False) for each in options if isinstance(each, inspect.StructType))
+
+
+def _may_be_secret(types: list[inspect.Type], keys: list[str]) -> bool:
+    """Whether a secret may stand there in a wrong place: under a name that no field of such a struct has."""
+    end = types[-1]
+    options = end.types if isinstance(end, inspect.UnionType) else (end,)
+    structs = [each for each in options if isinstance(each, inspect.StructType)]
+    is_tag = len(types) == len(keys) and any(each.tag_field == keys[-1] for each in structs)
+    return not is_tag and any(_confidential(field.type) for each in structs for field in each.fields)
 
 
 def _struct(info: inspect.Type, node: yaml.Node | None) -> inspect.Type:

@@ -31,10 +31,9 @@ class File(Struct, forbid_unknown_fields=True):
     ("text", "said"),
     [
         ("parts: {one: {kind: a}, two: {kind: c}}", "f:1:37: two.kind = 'c': Invalid enum value 'c'; allowed: a, b"),
-        ("parts: {a: {}, b: {colour: 3}}", "f:1:28: b.colour = '3': Object contains unknown field `colour`"),
+        ("colour: 3", "= '3': Object contains unknown field `colour`"),
         ("parts: {x: {inner: {k: 1, l: z}}}", "f:1:30: x.inner.l = 'z': Expected `int`, got `str`"),
         ("lists: [{a: {}}, {b: {}, c: {kind: x}}]", "f:1:36: c.kind = 'x': Invalid enum value 'x'"),
-        ("parts: {one: 7}", "f:1:14: one = '7': Expected `object`, got `int`"),
     ],
 )
 def test_an_error_below_a_name_of_the_file_says_which_name(text: str, said: str) -> None:
@@ -48,6 +47,32 @@ def test_what_stands_where_a_secret_belongs_is_not_repeated(hidden: str) -> None
     assert "one.hidden" in said
     assert "a secret is not written here, only where it is kept" in said
     assert "= " not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("parts: {one: {hiden: hush}}", "f:1:22: one.hiden: Object contains unknown field `hiden`"),
+        ("parts: {one: hush}", "f:1:14: one: Expected `object`, got `str`"),
+    ],
+)
+def test_secret_in_a_wrong_place_is_not_repeated(text: str, said: str) -> None:
+    assert said in message(text)
+    assert "hush" not in message(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("parts: {one: 2027-13-45}", "month must be in 1..12"),
+        ("parts: {one: 0b_}", "invalid literal for int()"),
+        ("parts: {one: " + "1" * 5000 + "}", "Exceeds the limit"),
+        ("? [a, b]\n: c", "f:1:3: a key is a plain text here"),
+        ("parts: &x {one: *x}", "recursion"),
+    ],
+)
+def test_text_that_only_looks_like_a_value_is_refused_and_raises_nothing_else(text: str, said: str) -> None:
+    assert said in message(text)
 
 
 def message(text: str, type_: Any = File) -> str:

@@ -21,6 +21,7 @@ from streammon import __version__
 from streammon.config import load
 from streammon.errors import Retryable
 from streammon.telemetry import LOOP_DELAY, configure_logging, log
+from streammon.visible import visible
 
 app = typer.Typer(
     name="streammon",
@@ -263,7 +264,7 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], output
     for column in columns:
         table.add_column(column, overflow="fold")  # a name cut short is a name lost
     for row in listed:
-        table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
+        table.add_row(*(Text(visible(str(row.get(column, "")))) for column in columns))
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_COLUMNS

@@ -25,6 +25,7 @@ from streammon.config import Settings
 from streammon.durations import roughly, seconds
 from streammon.errors import ConfigError
 from streammon.topics import DAY_S
+from streammon.visible import visible
 
 if TYPE_CHECKING:
     from streammon.alert_log import AlertLog, Person, Quiet, Ready, Refusal
@@ -107,7 +108,7 @@ def _tell(order: Ready, text: str, output: Output) -> None:
     if output is Output.JSON:
         print_json(order.command)
     else:
-        print(text)
+        print(visible(text))
 
 
 def _short(log: AlertLog, alert: Alert) -> str:

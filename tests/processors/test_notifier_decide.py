@@ -722,3 +722,93 @@ def test_whatever_happens_people_know_in_the_end_what_fires_and_nothing_else(eve
         groups[told.group] = told.status
     begun = [told.group for told in desk.all if told.cause == "new"]
     assert len(begun) == len(set(begun)), "a group begins once"
+
+
+def test_who_is_in_the_file_now_is_told_what_only_a_removed_channel_was_told(tmp_path: Path) -> None:
+    desk = Desk(plan("channels: {chat: {type: x}}\nroute: {to: [chat]}", tmp_path))
+    desk.page(alert())
+    assert gist(desk.pass_time(30)) == [("chat", "new", "firing", ["a1"])]
+    desk.restart(plan("channels: {mail: {type: x}}\nroute: {to: [mail]}", tmp_path))
+    assert gist(desk.pass_time(100)) == [("mail", "new", "firing", ["a1"])]
+    assert gist(desk.page(alert(state="resolved"))) == [("mail", "resolved", "resolved", ["a1"])]
+
+
+def test_channel_that_the_file_has_added_to_a_route_is_told_what_comes_next(tmp_path: Path) -> None:
+    channels = "channels: {chat: {type: x}, mail: {type: x}}\n"
+    desk = Desk(plan(channels + "route: {to: [chat]}", tmp_path))
+    desk.page(alert())
+    desk.pass_time(30)
+    desk.restart(plan(channels + "route: {to: [mail]}", tmp_path))
+    assert desk.pass_time(35) == []
+    desk.page(alert("b2"))
+    changed = [("chat", "changed", "firing", ["b2", "a1"]), ("mail", "changed", "firing", ["b2", "a1"])]
+    assert gist(desk.pass_time(100)) == changed
+
+
+def test_channel_that_was_never_told_is_not_told_the_end(tmp_path: Path) -> None:
+    channels = "channels: {chat: {type: x}, mail: {type: x}}\n"
+    desk = Desk(plan(channels + "route: {to: [chat]}", tmp_path))
+    desk.page(alert())
+    desk.pass_time(30)
+    desk.restart(plan(channels + "route: {to: [mail]}", tmp_path))
+    desk.page(alert(state="resolved"))
+    assert gist(desk.pass_time(100)) == [("chat", "resolved", "resolved", ["a1"])]
+
+
+def test_texts_however_long_and_repetitive_make_no_message_that_the_log_refuses() -> None:
+    desk = Desk()
+    for number in range(20):
+        desk.page(alert(f"{number:02}", summary="x" * 900_000, evidence={"window": 1}))
+    [told] = desk.pass_time(30)
+    assert len(told.alerts) == 20
+    assert len(msgspec.json.encode(told)) < LARGE_RECORD_BYTES // 2
+
+
+def test_long_name_of_a_silence_is_refused_and_not_remembered() -> None:
+    desk = Desk()
+    unsilence = Unsilence(id="u", time_unix_s=T0, by="ann", silence_id="x" * 201)
+    [letter] = desk.task.process("pages", [Stored(msgspec.json.encode(unsilence), 0, round(T0 * 1000))])
+    assert letter.topic == "deadletter"
+
+
+def test_what_has_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    inhibit = "inhibit: [{source: ['rule=\"slow\"'], target: ['severity=\"info\"'], equal: [host]}]\n"
+    desk = Desk(plan("channels: {chat: {type: x}}\nroute: {to: [chat], group_by: [host]}\n" + inhibit, tmp_path))
+    for number in range(20):
+        labels = {"host": f"pod-{number}"}
+        desk.page(alert(f"{number}", labels=labels), at=100.0 * number)
+        desk.pass_time(100 * number + 15)
+        desk.page(alert(f"{number}", state="resolved", labels=labels))
+        desk.pass_time(100 * number + 90, step=5)
+    assert len(desk.all) == 40
+    desk.pass_time(2100, step=5)
+    assert desk.task._groups_bytes == 0  # or the limit of groups would mean ever more, and another after a restart
+    assert not any(tally for tallies in desk.task._inhibitions._sources for tally in tallies)
+
+
+def test_group_that_an_unheard_alert_has_left_is_forgotten(tmp_path: Path) -> None:
+    routes = "channels: {chat: {type: x}}\nroute: {to: [chat], routes: [{matchers: ['severity=critical']}]}\n"
+    desk = Desk(plan(routes, tmp_path))
+    desk.page(silence('service="shop"'))
+    desk.page(alert())
+    desk.pass_time(20)
+    desk.page(alert(severity="critical", transition=2))
+    desk.page(alert(state="resolved"))
+    assert desk.pass_time(100) == []
+    assert list(desk.task.waiting) == []
+
+
+def test_fallback_that_hears_of_an_alert_after_its_end_hears_the_end_too(tmp_path: Path) -> None:
+    channels = "channels: {chat: {type: x}, page: {type: x}}\nroute: {to: [chat], group_interval: 20s}"
+    desk = Desk(plan(channels, tmp_path))
+    desk.page(alert())
+    [told] = desk.pass_time(15)
+    desk.page(alert(state="resolved"))
+    assert gist(desk.pass_time(60)) == [("chat", "resolved", "resolved", ["a1"])]
+    failing = Delivery(
+        id=told.id, channel="chat", group=told.group, outcome="failing", time_unix_s=T0, notification=told
+    )
+    instead = [each for each in desk.page(failing, at=70.0) if each.group == told.group]
+    assert gist(instead) == [("page", "new", "firing", ["a1"]), ("page", "resolved", "resolved", ["a1"])]
+    assert instead[0].id != instead[1].id
+    assert instead[1].alerts[0].state == "resolved"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from cramjam import zstd
@@ -128,8 +128,17 @@ class DecideTask:
         state.plan, state.openings, state.storms = self._plan_digest, {}, {}
         for channel in [each for each in state.troubles if each not in self._plan.channels]:
             self._end_trouble(channel, f"channel {channel} is in the file no more")
+        for group in self._groups.values():
+            if group.channels and not any(channel in self._plan.channels for channel in group.channels):
+                self._forget_told(group)
         for alert in list(self._following):
             self._route(alert)
+
+    def _forget_told(self, group: Group) -> None:
+        """Nobody who was told is in the file any more: whoever is now knows nothing of it."""
+        for member in group.members.values():
+            member.told, member.rank, member.acknowledged = -1, Member().rank, False
+        group.rank = Member().rank
 
     def _take_over(self, state: _State) -> None:
         self._state, self._silences = state, state.silences
@@ -242,7 +251,8 @@ class DecideTask:
         member, leaf = group.members[alert.number], self._leaf(group)
         if not member.known and (member.left or not alert.active):
             self._leave(group, alert)
-        if alert.active and (member.left or not self._is_heard(alert) or self._plan.is_muted(leaf, self._now)):
+        unheard = member.left or not self._is_heard(alert) or self._plan.is_muted(leaf, self._now)
+        if alert.active and unheard and group.members:
             self._look(group, self._recheck(leaf))
         elif member.known or alert.active or not group.members:
             worse = bool(group.channels) and alert.active and alert.rank < group.rank
@@ -359,7 +369,8 @@ class DecideTask:
         seen = self._hear(group, leaf)
         cause = deduplicate(group, seen, leaf, now)
         if cause and (now >= group.not_before or (group.channels and is_urgent(group, seen))):
-            yield from self._tell(group, leaf, seen, cause, group.channels or leaf.to)
+            told = leaf.to if cause != "resolved" else ()  # who is told by now, should the file have changed
+            yield from self._tell(group, leaf, seen, cause, (*group.channels, *told))
             self._note_told(group, leaf, seen)
             if cause == "resolved":
                 group = self._begin_again(group, leaf)
@@ -385,7 +396,7 @@ class DecideTask:
     ) -> Iterator[Notification]:
         """One message to each channel, and to those in place of one that is in trouble."""
         to = self._reached(channels, leaf)
-        group.channels = list(dict.fromkeys((*group.channels, *to)))
+        self._add_channels(group, to)
         told = sorted((each for each in seen if each.opens or each.goes_on or each.ends), key=_by_importance)
         group.messages += 1
         alerts = list(_fitting(each.alert.told() for each in told[:MOST_TOLD]))
@@ -401,6 +412,11 @@ class DecideTask:
                 omitted=len(told) - len(alerts),
                 created_unix_s=self._now,
             )
+
+    def _add_channels(self, group: Group, channels: Iterable[str]) -> None:
+        self._groups_bytes -= group.size
+        group.channels = list(dict.fromkeys((*group.channels, *channels)))
+        self._groups_bytes += group.size
 
     def _note_told(self, group: Group, leaf: Leaf, seen: Iterable[Seen]) -> None:
         """What people know from now on."""
@@ -489,11 +505,14 @@ class DecideTask:
         known = group.channels if group else ()
         for other in self._others(told.channel, leaf):
             if other not in known or other not in self._plan.channels:
-                yield msgspec.structs.replace(
+                copy = msgspec.structs.replace(
                     told, id=digest((told.id, other), size=16), channel=other, created_unix_s=self._now
                 )
-                if group:
-                    group.channels.append(other)
+                yield copy
+                if group and group.members:
+                    self._add_channels(group, [other])
+                elif told.status == "firing":
+                    yield _ended(copy)
 
     def _tell_all_since(self, first: Notification, channel: str) -> Iterator[Notification]:
         """What waits behind that message, group by group."""
@@ -515,6 +534,17 @@ class DecideTask:
     def _outgoing(self, notification: Notification) -> Outgoing:
         value = msgspec.json.encode(notification)
         return Outgoing(NOTIFICATIONS, notification.group.encode(), value, (SCHEMA_HEADER,), self._partition)
+
+
+def _ended(told: Notification) -> Notification:
+    """The end of what was handed on after it was over: the records of that are on their way to another channel."""
+    over: dict[str, Any] = {"state": "resolved", "updated_unix_s": told.created_unix_s}
+    alerts = [
+        msgspec.structs.replace(each, **over, ended_unix_s=told.created_unix_s, transition=each.transition + 1)
+        for each in told.alerts
+    ]
+    id_ = digest((told.id, "ended"), size=16)
+    return msgspec.structs.replace(told, id=id_, cause="resolved", status="resolved", alerts=alerts)
 
 
 def _by_importance(each: Seen) -> tuple[bool, int, bool, float, str]:

@@ -210,10 +210,10 @@ def without_evidence(alert: Alert) -> Alert:
 
 def _stories(alert: Alert) -> Iterator[bytes]:
     """The record compressed, the best first."""
-    for each in (alert, without_evidence(alert)):
-        text = msgspec.json.encode(each)
-        if each.evidence or len(text) <= TEXTS_BYTES:
-            yield bytes(zstd.compress(text, 1))
+    plain = without_evidence(alert)
+    if len(msgspec.json.encode(plain)) <= TEXTS_BYTES:
+        for each in (alert, plain):
+            yield bytes(zstd.compress(msgspec.json.encode(each), 1))
 
 
 def _fitting(labels: dict[str, str]) -> dict[str, str]:

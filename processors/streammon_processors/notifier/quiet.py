@@ -76,8 +76,8 @@ class Inhibitions:
             if matches(each.sources, labels):
                 found = True
                 key = _equal(each, labels)
-                all_[key] += by
-                one_sided[key] += by if not matches(each.targets, labels) else 0
+                _add(all_, key, by)
+                _add(one_sided, key, by if not matches(each.targets, labels) else 0)
         return found
 
     def keep_quiet(self, labels: Labels) -> bool:
@@ -87,6 +87,13 @@ class Inhibitions:
                 if sources.get(_equal(each, labels), 0) > 0:
                     return True
         return False
+
+
+def _add(tally: Tally[tuple[str, ...]], key: tuple[str, ...], by: int) -> None:
+    """Nothing is left of what comes to nothing."""
+    tally[key] += by
+    if not tally[key]:
+        del tally[key]
 
 
 def _equal(each: Inhibition, labels: Labels) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from streammon.durations import shown as shown_duration
 from streammon.results import Alert
 from streammon_processors.rules.description import Level, Rule
 from streammon_processors.rules.episodes import Episode
-from streammon_processors.rules.expression import Evaluation, Reason, quantity, reasons, tell, value_at
+from streammon_processors.rules.expression import Evaluation, Reason, came_out_of, quantity, reasons, tell, value_at
 from streammon_processors.rules.words import shown
 
 _MAX_EVIDENCE_BYTES: Final = 100_000
@@ -33,7 +33,7 @@ def of_window(rule: Rule, episode: Episode, sight: Sight) -> tuple[Episode, Aler
     """What a window has made of an episode, told; the episode remembers what was said."""
     found, held = _why(rule, episode, sight)
     value = value_at(found[0].about, sight.evaluation, sight.row) if found else None
-    said = " and ".join(tell(reason, sight.evaluation, sight.row) for reason in found) or "heard again"
+    said = " and ".join(tell(reason, sight.evaluation, sight.row) for reason in found) or _without_numbers(rule, sight)
     condition = said[:_MAX_CONDITION] + held
     if episode.state != "resolved" and found and value is not None:
         unit = quantity(found[0].about)
@@ -72,7 +72,7 @@ def orphaned(episode: Episode, rule: Rule | None, now_unix_s: float) -> Alert:
         labels=episode.series,
         value=None,
         condition=f"the rule was {what}",
-        summary=f"{episode.rule}: no longer followed, because the rule was {what} while it was firing",
+        summary=f"{episode.rule}: no longer followed, because the rule was {what} while it was {episode.state}",
         started_unix_s=episode.since_unix_s,
         updated_unix_s=now,
         ended_unix_s=now,
@@ -91,6 +91,12 @@ def _why(rule: Rule, episode: Episode, sight: Sight) -> tuple[Sequence[Reason], 
     held = f" for {held_s:.6g} s" if level.hold_s and rung.firing else ""
     breached = [*reasons(level.breach, True, sight.evaluation, sight.row)]
     return breached or [*reasons(level.clear, False, sight.evaluation, sight.row)], held
+
+
+def _without_numbers(rule: Rule, sight: Sight) -> str:
+    """Why, where no comparison of numbers has decided."""
+    said = (came_out_of(condition, sight.evaluation, sight.row) for condition in rule.conditions)
+    return "heard again" if all(each is None for each in said) else "its labels say so"
 
 
 def _over(level: Level, episode: Episode, sight: Sight) -> Sequence[Reason]:

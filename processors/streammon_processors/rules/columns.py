@@ -269,8 +269,10 @@ class ColumnTask(RulesTask):
             if not number:
                 self._pass(place, ms(seen.end_unix_s), news)
             if not lane.is_back_in_time(seen):
+                before_end = lane.clock.newest_end
                 if lane.advance(seen, offset, before, self._log.time):
                     self._begin(self._log, place, lane, seen, news)
+                lane.sweep(before_end)
                 taking.take(place, row, columns)
 
 

@@ -347,7 +347,7 @@ class Reason:
 
 def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Iterator[Reason]:
     """The comparisons that made it so, of one window; none if it is not so. Conditions on labels are no news."""
-    if is_about_labels(node) or not isinstance(node, Call) or _came_out(node, evaluation, row) is not came_out:
+    if is_about_labels(node) or not isinstance(node, Call) or came_out_of(node, evaluation, row) is not came_out:
         return
     match node.function, node.arguments:
         case "!_", (one,):
@@ -356,7 +356,7 @@ def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Ite
             for part in parts:
                 yield from reasons(part, came_out, evaluation, row)
         case "_?_:_", (condition, one, other):
-            chosen = one if _came_out(condition, evaluation, row) else other
+            chosen = one if came_out_of(condition, evaluation, row) else other
             yield from reasons(chosen, came_out, evaluation, row)
         case "@in", (value, Options(items)):
             for item in items:
@@ -366,7 +366,8 @@ def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Ite
             yield Reason(left, sign if came_out else opposite, right)
 
 
-def _came_out(condition: Node, evaluation: Evaluation, row: int) -> bool | None:
+def came_out_of(condition: Node, evaluation: Evaluation, row: int) -> bool | None:
+    """What a condition says of one window; None: it does not say."""
     yes, no = (known[row] if np.ndim(known) else known for known in evaluation.truth(condition))
     return True if yes else False if no else None
 

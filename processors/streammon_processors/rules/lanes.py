@@ -40,6 +40,7 @@ SortedLabels = tuple[tuple[str, str], ...]
 LaneKey: TypeAlias = tuple[str, Shape | None, bool]
 """What the windows are of (`Rule.stream`), shape (None: base windows), and whether its past is in the snapshot."""
 _Time = Annotated[float, Meta(ge=0, lt=MAX_TIME_UNIX_S)]
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Seen(Struct, tag_field="type", tag="window", gc=False):
@@ -50,7 +51,7 @@ class Seen(Struct, tag_field="type", tag="window", gc=False):
     series: Labels
     start_unix_s: _Time
     end_unix_s: _Time
-    count: int
+    count: _Count
     size_s: float = 0.0
     of_s: float | None = None
     kind: Kind = "tumbling"
@@ -136,6 +137,11 @@ class LogTime(Struct, array_like=True, frozen=True):
         step_ms = min(max(stamp_ms - self.newest_ms, 0), round(1000 * PATIENCE_S))
         return LogTime(self.passed_ms + step_ms, max(stamp_ms, self.newest_ms))
 
+    @property
+    def still_ms(self) -> int:
+        """How much time does not count, because nobody wrote; only its growth means something."""
+        return self.newest_ms - self.passed_ms
+
     def is_another_second(self, before: LogTime) -> bool:
         return self.passed_ms // 1000 != before.passed_ms // 1000
 
@@ -146,6 +152,18 @@ class Clock(Struct, array_like=True, frozen=True):
     newest_start: float = 0.0
     newest_end: float = 0.0
     read_ms: int = 0
+    still_ms: int = 0
+    passed_over_s: float = 0.0
+    """Of its event time: gaps for all, while the whole log was still."""
+
+    @property
+    def counted_s(self) -> float:
+        return self.newest_end - self.passed_over_s
+
+    def after(self, start: float, end: float, time: LogTime) -> Clock:
+        gap_s = min(start - self.newest_end, (time.still_ms - self.still_ms) / 1000) if self.newest_end else 0.0
+        passed_over_s = self.passed_over_s + max(0.0, gap_s)
+        return Clock(start, max(self.newest_end, end), time.passed_ms, time.still_ms, passed_over_s)
 
     def now(self, time: LogTime) -> float:
         """The event time of the lane: that of its windows; where none come, as much later as the log is."""
@@ -315,8 +333,8 @@ class Lane:
         asking = (rule for rule in self.rules if rule.horizon_s)
         return any(rule.name not in self._where or self._where[rule.name][row] for rule in asking)
 
-    def _sweep(self, before_end: float) -> None:
-        """Give up the series that were not heard for so long that nobody asks for them any more."""
+    def sweep(self, before_end: float) -> None:
+        """Give up the series that were not heard for so long that nobody asks for them any more. It was told before."""
         keep_s = max(self.horizon_s, 600.0)
         newest = self.clock.newest_end
         if newest // (keep_s / 4) != before_end // (keep_s / 4):
@@ -350,21 +368,27 @@ class Lane:
         return window.start_unix_s < self.clock.newest_start
 
     def advance(self, window: Seen, offset: int, before: LogTime, time: LogTime) -> bool:
-        """Take note of the time of a window; whether it is a new one. Sessions end in order, and do not begin so."""
+        """Take note of the time of a window; whether that goes on. Sessions end in order, and do not begin so."""
         if self.remembers and not self.is_kept:
             self._mark(Mark(offset, self.clock, before))
-        is_new = window.kind != "session" and window.start_unix_s != self.clock.newest_start
-        start = window.start_unix_s if window.kind != "session" else self.clock.newest_start
-        before_end = self.clock.newest_end
-        self.clock = Clock(start, max(before_end, window.end_unix_s), time.passed_ms)
-        self._sweep(before_end)
-        return is_new
+        last, is_session = self.clock, window.kind == "session"
+        start = last.newest_start if is_session else window.start_unix_s
+        self.clock = last.after(start, window.end_unix_s, time)
+        self._pass_over(self.clock.passed_over_s - last.passed_over_s)
+        return self.clock.newest_end > last.newest_end if is_session else start != last.newest_start
+
+    def _pass_over(self, gap_s: float) -> None:
+        """No series fell silent while nobody wrote anything."""
+        if gap_s:
+            self.heard[self.heard >= 0] += gap_s
+            self.streak[self.streak >= 0] += gap_s
+            self._dumped = None
 
     def _mark(self, mark: Mark) -> None:
-        marks, newest = self.marks, mark.clock.newest_end
-        if not marks or newest >= marks[-1].clock.newest_end + self.horizon_s / _MARKS:
+        marks, newest = self.marks, mark.clock.counted_s
+        if not marks or newest >= marks[-1].clock.counted_s + self.horizon_s / _MARKS:
             marks.append(mark)
-        while len(marks) > 1 and marks[1].clock.newest_end <= newest - self.horizon_s:
+        while len(marks) > 1 and marks[1].clock.counted_s <= newest - self.horizon_s:
             del marks[0]
 
     def silent(self, time: LogTime) -> Iterator[Silence]:
@@ -404,7 +428,7 @@ class Lane:
         if self.remembers:
             fresh = self.streak[rows] < 0
             self.streak[rows[~fresh & (start - self.heard[rows] >= self._longest_silence_s)]] = start
-            for row in rows[fresh].tolist():
+            for row in filter(self._is_asked_for, rows[fresh].tolist()):
                 self._remember(row, start)
             for quiet in self._quiet.values():
                 quiet[rows] = False

@@ -134,7 +134,7 @@ class RulesTask:
         self._order = {rule.name: place for place, rule in enumerate(rules)}
         self._decode = window_decoder(rules)
         self._episodes: dict[str, dict[SortedLabels, Episode]] = {rule.name: {} for rule in rules}
-        self._orphans: list[Episode] = []  # firing, but their rule is gone or decides otherwise now
+        self._orphans: list[Episode] = []  # their rule is gone, or decides otherwise now
 
     @property
     def waiting(self) -> Sequence[str]:
@@ -170,7 +170,7 @@ class RulesTask:
         self._episodes = {rule.name: {} for rule in self._rules}
         for episode in known:
             self._episodes[episode.rule][sorted_labels(episode.series)] = episode
-        self._orphans = [each for each in state.episodes if each.fired and not self._still_decides(each)]
+        self._orphans = [each for each in state.episodes if not self._still_decides(each)]
         self._state_bytes = sum(_size_bytes(_key(episode)) for episode in known)
 
     def offsets(self) -> Mapping[str, int]:
@@ -226,8 +226,10 @@ class RulesTask:
         labels = sorted_labels(window.series)
         for lane in lanes:
             if record.offset >= lane.begins_at and not lane.is_back_in_time(window):
+                before_end = lane.clock.newest_end
                 if lane.advance(window, record.offset, before, log.time):
                     self._begin(log, place, lane, window, news)
+                lane.sweep(before_end)
                 if not lane.take(-1 if again else place, window, labels):
                     SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(not again)
 
@@ -316,12 +318,17 @@ class RulesTask:
         """What was pending and has not been heard of for too long is given up."""
         for rule in rules:
             patience_s = max(_PATIENCE_S, *(level.hold_s for level in rule.levels))
-            for labels, episode in list(self._episodes[rule.name].items()):
-                if not episode.fired and start - episode.through_unix_s > patience_s:
-                    yield from self._keep(rule, labels, given_up(episode), partial(never_fired, rule))
+            followed = self._episodes[rule.name]
+            unheard = [
+                labels
+                for labels, episode in followed.items()
+                if not episode.fired and start - episode.through_unix_s > patience_s
+            ]
+            for labels in sorted(unheard):  # and not as they came, which a snapshot does not know
+                yield from self._keep(rule, labels, given_up(followed[labels]), partial(never_fired, rule))
 
     def _retire(self, window: Seen) -> Iterable[Alert]:
-        """Resolve what is firing without its rule."""
+        """Resolve what goes on without its rule."""
         orphans, self._orphans = self._orphans, []
         return [orphaned(episode, self._rules.by_name.get(episode.rule), window.end_unix_s) for episode in orphans]
 

@@ -31,6 +31,7 @@ from msgspec import Struct
 from streammon.clock import Clock, system_clock
 from streammon.errors import Retryable
 from streammon.results import Alert
+from streammon.visible import visible
 from streammon_sinks.decoding import decode_all
 from streammon_sinks.delivery import Item, Refused
 from streammon_sinks.notify.channel import Channel, Memory, Notification
@@ -101,7 +102,7 @@ class ConsoleNotifier:
         late_s = now - alert.updated_unix_s
         late = f" ({_age(late_s)} ago)" if late_s > _LATE_S else ""
         what = self._colored(f"{alert.severity.upper():<8} {alert.state:<8}", alert)
-        return f"{_when(alert.updated_unix_s, self._zone)}{late} {what}  {_visible(' · '.join(_told(alert)))}"
+        return f"{_when(alert.updated_unix_s, self._zone)}{late} {what}  {visible(' · '.join(_told(alert)))}"
 
     def _colored(self, text: str, alert: Alert) -> str:
         color = _COLORS.get(alert.state) or _COLORS[alert.severity]
@@ -155,11 +156,6 @@ def _told(alert: Alert) -> Iterator[str]:
         yield " ".join(f"{label}={value}" for label, value in alert.labels.items())
     if alert.state != "resolved":
         yield from (text for text in (alert.contact, alert.runbook_url) if text)
-
-
-def _visible(text: str) -> str:
-    """Text that can neither move the cursor nor begin a line."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _when(unix_s: float, zone: tzinfo | None) -> str:

@@ -198,12 +198,13 @@ async def test_each_group_has_a_memory_of_its_own(place: Place) -> None:
 async def test_what_is_no_notification_is_one_dead_letter_and_holds_up_nobody(place: Place) -> None:
     await place.append(b"{")
     await place.append(b'{"type":"notification","schema":1}')
+    await place.tell("about nothing", channel="console", alerts=[])
     await place.tell("n1")
     await place.tell("c1", channel="console")
     async with place.delivering(Scripted()), place.delivering(Scripted(), "console"):
         await eventually(lambda: _count(place.outcomes(), 2))
     letters = [each async for _, records in read(place.broker, ["deadletter"]) for each in records]
-    assert [dict(each.headers)["reason"] for each in letters] == [b"invalid_json", b"invalid_event"]
+    assert [dict(each.headers)["reason"] for each in letters] == [b"invalid_json"] + 2 * [b"invalid_event"]
 
 
 async def _count(found: Awaitable[list[Any]], number: int) -> bool:
