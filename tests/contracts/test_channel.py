@@ -183,7 +183,8 @@ async def test_a_fault_ends_as_the_contract_says_and_shows_no_secret(
     counterpart.misbehave(fault)
     channel = counterpart.open()
     error = await _error_of(channel.deliver(notification(), {}))
-    assert type(error) is (expected or type(None)), error
+    assert isinstance(error, expected or type(None)), error
+    assert isinstance(error, Backpressure) == (expected is Backpressure), error
     if isinstance(error, Backpressure) and fault is Fault.BUSY:
         assert error.retry_after_s == RETRY_AFTER_S
     seen = [*_shown(error), repr(channel), str(channel), repr(vars(channel)), caplog.text, *capfd.readouterr()]
