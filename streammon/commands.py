@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -60,11 +60,18 @@ def matcher(text: str) -> Matcher:
 
 
 @lru_cache(maxsize=1024)
-def _pattern(text: str) -> re.Pattern[str]:
+def _pattern(text: str) -> Any:
+    """A pattern of RE2, as Alertmanager's: some of Python's take years for a short text, and hold up everybody."""
+    import re2  # only who uses regular expressions loads it
+
+    options = re2.Options()
+    options.log_errors = False
     try:
-        return re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+        return re2.compile(text, options)
+    except re2.error as error:
+        said = error.args[0]
+        why = said.decode(errors="replace") if isinstance(said, bytes) else said
+        raise ValueError(f"{text!r} is no regular expression: {why}") from None
 
 
 _Id = Annotated[str, Meta(max_length=200)]
