@@ -124,7 +124,7 @@ async def process(
         await together(stop, *(run_reloading(broker, make, settings, stop=stop) for make in made))
 
 
-rules_app = typer.Typer(help="Alert rules: run them on the windows, or check a file of them.", no_args_is_help=True)
+rules_app = typer.Typer(help="Alert rules: run, check, test and backtest them.", no_args_is_help=True)
 app.add_typer(rules_app, name="rules")
 
 
