@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from streammon.broker import Outgoing, Record
 from streammon.commands import Silence, Unsilence
+from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.notifications import Cause, Delivery, Notification
 from streammon.results import Alert, AlertState
@@ -29,7 +30,7 @@ from streammon.wire import SCHEMA_HEADER
 from streammon_processors.notifier.description import CONSOLE, Leaf, Plan
 from streammon_processors.notifier.following import ALERTS_BYTES, LIMITED, OWN, Followed, Following, Limit
 from streammon_processors.notifier.following import without_evidence as _without_evidence
-from streammon_processors.notifier.gather import PAGES, decode, refused
+from streammon_processors.notifier.gather import PAGES, decode
 from streammon_processors.notifier.groups import (
     GROUPS_BYTES,
     MAX_GROUPS,
@@ -166,7 +167,7 @@ class DecideTask:
             if record.value != TICK:
                 yield from map(self._outgoing, self._take_in(record.value or b""))
         except Rejected as error:
-            yield refused(error, topic, record, self._partition)
+            yield dead_letter_of(topic, record, error, to_partition=self._partition)
         yield from map(self._outgoing, self._decide_due())
 
     def _take_in(self, value: bytes) -> Iterator[Notification]:

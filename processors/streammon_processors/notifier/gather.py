@@ -13,13 +13,12 @@ import msgspec
 
 from streammon.broker import Outgoing, Record
 from streammon.commands import Acknowledge, Approve, Silence, Unsilence
-from streammon.deadletter import dead_letter
-from streammon.errors import Reason, Rejected
-from streammon.events import SCHEMA
+from streammon.deadletter import dead_letter_of
+from streammon.errors import Rejected
 from streammon.notifications import Delivery
 from streammon.results import Alert
 from streammon.tick import TICK
-from streammon.wire import SCHEMA_HEADER
+from streammon.wire import SCHEMA_HEADER, read_message
 
 PAGES: Final = "pages"
 Page = Alert | Silence | Unsilence | Delivery
@@ -59,7 +58,7 @@ class GatherTask:
             if _is_to_be_decided(decode(record.value)):
                 yield Outgoing(PAGES, record.key, record.value, (SCHEMA_HEADER,), 0)
         except Rejected as error:
-            yield refused(error, topic, record, self._partition)
+            yield dead_letter_of(topic, record, error, to_partition=self._partition)
 
 
 def _is_to_be_decided(content: _Input) -> bool:
@@ -71,28 +70,7 @@ def _is_to_be_decided(content: _Input) -> bool:
 
 def decode(value: bytes) -> _Input:
     """What stands in a record of `alerts`, `commands` or `pages`. Raises Rejected."""
-    try:
-        content = _DECODER.decode(value)
-    except msgspec.ValidationError as error:
-        raise Rejected(Reason.INVALID_EVENT, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected(Reason.INVALID_JSON, str(error)) from None
-    if content.schema != SCHEMA:
-        raise Rejected(Reason.UNKNOWN_SCHEMA, f"schema is {content.schema}; known: {SCHEMA}")
-    return content
-
-
-def refused(error: Rejected, topic: str, record: Record, partition: int) -> Outgoing:
-    """The dead letter about a record."""
-    return dead_letter(
-        error.reason,
-        error.detail,
-        topic=topic,
-        value=record.value,
-        partition=record.partition,
-        offset=record.offset,
-        to_partition=partition,
-    )
+    return read_message(_DECODER.decode, value)
 
 
 def page_time(value: bytes) -> float | None:

@@ -37,7 +37,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from streammon.backoff import Backoff
 from streammon.broker import Broker, Member, Outgoing, Record, TopicPartition, Transactor
 from streammon.clock import Clock, system_clock
-from streammon.deadletter import dead_letter
+from streammon.deadletter import dead_letter_of
 from streammon.durations import shown
 from streammon.errors import ConfigError, Fenced, Reason, Rejected, Retryable
 from streammon.notifications import Delivery, Memory, Notification, Outcome
@@ -315,8 +315,7 @@ class _Owner:
         """Of a record that is no notification: one, although every channel has read it."""
         if self._one.name != "console":  # the channel that there is in every file
             return []
-        where = {"topic": NOTIFICATIONS.topic, "partition": NOTIFICATIONS.partition, "to_partition": 0}
-        return [dead_letter(error.reason, error.detail, value=record.value, offset=record.offset, **where)]  # type: ignore[arg-type]
+        return [dead_letter_of(NOTIFICATIONS.topic, record, error, to_partition=0)]
 
     async def _pass_over(self, offset: int, outputs: Sequence[Outgoing]) -> None:
         self._next_offset = offset
