@@ -6,19 +6,18 @@ those that never did, and commands that are no business of the notifier (an ackn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from streammon.broker import Outgoing, Record
 from streammon.commands import Acknowledge, Approve, Silence, Unsilence
-from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.notifications import Delivery
 from streammon.results import Alert
-from streammon.tick import TICK
 from streammon.wire import SCHEMA_HEADER, read_message
+from streammon_processors.copying import CopyTask
 
 PAGES: Final = "pages"
 Page = Alert | Silence | Unsilence | Delivery
@@ -26,39 +25,12 @@ _Input = Alert | Silence | Unsilence | Acknowledge | Approve | Delivery
 _DECODER: Final[msgspec.json.Decoder[_Input]] = msgspec.json.Decoder(_Input)
 
 
-class GatherTask:
+class GatherTask(CopyTask):
     """Copies what is to be decided from one partition of `alerts` and of `commands` into `pages`."""
 
-    waiting: Sequence[str] = ()
-
-    def __init__(self, partition: int) -> None:
-        self._partition = partition
-        self._next: dict[str, int] = {}
-
-    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
-        return [outgoing for record in records for outgoing in self._process_one(topic, record)]
-
-    def snapshot(self) -> bytes:
-        return msgspec.json.encode(self._next, order="sorted")
-
-    def restore(self, snapshot: bytes) -> None:
-        self._next = msgspec.json.decode(snapshot, type=dict[str, int])
-
-    def offsets(self) -> Mapping[str, int]:
-        return dict(self._next)
-
-    def watermarks(self) -> Mapping[str, float]:
-        return {}
-
-    def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
-        self._next[topic] = record.offset + 1
-        if record.value is None or record.value == TICK:  # the tombstone of an alert that ended long ago
-            return
-        try:
-            if _is_to_be_decided(decode(record.value)):
-                yield Outgoing(PAGES, record.key, record.value, (SCHEMA_HEADER,), 0)
-        except Rejected as error:
-            yield dead_letter_of(topic, record, error, to_partition=self._partition)
+    def copies(self, record: Record, value: bytes) -> Iterator[Outgoing]:
+        if _is_to_be_decided(decode(value)):
+            yield Outgoing(PAGES, record.key, value, (SCHEMA_HEADER,), 0)
 
 
 def _is_to_be_decided(content: _Input) -> bool:

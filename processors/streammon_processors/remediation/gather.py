@@ -6,7 +6,7 @@ in any partition, too: it comes after what it approves, which somebody has read 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -14,59 +14,28 @@ from msgspec.structs import replace
 
 from streammon.broker import Outgoing, Record
 from streammon.commands import Acknowledge, Approve, Silence, Unsilence
-from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.remediation import REMEDIES, Execution
 from streammon.results import Alert
-from streammon.tick import TICK
 from streammon.wire import SCHEMA_HEADER, read_message
+from streammon_processors.copying import CopyTask
 
 _Input = Alert | Acknowledge | Approve | Silence | Unsilence
 _DECODER: Final[msgspec.json.Decoder[_Input]] = msgspec.json.Decoder(_Input)
 _REMEDY: Final[msgspec.json.Decoder[Alert | Approve | Execution]] = msgspec.json.Decoder(Alert | Approve | Execution)
 
 
-class GatherRemediesTask:
+class GatherRemediesTask(CopyTask):
     """Copies what remediation is decided by from one partition of `alerts` and of `commands` into `remedies`."""
 
-    waiting: Sequence[str] = ()
-
-    def __init__(self, partition: int) -> None:
-        self._partition = partition
-        self._next: dict[str, int] = {}
-
-    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
-        return [outgoing for record in records for outgoing in self._process_one(topic, record)]
-
-    def snapshot(self) -> bytes:
-        return msgspec.json.encode(self._next, order="sorted")
-
-    def restore(self, snapshot: bytes) -> None:
-        self._next = msgspec.json.decode(snapshot, type=dict[str, int])
-
-    def offsets(self) -> Mapping[str, int]:
-        return dict(self._next)
-
-    def watermarks(self) -> Mapping[str, float]:
-        return {}
-
-    def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
-        self._next[topic] = record.offset + 1
-        if record.value is None or record.value == TICK:  # the tombstone of an alert that ended long ago
-            return
-        try:
-            content = read_message(_DECODER.decode, record.value)
-        except Rejected as error:
-            yield dead_letter_of(topic, record, error, to_partition=self._partition)
-            return
-        match content:
-            case Alert() if _concerns(content):
+    def copies(self, record: Record, value: bytes) -> Iterator[Outgoing]:
+        match read_message(_DECODER.decode, value):
+            case Alert() as alert if _concerns(alert):
                 # what was seen is evidence for people, and large
-                yield Outgoing(
-                    REMEDIES, record.key, msgspec.json.encode(replace(content, evidence={})), (SCHEMA_HEADER,), 0
-                )
+                without = msgspec.json.encode(replace(alert, evidence={}))
+                yield Outgoing(REMEDIES, record.key, without, (SCHEMA_HEADER,), 0)
             case Approve():
-                yield Outgoing(REMEDIES, record.key, record.value, (SCHEMA_HEADER,), 0)
+                yield Outgoing(REMEDIES, record.key, value, (SCHEMA_HEADER,), 0)
 
 
 def _concerns(alert: Alert) -> bool:
