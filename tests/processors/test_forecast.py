@@ -18,7 +18,7 @@ HOUR_S = 3600.0
 STEP_S = 60.0
 HISTORY_S = 6 * HOUR_S
 
-values = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, float("nan"), float("inf"), 1e300, -1e100]))
+values = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, 5e-324, -1e-311, float("nan"), float("inf"), 1e300, -1e100]))
 updates = st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2_000), values), max_size=150)
 
 
@@ -131,6 +131,13 @@ def test_a_constant_series_stays_and_reaches_nothing() -> None:
     assert (outlook.lower[0], outlook.expected[0], outlook.upper[0]) == (7, 7, 7)
     assert not outlook.trending[0]
     assert until(forecasts, 7.1) == until(forecasts, 6.9, falling=True) == (np.inf, np.inf, np.inf)
+
+
+def test_what_grows_too_slowly_for_any_number_of_seconds_reaches_nothing() -> None:
+    ends = every(STEP_S, HISTORY_S)
+    forecasts, outlook = of(np.arange(len(ends)) * 1e-311, ends)
+    assert outlook.trending[0]
+    assert until(forecasts, 1.0) == (np.inf, np.inf, np.inf)
 
 
 def test_growth_that_speeds_up_is_reached_sooner_than_by_the_line() -> None:

@@ -335,5 +335,6 @@ def _trending(now: Records) -> Flags:
 def _time(missing: Floats, pace: Floats, bend: Floats) -> Floats:
     """The t at which pace t + bend t^2 / 2 makes up for what is missing."""
     root = np.sqrt(np.maximum(pace * pace + 2 * bend * np.maximum(missing, 0), 0))
-    time = np.divide(2 * missing, pace + root, out=np.full(len(missing), np.inf), where=pace > 0)
+    with np.errstate(over="ignore"):  # so slow that it takes longer than any number: never
+        time = np.divide(2 * missing, pace + root, out=np.full(len(missing), np.inf), where=pace > 0)
     return np.where(missing <= 0, 0, time)
