@@ -135,7 +135,7 @@ def test_a_constant_series_stays_and_reaches_nothing() -> None:
 
 def test_what_grows_too_slowly_for_any_number_of_seconds_reaches_nothing() -> None:
     ends = every(STEP_S, HISTORY_S)
-    forecasts, outlook = of(np.arange(len(ends)) * 1e-311, ends)
+    forecasts, outlook = of(np.arange(float(len(ends))) * 1e-311, ends)
     assert outlook.trending[0]
     assert until(forecasts, 1.0) == (np.inf, np.inf, np.inf)
 
