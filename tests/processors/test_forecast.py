@@ -18,7 +18,9 @@ HOUR_S = 3600.0
 STEP_S = 60.0
 HISTORY_S = 6 * HOUR_S
 
-values = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, 5e-324, -1e-311, float("nan"), float("inf"), 1e300, -1e100]))
+values = st.one_of(
+    st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, 5e-324, -1e-311, float("nan"), float("inf"), 1e300, -1e100])
+)
 updates = st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2_000), values), max_size=150)
 
 
@@ -133,9 +135,10 @@ def test_a_constant_series_stays_and_reaches_nothing() -> None:
     assert until(forecasts, 7.1) == until(forecasts, 6.9, falling=True) == (np.inf, np.inf, np.inf)
 
 
-def test_what_grows_too_slowly_for_any_number_of_seconds_reaches_nothing() -> None:
+@pytest.mark.parametrize("step", [1e-311, 1e-307])
+def test_what_grows_too_slowly_for_any_number_of_seconds_reaches_nothing(step: float) -> None:
     ends = every(STEP_S, HISTORY_S)
-    forecasts, outlook = of(np.arange(float(len(ends))) * 1e-311, ends)
+    forecasts, outlook = of(np.arange(float(len(ends))) * step, ends)
     assert outlook.trending[0]
     assert until(forecasts, 1.0) == (np.inf, np.inf, np.inf)
 

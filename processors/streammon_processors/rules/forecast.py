@@ -146,6 +146,7 @@ class Forecasts(RowStates):
         """
         return in_rounds(self._update, rows, end_unix_s, values)
 
+    @np.errstate(over="ignore")  # what takes longer than any number of seconds never comes
     def time_until(self, rows: Rows, level: Floats, *, falling: bool = False) -> TimeUntil:
         """How long until the series rise (or fall) to their levels; 0 where they are there already."""
         now, sign = self.parts[0][rows], -1.0 if falling else 1.0
@@ -335,6 +336,5 @@ def _trending(now: Records) -> Flags:
 def _time(missing: Floats, pace: Floats, bend: Floats) -> Floats:
     """The t at which pace t + bend t^2 / 2 makes up for what is missing."""
     root = np.sqrt(np.maximum(pace * pace + 2 * bend * np.maximum(missing, 0), 0))
-    with np.errstate(over="ignore"):  # so slow that it takes longer than any number: never
-        time = np.divide(2 * missing, pace + root, out=np.full(len(missing), np.inf), where=pace > 0)
+    time = np.divide(2 * missing, pace + root, out=np.full(len(missing), np.inf), where=pace > 0)
     return np.where(missing <= 0, 0, time)
