@@ -17,8 +17,10 @@ import pytest
 
 from streammon import servers
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
-hypothesis.settings.load_profile("untimed")
+# How long an example takes is the machine's affair. What decides about a change tries the same examples every time, so
+# that it speaks of the change; new ones are tried wherever else the tests run.
+hypothesis.settings.register_profile("ours", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture(scope="session")
