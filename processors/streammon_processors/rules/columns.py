@@ -27,7 +27,7 @@ from streammon.sketch import Sketch
 from streammon.tick import TICK
 from streammon_processors.rules.description import path_of
 from streammon_processors.rules.expression import Bools, Floats
-from streammon_processors.rules.lanes import PATIENCE_S, Arrived, Batch, Lane, Seen, SortedLabels
+from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, Seen, SortedLabels
 from streammon_processors.rules.past import Ints, Look
 from streammon_processors.rules.task import Log, News, RulesTask, sorted_labels
 
@@ -287,10 +287,6 @@ class _Taking:
     def __init__(self, lane: Lane, block: Panel) -> None:
         self.lane, self.panel = lane, block
         self._rows = np.array([lane._rows.get(labels, -1) for labels in block.keys], dtype=np.int64)
-        self.waves: list[tuple[int, int, int]] = []
-        self.columns: list[tuple[Ints, Ints, Bools, Ints, Ints]] = []
-        """Of each wave: rows of the lane, places, whether remembered, rows and columns of the panel."""
-        self.count = 0
 
     def seen(self, row: int, column: int | None = None) -> Seen:
         """What every rule needs of a window; of all windows of a row alike, but for the series."""
@@ -301,13 +297,9 @@ class _Taking:
         return Seen(panel_.source, "main", series, start, start + panel_.size_s, count, panel_.size_s)
 
     def take(self, place: int, row: int, columns: Ints) -> None:
-        start = float(self.panel.starts[row])
-        rows = self._lane_rows(columns)
-        remembered = self.lane.take_wave(rows, start, start + self.panel.size_s)
-        self.waves.append((self.count, self.count + len(rows), round(start / self.lane.step_s)))
-        self.count += len(rows)
-        places = np.arange(place, place + len(rows))
-        self.columns.append((rows, places, remembered, np.full(len(rows), row), columns))
+        start, places = float(self.panel.starts[row]), np.arange(place, place + len(columns))
+        windows = Cells(self, row, columns)
+        self.lane.take_wave(start, start + self.panel.size_s, self._lane_rows(columns), places, windows)
 
     def _lane_rows(self, columns: Ints) -> Ints:
         """The rows of these series; of those that have none, or were given up, new ones."""
@@ -319,19 +311,36 @@ class _Taking:
         return rows
 
 
+class Cells(Sequence[Seen]):
+    """The windows of a wave, each made when it is looked at: few are."""
+
+    def __init__(self, taking: _Taking, row: int, columns: Ints) -> None:
+        self.taking, self.row, self.columns = taking, row, columns
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @overload
+    def __getitem__(self, at: int) -> Seen: ...
+    @overload
+    def __getitem__(self, at: slice) -> Cells: ...
+    def __getitem__(self, at: int | slice) -> Seen | Cells:
+        if isinstance(at, slice):
+            return Cells(self.taking, self.row, self.columns[at])
+        return self.taking.seen(self.row, int(self.columns[at]))
+
+
 class ColumnBatch(Batch):
     """A batch that never was records."""
 
     def __init__(self, taking: _Taking) -> None:
         self._taking = taking
+        waves = taking.lane.taken()
+        cells = [wave.windows for wave in waves if isinstance(wave.windows, Cells)]
         empty: Ints = np.zeros(0, dtype=np.int64)
-        parts = zip(*taking.columns, strict=True) if taking.columns else ([empty],) * 5
-        rows, places, remembered, self.panel_rows, self.panel_columns = map(np.concatenate, parts)
-        self._given = rows, places, remembered.astype(bool)
-        super().__init__(taking.lane, _Lazily(self))
-
-    def _columns(self) -> tuple[Ints, Ints, Bools]:
-        return self._given
+        self.panel_rows = np.repeat([each.row for each in cells], [len(each) for each in cells]) if cells else empty
+        self.panel_columns = np.concatenate([each.columns for each in cells]) if cells else empty
+        super().__init__(taking.lane, waves)
 
     def _column(self, name: str) -> Floats:
         column = self._taking.panel.numbers.get(name)
@@ -345,28 +354,5 @@ class ColumnBatch(Batch):
         cells = zip(self.panel_rows.tolist(), self.panel_columns.tolist(), strict=True)
         return (sketch(field, row, column) for row, column in cells)
 
-    def _waves(self) -> Iterator[tuple[int, int, int]]:
-        return iter(self._taking.waves)
-
-    def window(self, at: int) -> Arrived:
-        seen = self._taking.seen(*_cell(self, at))
-        return Arrived(int(self.places[at]), seen, int(self.rows[at]), bool(self._remembered[at]))
-
-
-class _Lazily(Sequence[Arrived]):
-    """The windows of a batch, each made when it is looked at: few are."""
-
-    def __init__(self, batch: ColumnBatch) -> None:
-        self._batch = batch
-
-    def __len__(self) -> int:
-        return len(self._batch.rows)
-
-    @overload
-    def __getitem__(self, at: int) -> Arrived: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Arrived]: ...
-    def __getitem__(self, at: int | slice) -> Arrived | Sequence[Arrived]:
-        if isinstance(at, slice):
-            return [self._batch.window(each) for each in range(*at.indices(len(self)))]
-        return self._batch.window(at)
+    def window(self, at: int) -> Seen:
+        return self._taking.seen(*_cell(self, at))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from functools import cache
+from functools import cache, cached_property
+from itertools import chain
+from operator import attrgetter
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
 
 from streammon.events import SCHEMA
 from streammon.results import Kind
@@ -95,6 +98,8 @@ def _type_of(name: str, below: Mapping[str, Any] | None) -> Any:
 @cache
 def getter(path: tuple[str, ...]) -> Callable[[Any], Any]:
     """What reads the value at the path of a decoded window; None where there is none."""
+    if len(path) == 1:
+        return attrgetter(*path)
 
     def get(window: Any) -> Any:
         for key in path:
@@ -106,14 +111,17 @@ def getter(path: tuple[str, ...]) -> Callable[[Any], Any]:
     return get
 
 
-class Arrived(NamedTuple):
-    """A window, the place of its record in the batch, the row of its series, and whether that is remembered."""
+class Wave(NamedTuple):
+    """Windows that start at one time, each of another series; all arrays have shape (n,)."""
 
-    place: int
-    """Negative: it was decided on before, and is here for the past that it is part of."""
-    window: Seen
-    row: int
-    remembered: bool
+    start_unix_s: float
+    rows: Ints
+    """Of their series in the lane."""
+    places: Ints
+    """Of their records in the batch. Negative: decided on before, and here for the past that they are part of."""
+    remembered: Bools
+    """Whether the past of the series is kept."""
+    windows: Sequence[Seen]
 
 
 class Silence(NamedTuple):
@@ -144,6 +152,32 @@ class LogTime(Struct, array_like=True, frozen=True):
 
     def is_another_second(self, before: LogTime) -> bool:
         return self.passed_ms // 1000 != before.passed_ms // 1000
+
+    def through(self, stamps_ms: Ints) -> LogTimes:
+        """What `after` makes of each record, one after the other."""
+        newest = np.maximum.accumulate(np.concatenate(([self.newest_ms or stamps_ms[0]], stamps_ms)))
+        steps = np.where(newest[:-1] == 0, 0, np.minimum(np.diff(newest), round(1000 * PATIENCE_S)))
+        return LogTimes(self.passed_ms + np.concatenate(([0], np.cumsum(steps))), newest, self)
+
+
+class LogTimes(NamedTuple):
+    """The times after each of n records, and the one before them; arrays have shape (n + 1,)."""
+
+    passed_ms: Ints
+    newest_ms: Ints
+    before: LogTime
+
+    def after(self, place: int) -> LogTime:
+        """After the record at a place; -1: before all."""
+        if place < 0:
+            return self.before
+        return LogTime(int(self.passed_ms[place + 1]), int(self.newest_ms[place + 1]))
+
+    @property
+    def turns(self) -> Bools:
+        """Of each record: whether it comes in another second than the one before."""
+        turns: Bools = np.diff(self.passed_ms // 1000) != 0
+        return turns
 
 
 class Clock(Struct, array_like=True, frozen=True):
@@ -256,7 +290,7 @@ class Lane:
         self._predicates: dict[Node, Truth] = {}
         asked = [rule.name for rule in rules if rule.where and rule.by is None]
         self._where: dict[str, Bools] = {name: np.zeros(0, dtype=bool) for name in asked}
-        self._arrived: list[Arrived] = []
+        self._waves: list[Wave] = []
 
     # -- series
 
@@ -407,39 +441,39 @@ class Lane:
 
     # -- windows
 
-    def take(self, place: int, window: Seen, labels: SortedLabels) -> bool:
-        """Whether all that is asked for is known of the window: there may be no room for the past of its series."""
-        row = self.row_of(labels)
-        fits = True
-        if self.remembers:
-            if self.streak[row] < 0:
-                fits = not self._is_asked_for(row) or self._remember(row, window.start_unix_s)
-            elif window.start_unix_s - self.heard[row] >= self._longest_silence_s:
-                self.streak[row] = window.start_unix_s
-            for quiet in self._quiet.values():
-                quiet[row] = False
-        self._arrived.append(Arrived(place, window, row, bool(self.streak[row] >= 0)))
-        self.heard[row] = window.end_unix_s
-        self._dumped = None
-        return fits
+    def take(self, places: Ints, windows: Sequence[Seen], labels: Sequence[SortedLabels]) -> int:
+        """Take windows in that start and end at one time; of how many the past was asked for, and there is no room."""
+        rows = list(map(self.row_of, labels))
+        start, end = windows[0].start_unix_s, windows[0].end_unix_s
+        return sum(
+            self.take_wave(
+                start, end, np.array(rows[first:after], dtype=np.int64), places[first:after], windows[first:after]
+            )
+            for first, after in _without_repeats(rows)
+        )
 
-    def take_wave(self, rows: Ints, start: float, end: float) -> Bools:
-        """What `take` does, for windows of one start, each of another row; whether each row is remembered."""
+    def take_wave(self, start: float, end: float, rows: Ints, places: Ints, windows: Sequence[Seen]) -> int:
+        """The same, each window of another row."""
+        misfits = 0
         if self.remembers:
             fresh = self.streak[rows] < 0
             self.streak[rows[~fresh & (start - self.heard[rows] >= self._longest_silence_s)]] = start
-            for row in filter(self._is_asked_for, rows[fresh].tolist()):
-                self._remember(row, start)
+            misfits = sum(not self._remember(row, start) for row in filter(self._is_asked_for, rows[fresh].tolist()))
             for quiet in self._quiet.values():
                 quiet[rows] = False
         self.heard[rows] = end
-        remembered: Bools = self.streak[rows] >= 0
-        return remembered
+        self._dumped = None
+        self._waves.append(Wave(start, rows, places, self.streak[rows] >= 0, windows))
+        return misfits
 
     def batch(self) -> Batch:
         """All that has been taken since, evaluated as far as the past is concerned."""
-        arrived, self._arrived = self._arrived, []
-        return Batch(self, arrived)
+        return Batch(self, self.taken())
+
+    def taken(self) -> Sequence[Wave]:
+        """All that has been taken since, and nothing is any more."""
+        waves, self._waves = self._waves, []
+        return waves
 
     def release(self) -> None:
         """The last batch is done with: rows that were given up may be others'."""
@@ -500,6 +534,20 @@ def lanes_of(rules: Rules, base_s: float) -> dict[LaneKey, Lane]:
     return {key: Lane(key, of_lane, base_s, kept if key[2] else Room(MAX_PAST_BYTES)) for key, of_lane in found.items()}
 
 
+def _without_repeats(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first place of each part without a row twice, and the one after its last."""
+    if len(set(rows)) == len(rows):
+        yield 0, len(rows)
+        return
+    first, seen = 0, set[int]()
+    for place, row in enumerate(rows):
+        if row in seen:
+            yield first, place
+            first, seen = place, set()
+        seen.add(row)
+    yield first, len(rows)
+
+
 def _judge_by(node: Node, truth: Truth, row: int, labels: Labels) -> None:
     said = of_labels(node, labels)
     truth.yes[row], truth.no[row] = said is True, said is False
@@ -512,19 +560,23 @@ def _longer(column: Bools, more: int) -> Bools:
 class Batch:
     """Windows of a lane as columns (`expression.Columns`)."""
 
-    def __init__(self, lane: Lane, arrived: Sequence[Arrived]) -> None:
-        self.lane, self.arrived = lane, arrived
-        self.rows, self.places, self._remembered = self._columns()
+    def __init__(self, lane: Lane, waves: Sequence[Wave]) -> None:
+        self.lane, self._waves = lane, waves
+        self.rows: Ints = _joined([wave.rows for wave in waves], np.int64)
+        self.places: Ints = _joined([wave.places for wave in waves], np.int64)
+        self._remembered: Bools = _joined([wave.remembered for wave in waves], np.bool_)
         self._numbers: dict[str, Floats] = {}
         self._found: dict[Call, Floats] = {}
         self.evaluation = Evaluation(self)
         if lane.past.keeps:
             self._look_back()
 
-    def _columns(self) -> tuple[Ints, Ints, Bools]:
-        rows: Ints = np.array([each.row for each in self.arrived], dtype=np.int64)
-        places: Ints = np.array([each.place for each in self.arrived], dtype=np.int64)
-        return rows, places, np.array([each.remembered for each in self.arrived], dtype=bool)
+    @cached_property
+    def _windows(self) -> Sequence[Seen]:
+        return list(chain.from_iterable(wave.windows for wave in self._waves))
+
+    def window(self, at: int) -> Seen:
+        return self._windows[at]
 
     def number(self, name: str) -> Floats:
         if name not in self._numbers:
@@ -532,8 +584,7 @@ class Batch:
         return self._numbers[name]
 
     def _column(self, name: str) -> Floats:
-        get = getter(path_of(self.lane.source, name))
-        return np.array([get(each.window) for each in self.arrived], dtype=float)
+        return np.array(list(map(getter(path_of(self.lane.source, name)), self._windows)), dtype=float)
 
     def of_labels(self, predicate: Node) -> Truth:
         yes, no = self.lane.predicate(predicate)
@@ -548,7 +599,7 @@ class Batch:
 
     def _sketches(self, look: Look) -> Iterator[Sketch | None]:
         get = getter((look.sketches or "", "sketch"))
-        return (get(each.window) for each in self.arrived)
+        return map(get, self._windows)
 
     def _look_back(self) -> None:
         past = self.lane.past
@@ -557,26 +608,18 @@ class Batch:
             look.sketches: list(self._sketches(look)) for look in past.looks if look.keeps_sketches and look.sketches
         }
         found = {look: np.full(len(self.rows), np.nan) for look in past.looks}
-        for first, after, number in self._waves():
-            rows = self.rows[first:after]
-            room = np.flatnonzero(self._remembered[first:after])
+        first = 0
+        for wave in self._waves:
+            rows, room, number = wave.rows, np.flatnonzero(wave.remembered), round(wave.start_unix_s / self.lane.step_s)
+            there, first = first + room, first + len(wave.rows)
             if not len(room):
                 continue
-            there = first + room
             kept = {name: [column[at] for at in there] for name, column in sketches.items()}
             past.put(rows[room], number, {track: column[there] for track, column in values.items()}, kept)
             for look, column in found.items():
                 column[there] = past.of(look, rows[room], number)
         self._found = {look.call: column for look, column in found.items()}
 
-    def _waves(self) -> Iterator[tuple[int, int, int]]:
-        """First and last place of each run of windows that start at one time, and that time's number."""
-        step_s = self.lane.step_s
-        first, rows = 0, set[int]()
-        for place, each in enumerate(self.arrived):
-            if rows and (each.window.start_unix_s != self.arrived[first].window.start_unix_s or each.row in rows):
-                yield first, place, round(self.arrived[first].window.start_unix_s / step_s)
-                first, rows = place, set()
-            rows.add(each.row)
-        if rows:
-            yield first, len(self.arrived), round(self.arrived[first].window.start_unix_s / step_s)
+
+def _joined(parts: Sequence[NDArray[Any]], kind: type[np.generic]) -> Any:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from enum import StrEnum
-from functools import partial
-from itertools import chain
+from functools import lru_cache, partial
+from itertools import chain, pairwise
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from msgspec import Struct
 from prometheus_client import Counter
 
 from streammon.broker import Outgoing, Record
+from streammon.broker.records import Ints, Records
 from streammon.commands import Acknowledge, AnyCommand
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
@@ -35,6 +37,7 @@ from streammon_processors.rules.lanes import (
     Kept,
     Lane,
     LogTime,
+    LogTimes,
     Seen,
     Silence,
     SortedLabels,
@@ -187,10 +190,12 @@ class RulesTask:
     # ------------------------------------------------------------------ windows
 
     def _windows(self, log: Log, records: Sequence[Record]) -> list[Outgoing]:
-        news = News([], set(), [])
-        for place, record in enumerate(records):
-            self._take_in(log, place, record, news)
-        return self._tell(news, Lane.batch, lambda batch, at: records[int(batch.places[at])].value or b"")
+        if not records:
+            return []
+        news, given = News([], set(), []), Records.of(records)
+        for run in self._runs(log, given, news):
+            self._take_in(log, run, news)
+        return self._tell(news, Lane.batch, lambda batch, at: given.values[batch.places[at]] or b"")
 
     def _tell(
         self, news: News, batch_of: Callable[[Lane], Batch], value_of: Callable[[Batch, int], bytes]
@@ -201,37 +206,72 @@ class RulesTask:
         told = [(change.place[0], self._outgoing(alert)) for change in changes for alert in change.alerts()]
         return [outgoing for _, outgoing in sorted([*news.refused, *told], key=lambda each: each[0])]
 
-    def _take_in(self, log: Log, place: int, record: Record, news: News) -> None:
-        """Bring time and lanes forward; what was decided on before is only remembered."""
-        again = record.offset < self._next.get(log.topic, 0)
-        before, log.time = log.time, log.time.after(record.timestamp)
-        if again:
-            news = News([], set(), [])
-        else:
-            self._next[log.topic], log.decided = record.offset + 1, log.time
-        if log.time.is_another_second(before):
-            self._pass_time(log, place, news)
-        if record.value == TICK:
-            return
+    def _runs(self, log: Log, records: Records, news: News) -> Iterator[Run]:
+        """The records, cut wherever one is not like the one before it, or more than its series has to be looked at."""
+        next_offset = self._next.get(log.topic, 0)
+        again, times = records.offsets < next_offset, log.time.through(records.timestamps)
+        windows = [self._read(log, place, records, news) for place in range(len(records))]
+        alike = list(map(_likeness, windows))
+        apart = times.turns
+        apart[0], apart[1:] = True, apart[1:] | (again[1:] != again[:-1])
+        for cut in {lane.begins_at for lane in log.lanes if again[0]}:
+            apart |= records.offsets == cut
+        cuts = [at for at, cut in enumerate(apart.tolist()) if cut or alike[at] != alike[at - 1]]
+        for first, after in pairwise([*cuts, len(windows)]):
+            yield Run(first, after, windows[first:after], records.offsets, times, bool(again[first]))
+
+    def _read(self, log: Log, place: int, records: Records, news: News) -> Seen | None:
+        """None: it is a tick, or no window."""
+        value = records.values[place]
+        if value == TICK:
+            return None
         try:
-            window = read_message(self._decode.decode, record.value or b"")
+            return read_message(self._decode.decode, value or b"")
         except Rejected as error:
-            news.refused.append((place, dead_letter_of(log.topic, record, error, to_partition=self._partition)))
+            if records.offsets[place] >= self._next.get(log.topic, 0):
+                refused = dead_letter_of(log.topic, records[place], error, to_partition=self._partition)
+                news.refused.append((place, refused))
+            return None
+
+    def _take_in(self, log: Log, run: Run, news: News) -> None:
+        """Bring time and lanes forward; what was decided on before is only remembered."""
+        log.time = run.times.after(run.first)
+        if run.again:
+            news = News([], set(), [])
+        if log.time.is_another_second(run.times.after(run.first - 1)):
+            self._pass_time(log, run.first, news)
+        if run.windows[0] is not None:
+            self._take_windows(log, run, run.windows, news)  # type: ignore[arg-type]  # one is, so all are
+        log.time = run.times.after(run.after - 1)
+        if not run.again:
+            self._next[log.topic], log.decided = int(run.offsets[run.after - 1]) + 1, log.time
+
+    def _take_windows(self, log: Log, run: Run, windows: Sequence[Seen], news: News) -> None:
+        lanes = log.lanes_for(windows[0])
+        if reason := self._reason_to_skip(windows[0], lanes):
+            SKIPPED.labels(reason).inc(0 if run.again else len(windows))
             return
-        lanes = log.lanes_for(window)
-        if reason := self._reason_to_skip(window, lanes):
-            SKIPPED.labels(reason).inc(not again)
-            return
-        news.changes.append(Change((place, _RETIRED, 0, 0), lambda: self._retire(window)))
-        labels = sorted_labels(window.series)
+        if self._orphans:
+            news.changes.append(Change((run.first, _RETIRED, 0, 0), lambda: self._retire(windows[0])))
+        labels = [labels_of_series(tuple(window.series.items())) for window in windows]
+        places = np.full(len(windows), -1) if run.again else np.arange(run.first, run.after)
         for lane in lanes:
-            if record.offset >= lane.begins_at and not lane.is_back_in_time(window):
-                before_end = lane.clock.newest_end
-                if lane.advance(window, record.offset, before, log.time):
-                    self._begin(log, place, lane, window, news)
-                lane.sweep(before_end)
-                if not lane.take(-1 if again else place, window, labels):
-                    SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(not again)
+            if run.offsets[run.first] >= lane.begins_at and not lane.is_back_in_time(windows[0]):
+                self._advance(log, lane, run, windows, news)
+                misfits = lane.take(places, windows, labels)
+                SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(0 if run.again else misfits)
+
+    def _advance(self, log: Log, lane: Lane, run: Run, windows: Sequence[Seen], news: News) -> None:
+        """Bring a lane to the time of a run.
+
+        The first window does, the second may be one to read again from, and the last is the newest; others add nothing.
+        """
+        before_end = lane.clock.newest_end
+        for place in sorted({0, min(1, len(windows) - 1), len(windows) - 1}):
+            at = run.first + place
+            if lane.advance(windows[place], int(run.offsets[at]), run.times.after(at - 1), run.times.after(at)):
+                self._begin(log, at, lane, windows[place], news)
+        lane.sweep(before_end)
 
     def _pass_time(self, log: Log, place: int, news: News) -> None:
         for lane in log.lanes:
@@ -270,7 +310,7 @@ class RulesTask:
         """What the windows that were taken in may change: those of series that are in breach, or followed already."""
         for number, lane in enumerate(self._lanes):
             batch = batch_of(lane)
-            for rule in lane.rules if batch.arrived else ():
+            for rule in lane.rules if len(batch.rows) else ():
                 verdicts = Verdicts(rule, batch)
                 followed = {labels for name, labels in silenced if name == rule.name} | self._episodes[rule.name].keys()
                 for at in self._candidates(rule, batch, verdicts, followed):
@@ -301,7 +341,7 @@ class RulesTask:
         verdicts: Sequence[Verdict],
         value_of: Callable[[Batch, int], bytes],
     ) -> Iterable[Alert]:
-        window = batch.arrived[at].window
+        window = batch.window(at)
         labels = sorted_labels(window.series)
         before = self._episodes[rule.name].get(labels)
         step = follow(rule, before, verdicts, window.series, window.start_unix_s, window.end_unix_s)
@@ -387,6 +427,20 @@ class RulesTask:
         return Outgoing("alerts", alert.id.encode(), msgspec.json.encode(alert), (SCHEMA_HEADER,), self._partition)
 
 
+class Run(NamedTuple):
+    """Consecutive records of one second whose windows are alike but for their series, or that are no windows."""
+
+    first: int
+    after: int
+    """Their places in the batch, from the first to before the second."""
+    windows: Sequence[Seen | None]
+    offsets: Ints
+    times: LogTimes
+    """Of the whole batch."""
+    again: bool
+    """They were decided on before, and are read again for the past that they are part of."""
+
+
 class News(NamedTuple):
     """What a batch brings before any rule is evaluated."""
 
@@ -422,9 +476,23 @@ def sorted_labels(series: Mapping[str, str]) -> SortedLabels:
     return tuple(sorted(series.items()))
 
 
+@lru_cache(maxsize=2**16)
+def labels_of_series(items: tuple[tuple[str, str], ...]) -> SortedLabels:
+    """As `sorted_labels`, of those that come again and again in one order."""
+    return tuple(sorted(items))
+
+
+def _likeness(window: Seen | None) -> object:
+    """Equal for windows that differ in their series only, as far as their way to a rule goes."""
+    return window and (*_TIME_AND_KIND(window), not window.series and not window.count)
+
+
 def _size_bytes(key: _Key) -> int:
     """What an episode adds to the snapshot at most: its rule and labels, and everything else."""
     return len(msgspec.msgpack.encode(key)) + _EPISODE_BYTES
 
 
 _COMMANDS: Final = msgspec.json.Decoder(AnyCommand)
+_TIME_AND_KIND: Final = attrgetter(
+    "start_unix_s", "end_unix_s", "source", "part", "size_s", "of_s", "kind", "every_s", "gap_s", "grouping"
+)
