@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from streammon.broker import Record, connect
 from streammon.cli.base import Output, OutputOption, command, print_json
 from streammon.cli.data import moment
 from streammon.cli.roles import RuleFiles, rules_app
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from streammon_processors.replay import Range
     from streammon_processors.rules import Rules
     from streammon_processors.rules.backtest import Difference, Fired, Incident, Judgement
+    from streammon_processors.rules.backtest_log import Found
     from streammon_processors.rules.columns import Panel
 
 SAY_EVERY_S = 5.0
@@ -121,9 +121,9 @@ async def rules_backtest(
         series = sum(len(each.series) for each in panels.values())
     else:
         range_ = _complete(given)
-        seen: set[Any] = set()
-        found = {name: await _on_log(each, range_, settings, seen) for name, each in sets.items()}
-        series = len(seen)
+        on_log = {name: await _on_log(each, range_, settings) for name, each in sets.items()}
+        found = {name: each.alerts for name, each in on_log.items()}
+        series = len(set().union(*(each.series for each in on_log.values())))
     known = [] if incidents is None else _incidents(incidents, csv or [])
     judged = {name: judge(each, known, range_, series) for name, each in found.items()} if incidents else {}
     difference = compare(found["new"], found["old"]) if against else None
@@ -238,22 +238,13 @@ def _on_panels(rules: Rules, panels: Mapping[Path, Panel], range_: Range, settin
     return fired(transitions, range_)
 
 
-async def _on_log(rules: Rules, range_: Range, settings: Settings, seen: set[Any]) -> list[Fired]:
-    from streammon_processors.rules.backtest import fired_on, prepare
+async def _on_log(rules: Rules, range_: Range, settings: Settings) -> Found:
+    from streammon_processors.rules.backtest_log import backtest_log
 
-    broker = await connect(settings)
-    try:
-        saying: dict[int, _Saying] = {}
-
-        def progress(partition: int, record: Record) -> None:
-            saying.setdefault(partition, _Saying(f"partition {partition}"))(record.timestamp / 1000)
-
-        replay = await prepare(broker, rules, range_, settings.windows, progress=progress, seen=seen)
-        if not all(origin.exact for origin in replay.origins.values()):
-            _say("retention has taken windows that rules would have looked at: the beginning is an approximation")
-        return await fired_on(replay, range_)
-    finally:
-        await broker.close()
+    found = await backtest_log(settings, rules, range_, _SayingByPartition())
+    if found.is_cut:
+        _say("retention has taken windows that rules would have looked at: the beginning is an approximation")
+    return found
 
 
 class _Saying:
@@ -266,6 +257,16 @@ class _Saying:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + SAY_EVERY_S
             _say(f"{self._what}: at {_time(time_unix_s)}")
+
+
+class _SayingByPartition:
+    """The same, of several partitions."""
+
+    def __init__(self) -> None:
+        self._saying: dict[int, _Saying] = {}
+
+    def __call__(self, partition: int, time_unix_s: float) -> None:
+        self._saying.setdefault(partition, _Saying(f"partition {partition}"))(time_unix_s)
 
 
 def _say(line: str) -> None:

@@ -27,14 +27,12 @@ from streammon_processors.rules.backtest import (
     alerts_of,
     compare,
     fired,
-    fired_on,
     judge,
     look_back_s,
-    prepare,
 )
-from streammon_processors.rules.columns import records_of
+from streammon_processors.rules.backtest_log import backtest_log, stretches
+from streammon_processors.rules.columns import Panel, records_of
 from streammon_processors.rules.incidents import load_incidents
-from streammon_processors.rules.lanes import SortedLabels
 from streammon_processors.rules.numbers_csv import csv_panel
 from tests.processors.test_replay import World
 from tests.processors.test_rule_columns import SIZE_S, START, random_panel
@@ -71,13 +69,19 @@ async def world(settings: Settings) -> AsyncIterator[World[EmbeddedBroker]]:
     entries = [
         (record.timestamp, Outgoing("windows", b"key", record.value, (), number))
         for number in range(PARTITIONS)
-        for record in records_of(random_panel(number, rows=360))
+        for record in records_of(of_partition(number))
     ]
     await world.append(sorted(entries, key=lambda entry: entry[0]))
     for processor in (rollups_processor(settings), rules_processor(settings)):
         await world.run(replace(processor))
     yield world
     await broker.close()
+
+
+def of_partition(number: int) -> Panel:
+    """A series is whole in one partition."""
+    given = random_panel(number, rows=360)
+    return replace(given, series=tuple({**each, "service": f"shop{number}"} for each in given.series))
 
 
 async def published(world: World[EmbeddedBroker]) -> list[Alert]:
@@ -91,18 +95,27 @@ async def test_a_backtest_of_the_running_rules_finds_what_they_published(
 ) -> None:
     rules = load_rules(world.settings.rules.files)
     expected = fired(await published(world), range_)
-    before = Range(max(range_.from_unix_s, 0.0), range_.to_unix_s)
-    seen: set[SortedLabels] = set()
-    replay = await prepare(world.broker, rules, before, world.settings.windows, seen=seen)
-    assert await fired_on(replay, range_) == expected
-    assert {dict(labels)["model"] for labels in seen} == {"m0", "m1", "m2", "m3"}
+    found = await backtest_log(world.settings, rules, Range(max(range_.from_unix_s, 0.0), range_.to_unix_s))
+    assert found.alerts == expected
+    assert found.series == {labels for number in range(PARTITIONS) for labels in of_partition(number).keys}
+    assert not found.is_cut
     assert {"now", "held", "longer"} <= {each.rule for each in expected}
+
+
+async def test_processes_that_share_the_work_find_the_same(
+    world: World[EmbeddedBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules, range_ = load_rules(world.settings.rules.files), Range(0.0, inf)
+    alone = await backtest_log(world.settings, rules, range_)
+    monkeypatch.setattr("streammon_processors.rules.backtest_log.WORTH_PROCESSES", 1)
+    assert await backtest_log(world.settings, rules, range_, print) == alone
+    assert alone.alerts
 
 
 async def test_a_backtest_reads_no_more_than_rules_look_back_on(world: World[EmbeddedBroker]) -> None:
     rules = load_rules(world.settings.rules.files)
-    replay = await prepare(world.broker, rules, Range(START + 3000, inf), world.settings.windows)
-    first = min(origin.offsets[each] for origin in replay.origins.values() for each in origin.offsets)
+    parts = await stretches(world.broker, rules, Range(START + 3000, inf))
+    first = min(begin for part in parts for begin in part.begins.values())
     assert first > 4 * 0.7 * (3000 - look_back_s(rules)) / SIZE_S > 0
 
 

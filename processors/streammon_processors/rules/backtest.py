@@ -1,8 +1,9 @@
 """Backtests: what rules would have told on a stretch of history, and how good that would have been.
 
-`alerts_of` gives the transitions that rules make of a panel of numbers; `prepare` and `fired_on` what they make of the
-windows on a log. `fired` folds transitions into what a person would have got, `compare` says how two sets of rules
-differ, and `judge` how one fares against incidents that are known. All of it is pure: same windows, same bytes.
+`alerts_of` gives the transitions that rules make of a panel of numbers, and `streammon_processors.rules.backtest_log`
+what they make of the windows on a log. `fired` folds transitions into what a person would have got, `compare` says how
+two sets of rules differ, and `judge` how one fares against incidents that are known. All of it is pure: same windows,
+same bytes.
 
 It is the rules task itself that runs, from a while before the range, so that the past that rules look back on is there
 (`look_back_s`). What it cannot know: who acknowledged what, and an alert that had been firing for longer than that.
@@ -18,11 +19,11 @@ from statistics import median
 import msgspec
 from msgspec import Struct
 
-from streammon.broker import Broker, Outgoing, Record
+from streammon.broker import Outgoing, Record
 from streammon.config import WindowSettings
 from streammon.errors import ConfigError
 from streammon.results import Alert, Severity
-from streammon_processors.replay import Beginning, Origin, Range, Replay, bounds
+from streammon_processors.replay import Range
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules.columns import ColumnTask, Panel, Written, records_of
@@ -30,7 +31,7 @@ from streammon_processors.rules.description import SEVERITIES, Rules
 from streammon_processors.rules.lanes import SortedLabels
 from streammon_processors.rules.task import RulesTask
 from streammon_processors.shapes import Asked, Shape, plan, tumbling
-from streammon_processors.task import Output, Processor, Task, in_steps, outputs_of, time_field
+from streammon_processors.task import Task, in_steps, outputs_of
 
 PATIENCE_S = 300.0
 """Beyond all that a rule looks back on: so long a breach may wait for its next window."""
@@ -74,10 +75,10 @@ def _parts_of(asked: Sequence[Asked], settings: WindowSettings) -> tuple[float, 
 class _WithRollups:
     """A rules task, and before it a rollups task that makes the windows it looks at; those of the log are left out."""
 
-    def __init__(self, rules: Rules, partition: int, settings: WindowSettings) -> None:
+    def __init__(self, rules: Rules, partition: int, settings: WindowSettings, met: set[SortedLabels] | None) -> None:
         asked = asked_beyond(rules, settings.size_s)
         lean = settings.model_copy(update={"rollups_s": _parts_of(asked, settings)})
-        self.rules = RulesTask(rules, partition, base_s=settings.size_s)
+        self.rules = RulesTask(rules, partition, base_s=settings.size_s, met=met)
         self._rollups = RollupTask(partition, lean, asked)
         self._offset = 0
 
@@ -119,11 +120,11 @@ class _WithRollups:
                     )
 
 
-def task_of(rules: Rules, partition: int, settings: WindowSettings) -> RulesTask | _WithRollups:
+def task_of(rules: Rules, partition: int, settings: WindowSettings, met: set[SortedLabels] | None = None) -> Task:
     """The task that decides on base windows, with what it needs to know of longer ones."""
     if asked_beyond(rules, settings.size_s):
-        return _WithRollups(rules, partition, settings)
-    return RulesTask(rules, partition, base_s=settings.size_s)
+        return _WithRollups(rules, partition, settings, met)
+    return RulesTask(rules, partition, base_s=settings.size_s, met=met)
 
 
 # ---------------------------------------------------------------- transitions
@@ -148,7 +149,7 @@ def alerts_of(
         return
     task = ColumnTask(rules, 0, base_s=given.size_s)
     for block in given.blocks():
-        yield from _decoded(task.take(block))
+        yield from decoded(task.take(block))
         progress(float(block.starts[-1]))
 
 
@@ -159,87 +160,18 @@ def _by_records(
     for record in records_of(given, until_unix_s):
         batch.append(record)
         if len(batch) == BATCH:
-            yield from _decoded(task.process("windows", batch))
+            yield from decoded(task.process("windows", batch))
             progress(record.timestamp / 1000)
             batch = []
-    yield from _decoded(task.process("windows", batch))
+    yield from decoded(task.process("windows", batch))
 
 
-def _decoded(outputs: Iterable[Outgoing]) -> Iterator[Alert]:
+def decoded(outputs: Iterable[Outgoing]) -> Iterator[Alert]:
+    """The alerts among what a task puts out."""
     return (_ALERT.decode(each.value or b"") for each in outputs if each.topic == "alerts")
 
 
 _ALERT = msgspec.json.Decoder(Alert)
-
-
-async def prepare(
-    broker: Broker,
-    rules: Rules,
-    range_: Range,
-    settings: WindowSettings,
-    *,
-    progress: Callable[[int, Record], None] = lambda partition, record: None,
-    seen: set[SortedLabels] | None = None,
-) -> Replay:
-    """A replay of the rules over the windows of a log, from long enough before the range to the end of the log.
-
-    As it goes, ``seen`` is filled with the series that it meets, of the sources that rules look at.
-    Nothing that the running rules remember is used: other rules would not remember the same.
-    """
-    since = range_.from_unix_s - look_back_s(rules)
-    begins, ends = await bounds(broker, ["windows"], since)
-    firsts, _ = await bounds(broker, ["windows"], "earliest")
-    origins = {
-        each.partition: Origin(Beginning.CUT if 0 < firsts[each] == begin else Beginning.START, {each: begin})
-        for each, begin in sorted(begins.items())
-    }
-    processor = Processor(
-        "rules",
-        ("windows",),
-        lambda partition: _Watched(
-            task_of(rules, partition, settings), partition, progress, set() if seen is None else seen
-        ),
-        (Output("alerts", time_field("updated_unix_s"), compact=True),),
-    )
-    return Replay(broker, processor, Range(-inf, inf), origins, ends)
-
-
-class _Watched:
-    """A task, and somebody who wants to know how far it has come, and which series there are."""
-
-    def __init__(
-        self,
-        task: RulesTask | _WithRollups,
-        partition: int,
-        progress: Callable[[int, Record], None],
-        seen: set[SortedLabels],
-    ) -> None:
-        self._task, self._partition, self._progress, self._seen = task, partition, progress, seen
-        self._lanes = (task.rules if isinstance(task, _WithRollups) else task)._lanes
-        self._rows = 0
-        self.snapshot, self.restore = task.snapshot, task.restore
-        self.offsets, self.watermarks = task.offsets, task.watermarks
-
-    @property
-    def waiting(self) -> Sequence[str]:
-        return self._task.waiting
-
-    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
-        self._progress(self._partition, records[-1])
-        outputs = self._task.process(topic, records)
-        if (rows := sum(len(lane.labels) for lane in self._lanes)) != self._rows:
-            self._rows = rows
-            self._seen.update(*(lane.labels for lane in self._lanes))
-        return outputs
-
-
-async def fired_on(replay: Replay, range_: Range) -> list[Fired]:
-    """What the rules would have told of the range, all partitions together."""
-    found: list[Alert] = []
-    for number in replay.origins:
-        async for result in replay.partition(number):
-            found += _decoded([result.record])
-    return fired(found, range_)
 
 
 # ---------------------------------------------------------------- what a person would have got
@@ -278,8 +210,12 @@ def fired(transitions: Iterable[Alert], range_: Range) -> list[Fired]:
         elif before is not None:
             worse = max(before.severity, alert.severity, key=SEVERITIES.index)
             found[alert.id] = msgspec.structs.replace(before, severity=worse, to_unix_s=alert.ended_unix_s)
-    inside = [each for each in found.values() if each.from_unix_s in range_]
-    return sorted(inside, key=lambda each: (each.from_unix_s, each.rule, each.id))
+    return in_order(each for each in found.values() if each.from_unix_s in range_)
+
+
+def in_order(alerts: Iterable[Fired]) -> list[Fired]:
+    """By time; those of one time in an order that does not depend on where they come from."""
+    return sorted(alerts, key=lambda each: (each.from_unix_s, each.rule, each.id))
 
 
 def _begun(alert: Alert) -> Fired:

@@ -154,30 +154,25 @@ class LogTime(Struct, array_like=True, frozen=True):
         return self.passed_ms // 1000 != before.passed_ms // 1000
 
     def through(self, stamps_ms: Ints) -> LogTimes:
-        """What `after` makes of each record, one after the other."""
+        """What `after` makes of n records, one after the other."""
         newest = np.maximum.accumulate(np.concatenate(([self.newest_ms or stamps_ms[0]], stamps_ms)))
         steps = np.where(newest[:-1] == 0, 0, np.minimum(np.diff(newest), round(1000 * PATIENCE_S)))
-        return LogTimes(self.passed_ms + np.concatenate(([0], np.cumsum(steps))), newest, self)
+        passed = self.passed_ms + np.concatenate(([0], np.cumsum(steps)))
+        return LogTimes(self, passed[1:].tolist(), newest[1:].tolist(), np.diff(passed // 1000) != 0)
 
 
 class LogTimes(NamedTuple):
-    """The times after each of n records, and the one before them; arrays have shape (n + 1,)."""
+    """The times after each of some records, and the one before them."""
 
-    passed_ms: Ints
-    newest_ms: Ints
     before: LogTime
+    passed_ms: Sequence[int]
+    newest_ms: Sequence[int]
+    turns: Bools
+    """Of each record: whether it comes in another second than the one before."""
 
     def after(self, place: int) -> LogTime:
         """After the record at a place; -1: before all."""
-        if place < 0:
-            return self.before
-        return LogTime(int(self.passed_ms[place + 1]), int(self.newest_ms[place + 1]))
-
-    @property
-    def turns(self) -> Bools:
-        """Of each record: whether it comes in another second than the one before."""
-        turns: Bools = np.diff(self.passed_ms // 1000) != 0
-        return turns
+        return self.before if place < 0 else LogTime(self.passed_ms[place], self.newest_ms[place])
 
 
 class Clock(Struct, array_like=True, frozen=True):
@@ -262,7 +257,9 @@ class Lane:
     the series, is in the snapshot.
     """
 
-    def __init__(self, key: LaneKey, rules: Sequence[Rule], base_s: float, room: Room) -> None:
+    def __init__(
+        self, key: LaneKey, rules: Sequence[Rule], base_s: float, room: Room, met: set[SortedLabels] | None = None
+    ) -> None:
         self.key, self.rules = key, rules
         _, shape, self.is_kept = key
         self.source, self.topic = rules[0].source, rules[0].topic
@@ -272,7 +269,7 @@ class Lane:
         self.silences = tuple(rule for rule in rules if rule.no_data != "hold")
         self.remembers = self.past.keeps or bool(self.silences)
         self.horizon_s = max((rule.horizon_s for rule in rules), default=0.0) + self.step_s
-        self._room = room
+        self._room, self._met = room, met
         self._row_bytes = self.past.row_bytes + _ROW_BYTES + sum(len(rule.name) + 5 for rule in self.silences)
         self._longest_silence_s = max([self.step_s, *(rule.silence_s for rule in self.silences)])
         self.begins_at = 0
@@ -301,6 +298,8 @@ class Lane:
             self.labels[row] = labels
             self.heard[row] = self.streak[row] = -1.0
             self._judge(row)
+            if self._met is not None:
+                self._met.add(labels)
         return row
 
     def rows_of(self, series: Set[SortedLabels]) -> set[int]:
@@ -525,13 +524,15 @@ class Lane:
         return row
 
 
-def lanes_of(rules: Rules, base_s: float) -> dict[LaneKey, Lane]:
+def lanes_of(rules: Rules, base_s: float, met: set[SortedLabels] | None = None) -> dict[LaneKey, Lane]:
     """A lane for all rules that look at the same windows, and at about as much of their past."""
     found: dict[LaneKey, list[Rule]] = {}
     for rule in rules:
         found.setdefault((rule.stream, rule.shape, rule.is_kept), []).append(rule)
     kept = Room(MAX_KEPT_BYTES)
-    return {key: Lane(key, of_lane, base_s, kept if key[2] else Room(MAX_PAST_BYTES)) for key, of_lane in found.items()}
+    return {
+        key: Lane(key, of_lane, base_s, kept if key[2] else Room(MAX_PAST_BYTES), met) for key, of_lane in found.items()
+    }
 
 
 def _without_repeats(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -121,17 +121,26 @@ class Log:
 
 
 class RulesTask:
-    """Evaluates rules on one partition of `windows` and `grouped` and writes to the same partition of `alerts`."""
+    """Evaluates rules on one partition of `windows` and `grouped` and writes to the same partition of `alerts`.
+
+    ``met`` is for those who want to know of which series there were windows: it grows with each.
+    """
 
     def __init__(
-        self, rules: Rules, partition: int, *, base_s: float = 2.0, max_state_bytes: int = MAX_STATE_BYTES
+        self,
+        rules: Rules,
+        partition: int,
+        *,
+        base_s: float = 2.0,
+        max_state_bytes: int = MAX_STATE_BYTES,
+        met: set[SortedLabels] | None = None,
     ) -> None:
         self._rules = rules
         self._partition = partition
         self._max_state_bytes = max_state_bytes
         self._state_bytes = 0
         self._next: dict[str, int] = {}
-        lanes = lanes_of(rules, base_s)
+        lanes = lanes_of(rules, base_s, met)
         self._lanes = [lanes[key] for key in sorted(lanes, key=str)]
         self._logs = {topic: Log(topic, self._lanes) for topic in rules.topics}
         self._order = {rule.name: place for place, rule in enumerate(rules)}
@@ -258,8 +267,8 @@ class RulesTask:
         for lane in lanes:
             if run.offsets[run.first] >= lane.begins_at and not lane.is_back_in_time(windows[0]):
                 self._advance(log, lane, run, windows, news)
-                misfits = lane.take(places, windows, labels)
-                SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(0 if run.again else misfits)
+                if (misfits := lane.take(places, windows, labels)) and not run.again:
+                    SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(misfits)
 
     def _advance(self, log: Log, lane: Lane, run: Run, windows: Sequence[Seen], news: News) -> None:
         """Bring a lane to the time of a run.

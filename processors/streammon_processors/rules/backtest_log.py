@@ -1,0 +1,134 @@
+"""Backtests on a log: the rules task over the windows of each partition, one partition a core at a time.
+
+A partition is whole in itself, as it is for the rules that run, so partitions may be read by processes of their own.
+Each reads from long enough before the range to where the log ended, and gives what would have fired in the range.
+Nothing that the running rules remember is used: other rules would not remember the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import active_children, get_context, parent_process
+from typing import Final, NamedTuple
+
+from streammon.broker import Broker, connect
+from streammon.broker.reading import Places, read
+from streammon.config import Settings
+from streammon.results import Alert
+from streammon_processors.replay import Range, bounds
+from streammon_processors.rules.backtest import Fired, decoded, fired, in_order, look_back_s, task_of
+from streammon_processors.rules.description import Rules
+from streammon_processors.rules.lanes import SortedLabels
+
+WORTH_PROCESSES: Final = 200_000
+"""Records: a process takes about as long to start as these take to read."""
+
+Progress = Callable[[int, float], None]
+"""Told now and then of a partition, and the broker's time of the records that were read last."""
+
+
+class Stretch(NamedTuple):
+    """What one partition holds of the windows that a backtest reads."""
+
+    partition: int
+    begins: Places
+    ends: Places
+    is_cut: bool
+    """Retention has taken windows that rules would have looked at."""
+
+    @property
+    def records(self) -> int:
+        return sum(end - self.begins[each] for each, end in self.ends.items())
+
+
+class Found(NamedTuple):
+    """The alerts of a backtest, and the series that rules looked at."""
+
+    alerts: list[Fired]
+    series: set[SortedLabels]
+    is_cut: bool = False
+
+
+async def backtest_log(
+    settings: Settings, rules: Rules, range_: Range, progress: Progress = lambda partition, time_unix_s: None
+) -> Found:
+    """What rules would have told of a range. ``progress`` is pickled where processes share the work."""
+    broker = await connect(settings)
+    try:
+        found = await stretches(broker, rules, range_)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, sum(each.records > 0 for each in found))
+        if workers > 1 and sum(each.records for each in found) >= WORTH_PROCESSES:
+            parts = await _by_processes(workers, settings, rules, found, range_, progress)
+        else:
+            parts = [await backtest_partition(broker, each, rules, range_, settings, progress) for each in found]
+    finally:
+        await broker.close()
+    alerts = in_order(alert for part in parts for alert in part.alerts)
+    return Found(alerts, set().union(*(part.series for part in parts)), any(each.is_cut for each in found))
+
+
+async def stretches(broker: Broker, rules: Rules, range_: Range) -> list[Stretch]:
+    """From where to where each partition is to be read."""
+    begins, ends = await bounds(broker, ["windows"], range_.from_unix_s - look_back_s(rules))
+    firsts, _ = await bounds(broker, ["windows"], "earliest")
+    return [
+        Stretch(each.partition, {each: begin}, {each: ends[each]}, 0 < firsts[each] == begin)
+        for each, begin in sorted(begins.items())
+    ]
+
+
+async def backtest_partition(
+    broker: Broker, stretch: Stretch, rules: Rules, range_: Range, settings: Settings, progress: Progress
+) -> Found:
+    """What rules would have told of one partition."""
+    series: set[SortedLabels] = set()
+    task = task_of(rules, stretch.partition, settings.windows, series)
+    transitions: list[Alert] = []
+    async for partition, records in read(broker, [each.topic for each in stretch.ends], stretch.begins, stretch.ends):
+        if records:
+            transitions += list(decoded(task.process(partition.topic, records)))
+            progress(stretch.partition, records[-1].timestamp / 1000)
+    return Found(fired(transitions, range_), series)
+
+
+async def _by_processes(
+    workers: int, settings: Settings, rules: Rules, stretches: Sequence[Stretch], range_: Range, progress: Progress
+) -> Sequence[Found]:
+    loop = asyncio.get_running_loop()
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    longest_first = sorted(stretches, key=lambda each: -each.records)
+    try:
+        jobs = [loop.run_in_executor(pool, _job, settings, rules, each, range_, progress) for each in longest_first]
+        return await asyncio.gather(*jobs)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for each in active_children():  # done; or, if this was interrupted, nobody waits for what they find
+            each.terminate()
+
+
+def _end_with_parent() -> None:
+    """A pool whose process was killed would wait for more work for ever."""
+    parent = parent_process()
+    assert parent is not None, "of a process of the pool"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _job(settings: Settings, rules: Rules, stretch: Stretch, range_: Range, progress: Progress) -> Found:
+    async def run() -> Found:
+        broker = await connect(settings)
+        try:
+            return await backtest_partition(broker, stretch, rules, range_, settings, progress)
+        finally:
+            await broker.close()
+
+    return asyncio.run(run())
