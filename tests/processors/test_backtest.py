@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from math import inf
@@ -110,6 +112,24 @@ async def test_processes_that_share_the_work_find_the_same(
     monkeypatch.setattr("streammon_processors.rules.backtest_log.WORTH_PROCESSES", 1)
     assert await backtest_log(world.settings, rules, range_, print) == alone
     assert alone.alerts
+
+
+def test_processes_that_share_the_work_end_with_one_that_is_killed() -> None:
+    program = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from streammon_processors.rules.backtest_log import end_with_parent
+pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
+pool.submit(len, "").result()
+print("there", flush=True)
+time.sleep(60)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"there\n"
+    killed.kill()
+    killed.communicate(timeout=20)  # its output ends when the last process has ended that holds it
 
 
 async def test_a_backtest_reads_no_more_than_rules_look_back_on(world: World[EmbeddedBroker]) -> None:

@@ -100,7 +100,7 @@ async def _by_processes(
     workers: int, settings: Settings, rules: Rules, stretches: Sequence[Stretch], range_: Range, progress: Progress
 ) -> Sequence[Found]:
     loop = asyncio.get_running_loop()
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
     longest_first = sorted(stretches, key=lambda each: -each.records)
     try:
         jobs = [loop.run_in_executor(pool, _job, settings, rules, each, range_, progress) for each in longest_first]
@@ -111,8 +111,8 @@ async def _by_processes(
             each.terminate()
 
 
-def _end_with_parent() -> None:
-    """A pool whose process was killed would wait for more work for ever."""
+def end_with_parent() -> None:
+    """Of a process of a pool: end when that which made the pool ends, even if it is killed."""
     parent = parent_process()
     assert parent is not None, "of a process of the pool"
 
