@@ -219,7 +219,7 @@ class RulesTask:
         """The records, cut wherever one is not like the one before it, or more than its series has to be looked at."""
         next_offset = self._next.get(log.topic, 0)
         again, times = records.offsets < next_offset, log.time.through(records.timestamps)
-        windows = [self._read(log, place, records, news) for place in range(len(records))]
+        windows = self._read(log.topic, records, next_offset, news)
         alike = list(map(_likeness, windows))
         apart = times.turns
         apart[0], apart[1:] = True, apart[1:] | (again[1:] != again[:-1])
@@ -229,18 +229,18 @@ class RulesTask:
         for first, after in pairwise([*cuts, len(windows)]):
             yield Run(first, after, windows[first:after], records.offsets, times, bool(again[first]))
 
-    def _read(self, log: Log, place: int, records: Records, news: News) -> Seen | None:
-        """None: it is a tick, or no window."""
-        value = records.values[place]
-        if value == TICK:
-            return None
-        try:
-            return read_message(self._decode.decode, value or b"")
-        except Rejected as error:
-            if records.offsets[place] >= self._next.get(log.topic, 0):
-                refused = dead_letter_of(log.topic, records[place], error, to_partition=self._partition)
-                news.refused.append((place, refused))
-            return None
+    def _read(self, topic: str, records: Records, next_offset: int, news: News) -> list[Seen | None]:
+        """None where it is a tick, or no window."""
+        windows: list[Seen | None] = []
+        for place, value in enumerate(records.values):
+            try:
+                windows.append(None if value == TICK else read_message(self._decode.decode, value or b""))
+            except Rejected as error:
+                windows.append(None)
+                if records.offsets[place] >= next_offset:
+                    refused = dead_letter_of(topic, records[place], error, to_partition=self._partition)
+                    news.refused.append((place, refused))
+        return windows
 
     def _take_in(self, log: Log, run: Run, news: News) -> None:
         """Bring time and lanes forward; what was decided on before is only remembered."""
