@@ -1,34 +1,40 @@
 """Rules: from windows to alerts that a person can act on.
 
-A `Rule` describes a condition on one field of one series' windows; `load_rules` reads rules from YAML files.
-A `RulesTask` evaluates them in event time::
+A `Rule` describes when the windows of a series are a breach, in CEL, and what a person should know then; `load_rules`
+reads rules from YAML files. A `RulesTask` evaluates them in event time::
 
-    inactive ──breach──► pending ──held for `for_s`──► firing ──first window that clears──► resolved
-        ▲                   │
-        └──not a breach─────┘
+    inactive ──breach──► pending ──held for `for`──► firing ──clear for `keep_firing_for`──► resolved
+        ▲                   │                         │  ▲
+        └──no breach────────┘         acknowledged ◄──┘  └── another severity of the ladder
 
-* **breach**: the value is above ``above`` (or below ``below``). **clear**: it is at or below ``clear`` (at or
-  above), which is the threshold itself unless the rule says otherwise. In between, firing goes on.
-* **held**: from the start of the first breaching window to the end of the newest, with no other verdict in
-  between. ``for_s: 0`` fires on the first. Silence is no recovery, so a pending series may skip windows; only
-  after `_PATIENCE_S` (or ``for_s``, if longer) without one it begins anew.
-* A window without the field says nothing: no breach, no clear. A series that vanishes while firing goes on.
-* A rule looks at windows of one kind and length: at base windows, unless its ``window`` asks for rollups.
+* **breach**: `expr` is true. **clear**: it is false; or, of a rule that has one, `clear` is true. Else it goes on.
+* **held**: from the start of the first breaching window to the end of the newest, with no other verdict in between.
+  ``for: 0`` fires on the first. Silence is no recovery, so a pending series may skip windows; only after `_PATIENCE_S`
+  (or ``for``, if longer) without one it begins anew.
+* A window that does not say what is asked for is neither: what is not known decides nothing.
+* A series that vanishes while firing goes on, unless the rule's ``no_data`` says that silence is an alert or an end.
+* A rule looks at windows of one kind and length: at base windows, unless its ``window`` asks for others.
 
 Promises
-- The same windows give the same alerts, byte for byte, however they are cut into batches and wherever a
-  `snapshot` is restored between them.
-- **One page an episode.** Evaluating a window again changes nothing, and a window that begins before the
-  newest of its source, kind and length is not evaluated: in one partition, these come in order of start. (Sessions
-  come in order of their ends, and all are evaluated.)
+- The same windows give the same alerts, byte for byte, however they are cut into batches and wherever a `snapshot` is
+  restored between them.
+- **One page an episode.** Evaluating a window again changes nothing, and a window that begins before the newest of its
+  source, kind and length is not evaluated: in one partition, these come in order of start. (Sessions come in order of
+  their ends, and all are evaluated.)
 - An alert's id is made of the rule, the series and the start, so whoever reads `alerts` twice can tell.
-- A rule that was removed or changed while firing is resolved at the next window of any series, and its
-  evidence says so. Texts may be corrected without that: `Rule.version` names only what decides.
-- State is bounded: only pending and firing series have any. A breach for which there is no room is not
-  followed, and counted as ``too_many_episodes``.
+- A rule that was removed or changed while firing is resolved at the next window of any series, and its evidence says
+  so. Texts may be corrected without that: `Rule.version` names only what decides.
+- State is bounded: only pending and firing series have any, and what is looked back on has a stated room. A breach for
+  which there is none is not followed, and counted as ``too_many_episodes``.
 
 It does not look at supplements (``part: "late"``). Several series together are a window of a group: see
 `streammon_processors.rules.groups`.
+
+Where things are: `description` (what a rule is), `files` (from YAML), `cel` and `expression` (conditions, on columns),
+`past`, `learning`, `anomaly`, `forecast` (what is known of a series before), `lanes` (the windows of one kind, as
+columns), `episodes` (the life of one alert, a pure function), `alerts` (what is said), `task` (all of it, on a
+partition); `levels` (SLOs as rules), `groups` (`by`); `backtest`, `columns`, `unit` (the past, and tests);
+`prometheus`, `promql` (import).
 """
 
 from __future__ import annotations
