@@ -11,7 +11,9 @@ from msgspec import Meta, Struct
 from streammon.events import _schema
 from streammon.results import Alert
 
-Cause = Literal["new", "changed", "resolved", "repeat", "escalation", "test"]
+Cause = Literal["new", "changed", "resolved", "repeat", "escalation", "test", "explained"]
+"""``explained`` is no message: of what was told, likely causes have come to light. Channels that can, add them to their
+last message; nobody is told anew."""
 Memory = Mapping[str, str]
 """What a channel has to know about its earlier message of the same group: the ``ts`` of a Slack message."""
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from streammon.broker import TopicPartition
-from streammon.results import Evidence
+from streammon.broker import Broker, Outgoing, TopicPartition
+from streammon.results import Alert, Evidence
 from streammon_sinks.diagnosis.diagnose import diagnose
 from streammon_sinks.diagnosis.gather import Around
 from tests.incidents import Built, build
@@ -27,6 +27,19 @@ def records(built: Built) -> dict[str, list[StoredRecord]]:
         topic: [StoredRecord(0, offset, msgspec.json.encode(each)) for offset, each in enumerate(values)]
         for topic, values in topics.items()
     }
+
+
+async def publish(broker: Broker, built: Built) -> Alert:
+    """An incident, over both of two partitions, and its alert in the second."""
+    await broker.append(
+        [
+            Outgoing(topic, b"k", each.value, (), each.offset % 2)
+            for topic, found in records(built).items()
+            for each in found
+        ]
+    )
+    await broker.append([Outgoing("alerts", built.alert.id.encode(), msgspec.json.encode(built.alert), (), 1)])
+    return built.alert
 
 
 def diagnosed(built: Built) -> Evidence:

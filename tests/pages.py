@@ -12,7 +12,7 @@ import msgspec
 
 from streammon.commands import Acknowledge, AnyCommand, Silence, Unsilence, matcher
 from streammon.notifications import Delivery, Notification
-from streammon.results import Alert
+from streammon.results import Alert, Cause, Evidence
 from streammon.tick import TICK
 from streammon_processors.contract import JUNK, PARTITION, Logs, Stored
 from streammon_processors.notifier import DecideTask, Plan, load_plan
@@ -45,7 +45,9 @@ def records(values: Sequence[tuple[float, bytes | None]]) -> list[Stored]:
     return [Stored(value, offset, round((T0 + at) * 1000)) for offset, (at, value) in enumerate(values)]
 
 
-def encoded(values: Iterator[tuple[float, Alert | AnyCommand | Delivery]]) -> Iterator[tuple[float, bytes | None]]:
+def encoded(
+    values: Iterator[tuple[float, Alert | AnyCommand | Delivery | Evidence]],
+) -> Iterator[tuple[float, bytes | None]]:
     return ((at, msgspec.json.encode(value)) for at, value in values)
 
 
@@ -89,6 +91,27 @@ def _begun(rng: random.Random, id_: str, now: float) -> Alert:
     )
 
 
+def evidence(rng: random.Random, count: int) -> Iterator[tuple[float, Evidence]]:
+    """Of the alerts above, now and then before them, and of others."""
+    now = 0.0
+    for _ in range(count):
+        now += rng.expovariate(0.5)
+        for _ in range(rng.choice([1, 1, 2])):
+            what, why = rng.choice(["deploy of shop 3", "disk full on h1"]), "20 s before the onset"
+            cause = Cause(what=what, why=why, kind="deploy", score=0.9, at_unix_s=T0 + now, lag_s=20.0)
+            yield (
+                now,
+                Evidence(
+                    alert_id=f"{rng.randrange(count):032x}",
+                    transition=rng.choice([1, 1, 2]),
+                    onset_unix_s=T0 + now,
+                    made_unix_s=T0 + now,
+                    window={"count": 7},
+                    causes=[cause] * rng.choice([0, 1, 5]),
+                ),
+            )
+
+
 def commands(rng: random.Random, count: int) -> Iterator[tuple[float, AnyCommand]]:
     now = 0.0
     for number in range(count):
@@ -109,7 +132,12 @@ def commands(rng: random.Random, count: int) -> Iterator[tuple[float, AnyCommand
 def gathered_logs(seed: int) -> Logs:
     rng = random.Random(seed)
     logs = {}
-    for topic, values in {"alerts": encoded(alerts(rng, 60)), "commands": encoded(commands(rng, 15))}.items():
+    topics = {
+        "alerts": encoded(alerts(rng, 60)),
+        "commands": encoded(commands(rng, 15)),
+        "evidence": encoded(evidence(rng, 30)),
+    }
+    for topic, values in topics.items():
         listed = list(values)
         junk = [(listed[-1][0], rng.choice(JUNK)), (listed[-1][0], TICK)]
         logs[topic] = records([*listed, *junk])
@@ -120,7 +148,7 @@ def gathered_logs(seed: int) -> Logs:
 def page_log(seed: int) -> list[Stored]:
     """Pages and ticks in one order, and what became of some of the messages that follow from them."""
     rng = random.Random(seed)
-    values = [*encoded(alerts(rng, 120)), *encoded(commands(rng, 15))]
+    values = [*encoded(alerts(rng, 120)), *encoded(commands(rng, 15)), *encoded(evidence(rng, 60))]
     end = max(at for at, _ in values)
     values += [(tick * 0.5, TICK) for tick in range(round(2 * end) + 300)]
     values += [(rng.uniform(0, end), rng.choice(JUNK)) for _ in range(3)]

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from streammon.broker import Broker, Outgoing
 from streammon.notifications import Notification
-from streammon.results import Alert
+from streammon.results import Alert, Cause, Evidence
 from streammon.wire import SCHEMA_HEADER
 from tests.sinks.builders import alert
 from tests.sinks.notify.fake_http import FakeHttp, fake_http
@@ -90,11 +90,21 @@ def ended(name: str) -> Alert:
     return fired(name, 2, state="resolved", ended_unix_s=time.time())
 
 
+def behind(alert_: Alert) -> Evidence:
+    now = time.time()
+    cause = Cause(what=f"deploy of {alert_.id}", why="just before", kind="deploy", score=1.0, at_unix_s=now, lag_s=1.0)
+    return Evidence(alert_id=alert_.id, transition=alert_.transition, onset_unix_s=now, made_unix_s=now, causes=[cause])
+
+
 async def raise_alerts(broker: Broker, alerts: Sequence[Alert], partitions: int = 1) -> None:
     """As the rules write them: each alert always into the same partition."""
-    await broker.append(
-        [
-            Outgoing("alerts", each.id.encode(), msgspec.json.encode(each), (SCHEMA_HEADER,), len(each.id) % partitions)
-            for each in alerts
-        ]
-    )
+    await broker.append([_record("alerts", each.id, each, partitions) for each in alerts])
+
+
+async def explain_alerts(broker: Broker, alerts: Sequence[Alert], partitions: int = 1) -> None:
+    """As `diagnose` does: evidence lies in the partition of its alert."""
+    await broker.append([_record("evidence", each.id, behind(each), partitions) for each in alerts])
+
+
+def _record(topic: str, id_: str, value: Alert | Evidence, partitions: int) -> Outgoing:
+    return Outgoing(topic, id_.encode(), msgspec.json.encode(value), (SCHEMA_HEADER,), len(id_) % partitions)

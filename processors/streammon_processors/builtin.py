@@ -111,9 +111,9 @@ def group_processor(settings: Settings) -> Processor:
 
 
 def gather_processor(settings: Settings) -> Processor:
-    """Alerts and commands of all partitions to the one order in which the notifier decides."""
+    """Alerts, commands and likely causes of all partitions to the one order in which the notifier decides."""
     outputs = (Output("pages", page_time, partition=0),)
-    return Processor("gather", ("alerts", "commands"), GatherTask, outputs)
+    return Processor("gather", ("alerts", "commands", "evidence"), GatherTask, outputs)
 
 
 def notify_processor(settings: Settings, plan: Plan | None = None) -> Processor:

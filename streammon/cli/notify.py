@@ -254,7 +254,7 @@ async def _printing(broker: Broker, group: str, stop: asyncio.Event) -> None:
     from streammon_sinks.delivery import deliver
     from streammon_sinks.notify.console import ConsoleNotifier
 
-    await deliver(broker, group, ["alerts"], ConsoleNotifier(sys.stdout), stop=stop)
+    await deliver(broker, group, ["alerts", "evidence"], ConsoleNotifier(sys.stdout), stop=stop)
 
 
 @asynccontextmanager

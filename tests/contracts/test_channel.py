@@ -16,6 +16,7 @@ import pytest
 
 from streammon.errors import Backpressure, StreammonError
 from streammon.results import Alert
+from streammon_sinks.notify.channel import Amending
 from tests.sinks.builders import alert
 from tests.sinks.notify import (
     alertmanagers,
@@ -115,6 +116,17 @@ async def test_every_cause_is_delivered(counterpart: Counterpart, cause: Any) ->
     memory = await counterpart.open().deliver(notification(), {})
     await counterpart.open().deliver(notification(id="n3", cause=cause), memory)
     assert await counterpart.status() == "firing"
+
+
+async def test_a_channel_that_can_add_causes_posts_no_message_for_them(counterpart: Counterpart) -> None:
+    memory = await counterpart.open().deliver(notification(msgspec.structs.replace(TOLD, evidence={})), {})
+    channel = counterpart.open()
+    if isinstance(channel, Amending):
+        memory = await channel.amend(notification(id="n3", cause="explained"), memory)
+    assert await counterpart.messages() == 1
+    assert await counterpart.status() == "firing"
+    await counterpart.open().deliver(resolved(), memory)
+    assert await counterpart.status() == "resolved"
 
 
 async def test_a_group_that_somebody_works_on_is_still_firing(counterpart: Counterpart) -> None:

@@ -26,13 +26,23 @@ from streammon.results import Alert
 from streammon.topics import topic_specs
 from tests.faults.harness import _delete
 from tests.faults.stage import Grounds
-from tests.paging import Receiver, ended, fired, hook, notifier_file, raise_alerts, receiver
+from tests.paging import Receiver, ended, explain_alerts, fired, hook, notifier_file, raise_alerts, receiver
 from tests.support import cli, eventually
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
 PARTITIONS = 2
-NEEDED = ("alerts", "commands", "pages", "notifications", "deliveries", "deadletter", "snapshots", "heartbeats")
+NEEDED = (
+    "alerts",
+    "commands",
+    "evidence",
+    "pages",
+    "notifications",
+    "deliveries",
+    "deadletter",
+    "snapshots",
+    "heartbeats",
+)
 BORN_S = 40.0
 
 
@@ -66,7 +76,9 @@ class Paging:
         return fired(f"alert-{next(self._numbers)}-" + "x" * random.randrange(2))
 
     async def raises(self, alerts: Sequence[Alert]) -> None:
+        """And what is behind those that fire, which may come before or after their page."""
         await raise_alerts(self.broker, alerts, PARTITIONS)
+        await explain_alerts(self.broker, [each for each in alerts if each.state == "firing"], PARTITIONS)
 
     async def told(self, *alerts: Alert, state: str = "firing") -> None:
         def done() -> bool:
@@ -77,6 +89,11 @@ class Paging:
         except AssertionError:
             told = {each.id: self.ops.messages_about(each.id, state) for each in alerts}
             raise AssertionError(f"told: {told}\n{self._log.read_text()[-4000:]}") from None
+
+    def ends_say_why(self) -> bool:
+        """Whether no cause was lost: each end is told with it."""
+        ends = [each for told in self.ops.taken.values() for each in told.alerts if each.state == "resolved"]
+        return all(each.evidence["causes"][0]["what"] == f"deploy of {each.id}" for each in ends)
 
     def once(self, *alerts: Alert, state: str = "firing") -> bool:
         """Whether each of them was told by exactly one message."""
@@ -130,6 +147,7 @@ async def test_whoever_is_killed_at_any_stage_leaves_a_page_that_is_delivered(pa
     await paging.told(alert, state="resolved")
     assert paging.once(alert)
     assert paging.once(alert, state="resolved")
+    assert paging.ends_say_why()
     again = paging.ops.repeated
     if moment == "before:deliveries":  # the receiver had answered, and nobody knows any more
         assert list(again.items()) == [(paging.ops.messages_about(alert.id, "firing")[0], 2)]
@@ -192,5 +210,6 @@ async def test_replicas_that_are_killed_lose_no_page_and_make_no_second_one(pagi
     await paging.told(*alerts, state="resolved")
     assert paging.once(*alerts)
     assert paging.once(*alerts, state="resolved")
+    assert paging.ends_say_why()
     assert all(count == 2 for count in paging.ops.repeated.values())
     assert len(paging.ops.repeated) <= 4  # at most one a kill

@@ -177,7 +177,7 @@ def test_failures_that_are_unusual_for_a_service_are_told_with_what_failed() -> 
     assert begun(found, "unusual-error-rate") == [ends[-2]]
     [told] = [each for each in found if each.rule == "unusual-error-rate"]
     assert told.value == 0.12
-    assert told.condition.startswith("anomaly(error_rate 12 %) ")
+    assert told.condition.startswith("anomaly(error_rate 12 %, usual up to 7.12 %) ")
     assert told.summary == "More requests to shop/ranker fail than usual: 12 %"
 
 

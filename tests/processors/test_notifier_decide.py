@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -17,11 +18,12 @@ from streammon.broker import Outgoing
 from streammon.commands import AnyCommand, Silence, Unsilence, matcher
 from streammon.errors import ConfigError
 from streammon.notifications import Delivery, Notification
-from streammon.results import Alert
+from streammon.results import Alert, Cause, Evidence
 from streammon.tick import TICK
 from streammon.topics import LARGE_RECORD_BYTES
 from streammon_processors.contract import Stored
 from streammon_processors.notifier import DecideTask, Plan, load_plan
+from streammon_processors.notifier.causes import MOST_CAUSES
 from streammon_processors.notifier.groups import Group
 
 T0 = 1_700_000_000.0
@@ -62,6 +64,15 @@ def silence(*matchers: str, starts: float = 0.0, ends: float = 1e6, id_: str = "
     )
 
 
+def evidence(id_: str = "a1", *causes: str, transition: int = 1, **fields: Any) -> Evidence:
+    found = [
+        Cause(what=each, why="20 s before the onset", kind="deploy", score=0.9, at_unix_s=T0 - 20, lag_s=20.0)
+        for each in causes or ("deploy of shop 3",)
+    ]
+    defaults: dict[str, Any] = {"onset_unix_s": T0, "made_unix_s": T0 + 3, "causes": found}
+    return Evidence(alert_id=id_, transition=transition, **(defaults | fields))
+
+
 class Desk:
     """A decision task, its clock, and what it has told since it was last asked."""
 
@@ -72,7 +83,7 @@ class Desk:
         self.offset = 0
         self.all: list[Notification] = []
 
-    def page(self, *pages: Alert | AnyCommand | Delivery, at: float | None = None) -> list[Notification]:
+    def page(self, *pages: Alert | AnyCommand | Delivery | Evidence, at: float | None = None) -> list[Notification]:
         self.now = self.now if at is None else at
         return self._give([msgspec.json.encode(page) for page in pages])
 
@@ -104,6 +115,11 @@ def decoded(outputs: Iterable[Outgoing]) -> list[Notification]:
 
 def gist(told: Iterable[Notification]) -> list[tuple[str, str, str, list[str]]]:
     return [(each.channel, each.cause, each.status, [alert.id for alert in each.alerts]) for each in told]
+
+
+def why(told: Notification) -> dict[str, list[str]]:
+    """The causes in a message, by alert."""
+    return {each.id: [cause["what"] for cause in each.evidence.get("causes", ())] for each in told.alerts}
 
 
 def escalations(told: Iterable[Notification]) -> list[tuple[str, float]]:
@@ -247,7 +263,7 @@ def test_a_route_to_nobody_tells_nothing_and_forgets_what_has_ended(tmp_path: Pa
         desk.pass_time(desk.now + 200)
     assert desk.all == []
     assert not desk.task.waiting
-    assert len(desk.task.snapshot()) < empty + 100
+    assert len(desk.task.snapshot()) < empty + 120
 
 
 @pytest.mark.parametrize("field", ["group_interval", "repeat_interval"])
@@ -543,7 +559,11 @@ def test_a_storm_with_heavy_evidence_fits_into_a_snapshot_and_messages() -> None
     for number in range(12_000):
         noise = rng.randbytes(40 if number > 60 else 45_000).hex()
         labels = {"service": f"s{number}", "path": rng.randbytes(20).hex()}
-        desk.page(alert(rng.randbytes(16).hex(), labels=labels, evidence={"noise": noise}), at=number / 2000)
+        id_ = rng.randbytes(16).hex()
+        desk.page(alert(id_, labels=labels, evidence={"noise": noise}), at=number / 2000)
+        if number % 4 == 0:
+            desk.page(evidence(id_, *(rng.randbytes(150).hex() for _ in range(5))))
+            desk.page(evidence(rng.randbytes(16).hex(), rng.randbytes(150).hex()))
     desk.pass_time(200)
     assert len(desk.task.snapshot()) < LARGE_RECORD_BYTES
     assert max(len(msgspec.json.encode(each)) for each in desk.all) < 900_000
@@ -662,11 +682,254 @@ def test_channels_that_all_fail_do_not_tell_each_other_for_ever(tmp_path: Path) 
     assert len(desk.all) < 15
 
 
+# --- causes ---------------------------------------------------------------------------------------------------------
+
+
+def test_evidence_that_comes_while_a_group_gathers_is_in_its_first_message() -> None:
+    desk = Desk()
+    desk.page(alert(evidence={"window": {"count": 7}}))
+    assert desk.page(evidence(), at=4.0) == []
+    assert desk.pass_time(9.5) == []
+    (told,) = desk.pass_time(10.0)
+    assert (told.cause, why(told)) == ("new", {"a1": ["deploy of shop 3"]})
+    assert told.alerts[0].evidence["window"] == {"count": 7}
+    assert told.alerts[0].evidence["causes"][0]["why"] == "20 s before the onset"
+    assert desk.pass_time(3600, step=5) == []
+
+
+def test_evidence_that_overtakes_its_alert_waits_for_it() -> None:
+    desk = Desk()
+    desk.page(evidence("a1", "an older guess"), evidence(transition=2), evidence("a1", "an older guess"))
+    desk.restart()
+    desk.page(alert())
+    (told,) = desk.pass_time(10.0)
+    assert why(told) == {"a1": ["deploy of shop 3"]}
+
+
+@pytest.mark.parametrize("wait", [0, 10])
+def test_no_message_waits_for_evidence(wait: int, tmp_path: Path) -> None:
+    desk = Desk(plan(f"route: {{group_wait: {wait}}}", tmp_path))
+    at_once = desk.page(alert())
+    (told,) = at_once or desk.pass_time(wait)
+    assert told.created_unix_s == T0 + wait
+    assert why(told) == {"a1": []}
+
+
+def test_evidence_that_comes_after_the_message_is_no_second_one_and_in_the_next() -> None:
+    desk = Desk()
+    desk.page(alert())
+    desk.pass_time(11)
+    assert desk.page(evidence(), at=15.0) == []
+    (explained,) = desk.pass_time(20)
+    assert gist([explained]) == [("console", "explained", "firing", ["a1"])]
+    assert why(explained) == {"a1": ["deploy of shop 3"]}
+    assert explained.created_unix_s == T0 + 17.0
+    (repeated,) = desk.pass_time(4 * 3600 + 15, step=5)
+    assert (repeated.cause, repeated.created_unix_s) == ("repeat", T0 + 4 * 3600 + 10)
+    assert why(repeated) == {"a1": ["deploy of shop 3"]}
+
+
+def test_evidence_that_comes_twice_is_told_once_and_newer_evidence_takes_its_place() -> None:
+    desk = Desk()
+    desk.page(alert())
+    desk.pass_time(11)
+    desk.page(evidence(transition=1))
+    assert [each.cause for each in desk.pass_time(15)] == ["explained"]
+    desk.page(evidence(transition=1))
+    assert desk.pass_time(20) == []
+    (worse,) = desk.page(alert(severity="critical", transition=2))
+    assert why(worse) == {"a1": ["deploy of shop 3"]}
+    desk.page(evidence("a1", "a host is full", transition=2))
+    desk.page(evidence(transition=1))
+    assert [why(each) for each in desk.pass_time(30)] == [{"a1": ["a host is full"]}]
+
+
+def test_causes_of_one_trouble_are_added_together() -> None:
+    desk = Desk()
+    desk.page(*(alert(f"a{number}") for number in range(5)))
+    desk.pass_time(11)
+    for number in range(5):
+        desk.page(evidence(f"a{number}"), at=20.0 + number / 10)
+    (explained,) = desk.pass_time(60)
+    assert all(why(explained).values())
+
+
+def test_evidence_of_an_alert_that_has_ended_tells_nothing_by_itself() -> None:
+    desk = Desk()
+    desk.page(alert())
+    desk.pass_time(11)
+    desk.page(alert(state="resolved"), at=12.0)
+    desk.page(evidence(), at=13.0)
+    assert gist(desk.pass_time(80)) == [("console", "resolved", "resolved", ["a1"])]
+    desk.page(evidence())
+    assert desk.pass_time(300) == []
+    assert not desk.task.waiting
+
+
+def test_causes_are_not_added_where_more_is_about_to_be_told_and_that_has_them() -> None:
+    desk = Desk()
+    desk.page(alert())
+    desk.pass_time(11)
+    desk.page(evidence(), alert(state="acknowledged"), at=12.0)
+    (told,) = desk.pass_time(100)
+    assert (told.cause, told.alerts[0].state, why(told)) == ("changed", "acknowledged", {"a1": ["deploy of shop 3"]})
+
+
+def test_causes_are_added_in_the_order_of_the_message_that_they_are_added_to() -> None:
+    desk = Desk()
+    desk.page(alert("a1"))
+    desk.pass_time(11)
+    desk.page(alert("a2", started_unix_s=T0 + 20), at=20.0)
+    (changed,) = desk.pass_time(72)
+    desk.page(evidence("a2"))
+    (explained,) = desk.pass_time(80)
+    assert [each.id for each in changed.alerts] == [each.id for each in explained.alerts] == ["a2", "a1"]
+
+
+def test_causes_are_not_added_to_a_message_that_told_an_end_which_would_be_gone_then() -> None:
+    desk = Desk()
+    desk.page(alert("a1"), alert("a2"))
+    desk.pass_time(11)
+    desk.page(alert("a2", state="resolved"))
+    desk.pass_time(75)
+    desk.page(evidence("a1"))
+    assert desk.pass_time(1000, step=5) == []
+    assert [why(each) for each in desk.pass_time(4 * 3600 + 100, step=5)] == [{"a1": ["deploy of shop 3"]}]
+
+
+def test_causes_that_a_message_has_told_are_not_added_to_it() -> None:
+    desk = Desk()
+    desk.page(alert())
+    desk.pass_time(11)
+    desk.page(evidence(), at=15.0)
+    (worse,) = desk.page(alert(severity="critical", transition=2), at=16.0)
+    assert why(worse) == {"a1": ["deploy of shop 3"]}
+    assert desk.pass_time(100) == []
+
+
+def test_causes_are_added_in_time_whatever_else_is_decided_before(tmp_path: Path) -> None:
+    file = "channels: {chat: {type: x}, boss: {type: x}}\nroute: {to: [chat], escalate: [{after: 6s, to: [boss]}]}"
+    desk = Desk(plan(file, tmp_path))
+    desk.page(alert())
+    desk.pass_time(11)
+    desk.page(evidence(), at=15.0)
+    assert [(each.channel, each.cause, each.created_unix_s - T0) for each in desk.pass_time(60)] == [
+        ("boss", "escalation", 16.0),
+        ("chat", "explained", 17.0),
+        ("boss", "explained", 17.0),
+    ]
+
+
+def test_a_new_alert_that_waits_to_be_told_is_not_told_with_the_causes_of_another() -> None:
+    desk = Desk()
+    desk.page(alert("a1"))
+    desk.pass_time(11)
+    desk.page(alert("a2"), evidence("a1"), at=12.0)
+    (explained, changed) = desk.pass_time(100)
+    assert gist([explained, changed]) == [
+        ("console", "explained", "firing", ["a1"]),
+        ("console", "changed", "firing", ["a2", "a1"]),
+    ]
+
+
+def test_under_a_silence_nothing_is_explained() -> None:
+    desk = Desk()
+    desk.page(alert())
+    desk.pass_time(11)
+    desk.page(silence('service="shop"', ends=40.0), evidence())
+    assert desk.pass_time(100) == []
+
+
+def test_whoever_is_told_because_nobody_acknowledges_is_told_why(tmp_path: Path) -> None:
+    file = "channels: {chat: {type: x}, boss: {type: x}}\nroute: {to: [chat], escalate: [{after: 60s, to: [boss]}]}"
+    desk = Desk(plan(file, tmp_path))
+    desk.page(alert(), evidence())
+    (_, escalated) = desk.pass_time(75)
+    assert (escalated.channel, why(escalated)) == ("boss", {"a1": ["deploy of shop 3"]})
+
+
+def test_a_channel_in_trouble_and_who_is_told_instead_are_not_told_causes_alone(tmp_path: Path) -> None:
+    desk = Desk(plan(TWO, tmp_path))
+    desk.page(alert())
+    (told,) = desk.pass_time(2)
+    desk.page(alert("a2", labels={"service": "bank"}))
+    desk.pass_time(4)
+    desk.page(outcome(told, "failing"), at=5.0)
+    desk.page(evidence("a2"))
+    assert {each.channel for each in desk.pass_time(20) if each.cause == "explained"} == {"page"}
+
+
+def test_evidence_that_no_alert_comes_for_takes_little_room() -> None:
+    desk = Desk()
+    rng = random.Random(1)
+    for number in range(2000):
+        desk.page(evidence(f"x{number}", rng.randbytes(100).hex()))
+    desk.page(evidence("x" * 900_000))
+    assert desk.pass_time(100) == []
+    assert len(desk.task.snapshot()) < 40_000
+    desk.page(alert("x1999"), alert("x0"))
+    (told,) = desk.pass_time(200)
+    assert {id_: len(causes) for id_, causes in why(told).items()} == {"x1999": 1, "x0": 0}
+
+
+def test_of_evidence_however_large_a_few_short_causes_are_kept() -> None:
+    desk = Desk()
+    desk.page(alert())
+    desk.page(evidence("a1", *(f"{number} " + "x" * 40_000 for number in range(20)), notes=["y" * 10_000]))
+    (told,) = desk.pass_time(20)
+    assert [len(each["what"]) for each in told.alerts[0].evidence["causes"]] == [300] * MOST_CAUSES
+    assert len(msgspec.json.encode(told)) < 4000
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b'{"type":"evidence"}', b'{"type":"evidence","alert_id":7}', msgspec.json.encode(evidence())[:-9]],
+)
+def test_what_is_no_evidence_is_a_dead_letter_and_holds_up_nothing(garbage: bytes) -> None:
+    desk = Desk()
+    desk.page(alert())
+    [letter] = desk.task.process("pages", [Stored(garbage, 1, round(T0 * 1000))])
+    assert letter.topic == "deadletter"
+    assert gist(desk.pass_time(20)) == [("console", "new", "firing", ["a1"])]
+
+
+BEFORE_CAUSES = (
+    "KLUv/WAMA7UVACQoiaRwbGFusGNkMGZkMjdmNjMzNWQ5NDCrbmV4dF9vZmZzZXQZo25vd8tB2VT8QwAAAKVsaXZlcwFudW1iZXIDpmFsZXJ0c5"
+    "ObAMQCI6Gkc2xvdwEBgadzZXJ2aWNlpHNob3ABQAAAAMLEtSi1L/1gEABdBQAijCMdcCdqA/AfqEnsmpFABTW2u0RVyfLgcOrfT/3/pQQHdMck"
+    "CQffECvcRmRZt4IoANCdjQJVy0CyF5sP62kWk2Tx7XzQCTiDwdKKKOW4FQS650rI3A5fFMKhzCbfcOeUApjUYuH3pnWTSb6dQOnqwO/Z2Hw7+l"
+    "0pypuMUVAS/55p7e0If0f09t5M+HsuTd8QCQBxyHRQlsddqBiXZ3WhMBC7QgPHibUjm2SbAcQCI6K2ZQUAIswjHXC3aQPoHcho7dgmgeRV18ya"
+    "/v9y3unY0OfU/19KCXTHJA1iUACgOxsFqpaBZC82H9bTLCbJ4tv5oBNwCoWlFVHKcSsG6J4rIXNLfFEMhzKbfMSdUwpgUouH35vWTSb5dgKlqw"
+    "O/Z2Pz7eh3pShvMsZBSfx7prW3E/B3RG/vzYS/59L0EQECxAIjo15FY/79pmdyb3Vwc5GKpXJvdXRloKZsYWJlbHOCpHJ1bGWiaWTZIGFlZDNh"
+    "OWE5MTMwYjllY2ZmYWUwODE2ODA0ZTQzMzA1qm5vdF9iZWZvcmVRgAAAo2R1p21lbWJlcnODAJUBQoAAAMLCAQKV/wnLAMLCqGNoYW5uZWxzka"
+    "djb25zb2xlp3RvbGRfYXSkcmFuawGobWVzc2FnZXMBqHNpbGVuY2VzgqVnaXZlboClZW5kZWSAqG9wZW5pbmdzgaCRy0HZVPxAAAAAEQAYoThc"
+    "VmRK01HgBHMNxBMtLJMLBazLMQClFVAd1SacAK0hE75pAyWryIhwC5JB7QE="
+)
+"""A snapshot as it was before causes were in it: a1 and a2 told, a3 not yet."""
+
+
+def test_a_snapshot_from_before_there_were_causes_is_gone_on_from() -> None:
+    desk = Desk()
+    desk.task.restore(base64.b64decode(BEFORE_CAUSES))
+    desk.offset, desk.now = 25, 12.0
+    desk.page(evidence("a2"))
+    (explained, changed) = desk.pass_time(100)
+    assert gist([explained]) == [("console", "explained", "firing", ["a1", "a2"])]
+    assert gist([changed]) == [("console", "changed", "firing", ["a3", "a1", "a2"])]
+    assert why(changed) == {"a1": [], "a2": ["deploy of shop 3"], "a3": []}
+
+
 # --- any sequence ---------------------------------------------------------------------------------------------------
+
+
+def bare(told: Alert) -> Alert:
+    return msgspec.structs.replace(told, evidence={})
+
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["fire", "worse", "ack", "resolve", "silence", "unsilence", "wait", "long", "restart"]),
+        st.sampled_from(
+            ["fire", "worse", "ack", "resolve", "explain", "silence", "unsilence", "wait", "long", "restart"]
+        ),
         st.integers(0, 4),
     ),
     max_size=60,
@@ -697,6 +960,8 @@ def test_whatever_happens_people_know_in_the_end_what_fires_and_nothing_else(eve
         elif what == "resolve" and id_:
             ended = live.pop(id_)
             desk.page(msgspec.structs.replace(ended, state="resolved", transition=ended.transition + 1))
+        elif what == "explain" and id_:
+            desk.page(evidence(id_, f"cause {desk.offset}", transition=live[id_].transition))
         elif what == "silence":
             silenced.add(number)
             desk.page(silence(f'n="{number}"', id_=f"s{number}-{lives}-{desk.offset}"))
@@ -715,11 +980,17 @@ def test_whatever_happens_people_know_in_the_end_what_fires_and_nothing_else(eve
     assert audible <= firing, "what fires and is not silenced is known"
     assert firing <= set(live), "what has ended is known to have ended"
     for id_ in audible:
-        assert believed[id_] == live[id_], "and its newest state"
+        assert bare(believed[id_]) == bare(live[id_]), "and its newest state"
     groups: dict[str, str] = {}
     for told in desk.all:
         assert groups.get(told.group) != "resolved", "nothing is said of a group after its end"
         groups[told.group] = told.status
+    known: dict[tuple[str, str], Alert] = {}
+    for told in desk.all:
+        for each in told.alerts:
+            if told.cause == "explained":
+                assert known.get((told.group, each.id)) == bare(each), "causes are added to what people know"
+            known[told.group, each.id] = bare(each)
     begun = [told.group for told in desk.all if told.cause == "new"]
     assert len(begun) == len(set(begun)), "a group begins once"
 

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from streammon.commands import Acknowledge, AnyCommand, Approve, Unsilence
-from streammon.results import Alert
+from streammon.results import Alert, Evidence, Point
 from streammon.tick import TICK
 from streammon_processors.contract import Stored
 from streammon_processors.notifier import GatherTask
-from tests.processors.test_notifier_decide import T0, alert, silence
+from tests.processors.test_notifier_decide import T0, alert, evidence, silence
 
 BY = {"id": "c1", "time_unix_s": T0, "by": "ann"}
 
@@ -48,6 +48,27 @@ def test_what_is_to_be_decided_goes_as_it_is_to_the_one_partition_of_pages(page:
 )
 def test_what_never_fired_and_what_is_no_business_of_the_notifier_is_left_out(page: Alert | AnyCommand) -> None:
     assert gathered("alerts", msgspec.json.encode(page)) == []
+
+
+def test_of_evidence_the_first_causes_are_gathered_in_short() -> None:
+    large = evidence(
+        "a1",
+        *(f"{number} " + "x" * 5000 for number in range(10)),
+        window={"count": 7},
+        history=[Point(start_unix_s=T0, count=1)] * 30,
+        notes=["y" * 1000],
+    )
+    [(topic, value, partition)] = gathered("evidence", msgspec.json.encode(large))
+    assert (topic, partition) == ("pages", 0)
+    assert len(value or b"") < 2500
+    page = msgspec.json.decode(value or b"", type=Evidence)
+    assert [each.what[:3] for each in page.causes] == ["0 x", "1 x", "2 x"]
+    assert (page.alert_id, page.transition, page.made_unix_s) == ("a1", 1, T0 + 3)
+    assert (page.window, page.history, page.notes) == ({}, [], [])
+
+
+def test_evidence_without_a_cause_is_left_out() -> None:
+    assert gathered("evidence", msgspec.json.encode(evidence(causes=[], notes=["not diagnosed: a storm"]))) == []
 
 
 @pytest.mark.parametrize("value", [None, TICK])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -188,3 +189,44 @@ def test_series_that_a_rule_is_not_about_take_no_room() -> None:
     task, before = RulesTask(Rules((rule("anomaly(count) > 1", where={"model": "m0001"}),)), 0), unlearned()
     follow(task, many(0))
     assert unlearned() == before
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def condition(expr: str, value: float, **fields: Any) -> str:
+    [alert] = follow(learned(rule(expr, **fields)), [window(2 * DAY, value)])
+    return alert.condition
+
+
+def test_an_alert_about_something_unusual_says_what_is_usual() -> None:
+    said = condition("anomaly(throughput_per_s) > 1", 50.0)
+    told = re.fullmatch(r"anomaly\(throughput_per_s 50/s, usual ([\d.]+)/s to ([\d.]+)/s\) ([\d.]+) > 1", said)
+    assert told, said
+    lower, upper, score = map(float, told.groups())
+    assert 0 < lower < 10 < upper < 30
+    assert score == pytest.approx((50 - 10) / (upper - 10), rel=0.1)
+
+
+def test_what_is_usual_has_one_end_where_one_direction_counts() -> None:
+    assert re.search(r", usual up to [\d.]+/s\)", condition('anomaly(throughput_per_s, "above") > 1', 50.0))
+    assert re.search(r", usual [\d.]+/s or more\)", condition('anomaly(throughput_per_s, "below") > 1', 0.0))
+
+
+def test_its_end_says_so_too_and_after_a_restart() -> None:
+    quick = rule("anomaly(throughput_per_s) > 1", keep_firing_for="0s")
+    task = learned(quick)
+    follow(task, [window(2 * DAY, 50.0)])
+    [ended] = follow(restored(task, quick), [window(2 * DAY + 1, 10.0)])
+    assert ended.state == "resolved"
+    assert re.search(r"^anomaly\(throughput_per_s 10/s, usual [\d.]+/s to [\d.]+/s\) [\d.]+ ≤ 1$", ended.condition)
+
+
+def test_a_shift_that_only_an_hour_shows_says_so() -> None:
+    """Values up to 15/s are usual, because they come and go; so many above 13/s are not."""
+    random = np.random.default_rng(0)
+    jumping = [window(at, 10 + (1 if at % 2 else -1) * abs(random.normal())) for at in range(2 * DAY)]
+    task = RulesTask(Rules((UNUSUAL,)), 0)
+    assert follow(task, jumping) == []
+    [alert] = follow(task, [window(2 * DAY + at, 13.5) for at in range(12)])
+    assert re.search(r"13\.5/s, usual [\d.]+/s to 15\.\d+/s, but not for an hour\) 1\.\d+ > 1$", alert.condition)

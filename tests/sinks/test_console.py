@@ -11,9 +11,10 @@ import pytest
 
 from streammon.broker import Headers, TopicPartition
 from streammon.errors import Reason, Retryable
-from streammon.results import Alert
+from streammon.results import Alert, Cause, Evidence
 from streammon_sinks.delivery import Item
-from streammon_sinks.notify.console import ConsoleNotifier
+from streammon_sinks.notify.console import ConsoleChannel, ConsoleNotifier
+from tests.sinks.notify.builders import notification
 
 NOW = 1_738_332_202.0  # 2025-01-31 14:03:22 UTC
 HOUR_S = 3600.0
@@ -35,8 +36,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def item(value: bytes | None) -> Item:
-    return Item(TopicPartition("alerts", 0), Stored(value))
+def item(value: bytes | None, topic: str = "alerts") -> Item:
+    return Item(TopicPartition(topic, 0), Stored(value))
 
 
 def alert(**fields: Any) -> Alert:
@@ -84,9 +85,50 @@ async def test_firing_alert_is_one_line_with_all_that_is_needed() -> None:
     ]
 
 
+CAUSES = {"causes": [{"what": "deploy of shop 3", "why": "20 s before the onset"}, {"what": "traffic"}]}
+
+
+def evidence(alert_id: str = "a1", what: str = "deploy of shop 3") -> Evidence:
+    cause = Cause(what=what, why="20 s before the onset", kind="deploy", score=0.9, at_unix_s=NOW, lag_s=20.0)
+    causes = [cause] if what else []
+    return Evidence(alert_id=alert_id, transition=1, onset_unix_s=NOW, made_unix_s=NOW, causes=causes)
+
+
+async def test_likely_causes_stand_below_an_alert_that_fires() -> None:
+    (_, *causes) = await printed(alert(evidence=CAUSES))
+    assert causes == [
+        "                             perhaps   deploy of shop 3: 20 s before the onset",
+        "                             perhaps   traffic",
+    ]
+    assert len(await printed(resolved(evidence=CAUSES))) == 1
+
+
+async def test_causes_that_come_later_are_printed_once_and_only_of_what_fires() -> None:
+    stream = io.StringIO()
+    subject = notifier(stream)
+    await write(subject, alert(), alert(id="a2"), resolved(id="a2"))
+    for _ in range(2):
+        given = [evidence(), evidence("a2"), evidence("a3"), evidence("a1", "")]
+        assert await subject.write([item(msgspec.json.encode(each), "evidence") for each in given]) == []
+    assert stream.getvalue().splitlines()[3:] == [
+        "2025-01-31 14:03:22 CRITICAL why       shop/ranker is slow · service=shop model=ranker",
+        "                             perhaps   deploy of shop 3: 20 s before the onset",
+    ]
+
+
+async def test_a_channel_prints_causes_that_come_later_once() -> None:
+    stream = io.StringIO()
+    channel = ConsoleChannel(notifier(stream))
+    explained = notification(alert(evidence=CAUSES), alert(id="unknown", evidence=CAUSES), cause="explained")
+    await channel.deliver(notification(alert()), {})
+    for _ in range(2):
+        await channel.amend(explained, {})
+    assert [each[29:39].strip() for each in stream.getvalue().splitlines()] == ["firing", "why", "perhaps", "perhaps"]
+
+
 async def test_resolved_alert_names_nobody_to_call() -> None:
     assert await printed(resolved()) == [
-        "2025-01-31 14:03:22 CRITICAL resolved  shop/ranker is slow · p99 0.5 s > 0.3 s for 10 s · "
+        "2025-01-31 14:03:22 CRITICAL resolved  shop/ranker is slow · over after 10 s · p99 0.5 s > 0.3 s for 10 s · "
         "service=shop model=ranker"
     ]
 

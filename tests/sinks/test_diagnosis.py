@@ -31,7 +31,7 @@ from streammon_sinks.diagnosis.shifts import correlations, shift_of
 from streammon_sinks.diagnosis.tracks import Grid, Tracks, decode_seen, track_of
 from streammon_sinks.sqlite import ResultStore, SqliteSink
 from streammon_sinks.web.overview import shown_alerts
-from tests.diagnosing import diagnosed, rank, records
+from tests.diagnosing import diagnosed, publish, rank
 from tests.incidents import INCIDENTS, START, build
 from tests.sinks.builders import alert, item, window
 from tests.support import eventually
@@ -237,20 +237,6 @@ async def at_once(_: float) -> None:
     pass
 
 
-async def publish(broker: EmbeddedBroker, name: str = "bad deploy") -> Alert:
-    """An incident, over both partitions, and its alert in the second."""
-    built = build(name, 2)
-    await broker.append(
-        [
-            Outgoing(topic, b"k", each.value, (), each.offset % 2)
-            for topic, found in records(built).items()
-            for each in found
-        ]
-    )
-    await broker.append([Outgoing("alerts", built.alert.id.encode(), msgspec.json.encode(built.alert), (), 1)])
-    return built.alert
-
-
 async def all_evidence(broker: EmbeddedBroker) -> list[Evidence | None]:
     found: list[Evidence | None] = []
     async for where, batch in read(broker, ["evidence"]):
@@ -260,7 +246,7 @@ async def all_evidence(broker: EmbeddedBroker) -> list[Evidence | None]:
 
 
 async def test_an_alert_that_fires_gets_evidence_in_its_own_partition(broker: EmbeddedBroker, tmp_path: Path) -> None:
-    fired = await publish(broker)
+    fired = await publish(broker, build("bad deploy", 2))
     stop = asyncio.Event()
     sink = SqliteSink(ResultStore.open(tmp_path / "results.sqlite"), SqliteSettings())
     tasks = [
@@ -284,7 +270,7 @@ async def test_an_alert_that_fires_gets_evidence_in_its_own_partition(broker: Em
 
 
 async def test_told_again_it_says_the_same_under_the_same_id(broker: EmbeddedBroker) -> None:
-    fired = await publish(broker)
+    fired = await publish(broker, build("bad deploy", 2))
     written = item(0, fired, topic="alerts", partition=1, key=fired.id.encode())
     now = fired.updated_unix_s
     for _ in range(2):
@@ -353,7 +339,7 @@ def test_why_prints_the_causes_or_says_that_there_are_none(tmp_path: Path, monke
     async def prepare() -> Alert:
         broker = await EmbeddedBroker.open(Settings(data_dir=tmp_path))
         await broker.create_topics(topic_specs(partitions=2))
-        fired = await publish(broker, "traffic surge")
+        fired = await publish(broker, build("traffic surge", 2))
         await broker.append([Outgoing("alerts", b"b" * 22, msgspec.json.encode(alert(1, id="b" * 22)), (), 1)])
         written = item(0, fired, topic="alerts", partition=1, key=fired.id.encode())
         record = written.record._replace(timestamp=int(await last_append_ms(broker)))  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
 """The decision whom to tell what: one pure task over the one order in `pages`.
 
-A page is the newest record of an alert, a silence or its end, or what became of a notification that could not be
-delivered. Each is taken in, and then every group that is due is decided::
+A page is the newest record of an alert, what may be behind one, a silence or its end, or what became of a notification
+that could not be delivered. Each is taken in, and then every group that is due is decided::
 
-    group → route → inhibit → silence → deduplicate → escalate → record
+    group → route → inhibit → silence → deduplicate → explain → escalate → record
 
 Time is the broker's time of the records and ticks of `pages`, and nothing else.
 """
@@ -24,12 +24,12 @@ from streammon.commands import Silence, Unsilence
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.notifications import Cause, Delivery, Notification
-from streammon.results import Alert, AlertState
+from streammon.results import Alert, AlertState, Evidence
 from streammon.tick import TICK
 from streammon.wire import SCHEMA_HEADER
+from streammon_processors.notifier.causes import Early, only_causes
 from streammon_processors.notifier.description import CONSOLE, Leaf, Plan
 from streammon_processors.notifier.following import ALERTS_BYTES, LIMITED, OWN, Followed, Following, Limit
-from streammon_processors.notifier.following import without_evidence as _without_evidence
 from streammon_processors.notifier.gather import PAGES, decode
 from streammon_processors.notifier.groups import (
     GROUPS_BYTES,
@@ -53,7 +53,9 @@ NOTIFICATIONS: Final = "notifications"
 MOST_TOLD: Final = 20
 """So many alerts are told in a message; it says how many more there are."""
 TOLD_BYTES: Final = 600_000
-"""Of the alerts in a message; evidence, and then texts, are left out beyond that."""
+"""Of the alerts in a message; evidence, but for likely causes, is left out beyond that."""
+EXPLAIN_S: Final = 2.0
+"""So soon after causes have come to light they are added to what was told: those of one trouble come together."""
 SETTLE_S, MOST_SETTLE_S = 10.0, 300.0
 """Alerts that are read late are told once no more of them has come for so long, and after so long in any case: their
 ends may come right behind."""
@@ -77,6 +79,7 @@ class _State(Struct, kw_only=True, omit_defaults=True):
     lives: int = 0
     next_number: int = 0
     alerts: list[Followed] = []
+    early: Early = {}
     groups: list[Group] = []
     silences: Silences = msgspec.field(default_factory=Silences)
     troubles: dict[str, Trouble] = {}
@@ -143,7 +146,7 @@ class DecideTask:
 
     def _take_over(self, state: _State) -> None:
         self._state, self._silences = state, state.silences
-        self._following = Following(state.alerts, state.next_number)
+        self._following = Following(state.alerts, state.next_number, state.early)
         self._inhibitions = Inhibitions(self._plan.inhibit, self._following)
         self._groups = {group.key: group for group in state.groups}
         self._groups_bytes = sum(group.size for group in state.groups)
@@ -176,6 +179,8 @@ class DecideTask:
                 pass  # it may come to nothing
             case Alert() as alert:
                 self._follow(alert)
+            case Evidence() as evidence:
+                self._explain(evidence)
             case Silence() | Unsilence() as command:
                 if self._silences.take(command, self._now):
                     self._quiet_changes_at = self._silences.next_change(self._now)
@@ -198,6 +203,19 @@ class DecideTask:
         if followed.stale and followed.active:
             self._wait_until_settled()
         self._route(followed)
+
+    def _explain(self, evidence: Evidence) -> None:
+        """Whatever is told of the alert from now on says why. No message waits for that, and none is sent for it.
+
+        Where people know of the alert already, channels may add it to what they have said.
+        """
+        alert = self._following.explain(evidence)
+        if alert is None:
+            return
+        for group in (self._groups[key] for key in self._groups_of.get(alert.number, ())):
+            if alert.active and group.members[alert.number].known:
+                group.explain_at = min(group.explain_at, self._now + EXPLAIN_S)
+                self._look(group, group.explain_at)
 
     def _wait_until_settled(self) -> None:
         state = self._state
@@ -365,7 +383,7 @@ class DecideTask:
     # --- the decision -------------------------------------------------------------------------------------------------
 
     def _decide(self, group: Group) -> Iterator[Notification]:
-        """inhibit → silence → deduplicate → escalate → record."""
+        """inhibit → silence → deduplicate → explain → escalate → record."""
         leaf, now = self._leaf(group), self._now
         seen = self._hear(group, leaf)
         cause = deduplicate(group, seen, leaf, now)
@@ -375,6 +393,8 @@ class DecideTask:
             self._note_told(group, leaf, seen)
             if cause == "resolved":
                 group = self._begin_again(group, leaf)
+        if now >= group.explain_at:
+            yield from self._tell_why(group, seen)
         for to in list(escalate(group, seen, leaf, now)):
             group.escalated += 1
             yield from self._tell(group, leaf, seen, "escalation", to)
@@ -398,7 +418,22 @@ class DecideTask:
         """One message to each channel, and to those in place of one that is in trouble."""
         to = self._reached(channels, leaf)
         self._add_channels(group, to)
-        told = sorted((each for each in seen if each.opens or each.goes_on or each.ends), key=_by_importance)
+        yield from self._messages(group, (each for each in seen if each.opens or each.goes_on or each.ends), cause, to)
+
+    def _tell_why(self, group: Group, seen: Iterable[Seen]) -> Iterator[Notification]:
+        """To those who were told, just what they know and its causes. If there is more to tell, that says it, too."""
+        group.explain_at = inf
+        known = [each for each in seen if each.member.known]
+        same = not group.told_end and all(each.is_as_told for each in known)
+        if same and any(each.heard for each in known):
+            there = (each for each in group.channels if each in self._plan.channels)
+            yield from self._messages(
+                group, known, "explained", [each for each in there if each not in self._state.troubles]
+            )
+
+    def _messages(self, group: Group, about: Iterable[Seen], cause: Cause, to: Iterable[str]) -> Iterator[Notification]:
+        news_since = group.told_at if cause == "explained" else inf  # in the order of the last message
+        told = sorted(about, key=lambda each: _by_importance(each, news_since))
         group.messages += 1
         alerts = list(_fitting(each.alert.told() for each in told[:MOST_TOLD]))
         for channel in to:
@@ -429,11 +464,13 @@ class DecideTask:
         for alert, member, _ in [each for each in seen if each.opens or each.goes_on]:
             member.told, member.rank, member.acknowledged = alert.transition, alert.rank, alert.acknowledged
             self._following.has_been_told(alert)
-        for alert, _, _ in (each for each in seen if each.ends):
+        ends = [each.alert for each in seen if each.ends]
+        for alert in ends:
             self._leave(group, alert)
+        group.told_end = bool(ends)
         known = (self._following.by_number[number] for number, member in group.members.items() if member.known)
         group.rank = min((alert.rank for alert in known), default=9)
-        group.told_at, group.not_before = self._now, self._now + group.interval_s(leaf)
+        group.told_at, group.not_before, group.explain_at = self._now, self._now + group.interval_s(leaf), inf
 
     def _record(self, group: Group, leaf: Leaf, seen: Sequence[Seen]) -> None:
         """Forget what is over and nobody knew of, and note when to look again."""
@@ -446,7 +483,8 @@ class DecideTask:
             self._groups_bytes -= group.size
             return
         unheard = any(each.alert.active and not each.heard for each in left)
-        group.due = next_look(group, left, leaf, self._now, self._recheck(leaf) if unheard else inf)
+        due = next_look(group, left, leaf, self._now, self._recheck(leaf) if unheard else inf)
+        group.due = min(due, group.explain_at)
 
     def _recheck(self, leaf: Leaf) -> float:
         """When time alone may bring about that what is not heard is."""
@@ -548,17 +586,18 @@ def _ended(told: Notification) -> Notification:
     return msgspec.structs.replace(told, id=id_, cause="resolved", status="resolved", alerts=alerts)
 
 
-def _by_importance(each: Seen) -> tuple[bool, int, bool, float, str]:
+def _by_importance(each: Seen, news_since: float) -> tuple[bool, int, bool, float, str]:
     """Firing ones first, the most severe of those first, and what is new before what is known."""
     alert = each.alert
-    return not alert.active, alert.rank, each.goes_on and not each.changes, alert.started_unix_s, alert.id
+    is_known = each.goes_on and not each.changes and each.member.at_unix_s < news_since
+    return not alert.active, alert.rank, is_known, alert.started_unix_s, alert.id
 
 
 def _fitting(alerts: Iterable[Alert]) -> Iterator[Alert]:
-    """The alerts, without their evidence once there is no room for it."""
+    """The alerts, of their evidence nothing but likely causes once there is no room for more."""
     left = TOLD_BYTES
     for alert in alerts:
-        whole, plain = len(msgspec.json.encode(alert)), _without_evidence(alert)
+        whole, plain = len(msgspec.json.encode(alert)), only_causes(alert)
         fits = whole <= left
         left -= whole if fits else len(msgspec.json.encode(plain))
         yield alert if fits else plain

@@ -1,7 +1,8 @@
 """The alerts that the notifier follows: little of each, so that ten thousand fit into one record.
 
 What a matcher looks at is kept of all of them. The whole record, with its evidence, is kept until people have been told
-(its texts until the end), for as many alerts as fit into `STORIES_BYTES`; the others are told by rule and labels.
+(its texts and likely causes until the end), for as many alerts as fit into `STORIES_BYTES`; the others are told by rule
+and labels.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from cramjam import zstd
 from msgspec import Struct
 from prometheus_client import Counter
 
-from streammon.results import Alert, AlertState, Severity
+from streammon.results import Alert, AlertState, Evidence, Severity
+from streammon_processors.notifier.causes import Causes, Early, keep_early
 
 LIMITED = Counter("streammon_notifier_limited", "What the notifier had no room for, by which limit", ["limit"])
 ALERTS_BYTES: Final = 1_450_000
 """Of all alerts together, without their stories: more than 10,000 with ordinary labels. With the other limits, what may
 fill a snapshot, were it as hard to compress as noise."""
 STORIES_BYTES: Final = 350_000
-"""Of all stories together, compressed."""
+"""Of all stories and causes together, compressed."""
 LABELS_BYTES: Final = 4096
 TEXTS_BYTES: Final = 20_000
 """A story without its evidence, uncompressed."""
@@ -42,13 +44,17 @@ class Limit(StrEnum):
 
     ALERTS = "alerts"  # followed no further; an alert of the notifier's own says so
     STORIES = "stories"  # told by rule and labels alone
+    CAUSES = "causes"  # told without its likely causes
     GROUPS = "groups"  # told in one message with others
     LABELS = "labels"  # too long: some are left out
     SILENCES = "silences"  # not obeyed
 
 
 class Followed(Struct, array_like=True, kw_only=True):
-    """One alert that has fired. ``number`` is its short name; ``story`` its compressed record."""
+    """One alert that has fired. ``number`` is its short name; ``story`` its compressed record.
+
+    Fields are added at the end, with a default: so the snapshots of earlier versions can be read.
+    """
 
     number: int
     name: bytes
@@ -64,6 +70,7 @@ class Followed(Struct, array_like=True, kw_only=True):
     updated_unix_s: float
     stale: bool
     story: bytes = b""
+    causes: Causes | None = None
 
     @property
     def id(self) -> str:
@@ -87,8 +94,13 @@ class Followed(Struct, array_like=True, kw_only=True):
 
     @property
     def size(self) -> int:
-        """Bytes of it in a snapshot, without its story."""
-        return len(msgspec.msgpack.encode(msgspec.structs.replace(self, story=b""))) + _MEMBERSHIP_BYTES
+        """Bytes of it in a snapshot, without its story and causes."""
+        return len(msgspec.msgpack.encode(msgspec.structs.replace(self, story=b"", causes=None))) + _MEMBERSHIP_BYTES
+
+    @property
+    def story_size(self) -> int:
+        """Bytes of the rest."""
+        return len(self.story) + (len(self.causes.packed) if self.causes else 0)
 
     @property
     def matched(self) -> dict[str, str]:
@@ -96,7 +108,12 @@ class Followed(Struct, array_like=True, kw_only=True):
         return {**self.labels, "rule": self.rule, "severity": self.severity, "alert_id": self.id}
 
     def told(self) -> Alert:
-        """The record to tell: the whole one, or what is known of it."""
+        """The record to tell, with the likely causes that came to light since."""
+        alert = self.record()
+        return msgspec.structs.replace(alert, evidence=alert.evidence | self.causes.told) if self.causes else alert
+
+    def record(self) -> Alert:
+        """The whole of it, or what is known."""
         if self.story:
             return msgspec.json.decode(bytes(zstd.decompress(self.story)), type=Alert)
         labels = " ".join(f"{name}={value}" for name, value in self.labels.items())
@@ -119,14 +136,18 @@ class Followed(Struct, array_like=True, kw_only=True):
 
 
 class Following:
-    """All alerts that are followed, by number and by id, within what there is room for."""
+    """All alerts that are followed, by number and by id, within what there is room for.
 
-    def __init__(self, alerts: list[Followed], next_number: int) -> None:
+    ``early``: the causes of alerts that have not come yet.
+    """
+
+    def __init__(self, alerts: list[Followed], next_number: int, early: Early) -> None:
         self.by_number = {alert.number: alert for alert in alerts}
         self._by_id = {alert.id: alert for alert in alerts}
         self.next_number = next_number
         self.bytes = sum(alert.size for alert in alerts)
-        self._stories_bytes = sum(len(alert.story) for alert in alerts)
+        self._stories_bytes = sum(alert.story_size for alert in alerts)
+        self._early = early
 
     def __len__(self) -> int:
         return len(self.by_number)
@@ -152,7 +173,23 @@ class Following:
             self.next_number += 1
         self._keep(followed)
         self._tell_story(followed, alert)
+        if known and known.causes:
+            self._tell_causes(followed, known.causes)
+        elif early := self._early.pop(alert.id, None):
+            self._tell_causes(followed, early)
         return followed
+
+    def explain(self, evidence: Evidence) -> Followed | None:
+        """Keep the likely causes with their alert; None: it has not come yet, or that is no news."""
+        followed, causes = self._by_id.get(evidence.alert_id), Causes.of(evidence)
+        if followed is None:
+            keep_early(self._early, evidence.alert_id, causes)
+            return None
+        known = followed.causes
+        if known and (causes.transition < known.transition or causes == known):
+            return None
+        self._tell_causes(followed, causes)
+        return followed if followed.causes else None
 
     def _followed(self, alert: Alert, known: Followed | None, now_unix_s: float) -> Followed:
         return Followed(
@@ -183,16 +220,25 @@ class Following:
                 return
         LIMITED.labels(Limit.STORIES).inc()
 
+    def _tell_causes(self, followed: Followed, causes: Causes) -> None:
+        """If there is room for them."""
+        self._stories_bytes -= followed.story_size
+        followed.causes = causes
+        if self._stories_bytes + followed.story_size > STORIES_BYTES:
+            followed.causes = None
+            LIMITED.labels(Limit.CAUSES).inc()
+        self._stories_bytes += followed.story_size
+
     def has_been_told(self, followed: Followed) -> None:
         """The evidence need not be kept: it was sent, and is in `alerts`."""
-        if followed.story and (alert := followed.told()).evidence:
+        if followed.story and (alert := followed.record()).evidence:
             self._tell_story(followed, without_evidence(alert))
 
     def forget(self, followed: Followed) -> None:
         if self.by_number.pop(followed.number, None) is not None:
             del self._by_id[followed.id]
             self.bytes -= followed.size
-            self._stories_bytes -= len(followed.story)
+            self._stories_bytes -= followed.story_size
 
 
 def _name(id_: str) -> bytes:

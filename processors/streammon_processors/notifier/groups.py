@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Final, NamedTuple
 
 import msgspec
@@ -57,6 +58,10 @@ class Group(Struct, kw_only=True, omit_defaults=True):
     """Who has been told, and so has to be told the end."""
     told_at: float = 0.0
     opened_at: float = 0.0
+    explain_at: float = inf
+    """When to add causes to what was told, because some have come to light since."""
+    told_end: bool = False
+    """The last message told an end: who is told its alerts again must not take that away."""
     rank: int = 9
     """Of the worst that was told."""
     messages: int = 0
@@ -103,6 +108,11 @@ class Seen(NamedTuple):
     def goes_on(self) -> bool:
         """Fires, and people know it."""
         return self.alert.active and self.member.known
+
+    @property
+    def is_as_told(self) -> bool:
+        """Fires, and people know all of it."""
+        return self.goes_on and self.alert.transition == self.member.told
 
     @property
     def attended(self) -> bool:

@@ -20,7 +20,7 @@ from streammon_processors.rules import cel
 from streammon_processors.rules.cel import Call, Constant, ExpressionError, Node, Variable
 from streammon_processors.rules.expression import MATHS, calls_of, check, labels_of, negated, variables_of
 from streammon_processors.rules.groups import GROUPED, Grouping
-from streammon_processors.rules.learning import Lesson
+from streammon_processors.rules.learning import Lesson, told_with
 from streammon_processors.rules.past import FUNCTIONS, NAMES, Look, understand
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
@@ -224,7 +224,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     def looks(self) -> tuple[Look, ...]:
         """What it wants to know of the past."""
         calls = (call for node in self.conditions for call in calls_of(node, dict.fromkeys(NAMES)))
-        return tuple(understand(call) for call in dict.fromkeys(calls))
+        return tuple(understand(each) for call in dict.fromkeys(calls) for each in (call, *told_with(call)))
 
     @cached_property
     def horizon_s(self) -> float:

@@ -16,6 +16,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from math import isfinite
 from typing import Final, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -33,6 +34,7 @@ from streammon_processors.rules.cel import (
     Variable,
     matches,
 )
+from streammon_processors.rules.learning import told_with
 from streammon_processors.rules.words import UNTIL, quantity_of, shown, words_of
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -389,8 +391,27 @@ def _side(node: Node, unit: str, evaluation: Evaluation, row: int) -> str:
     value = shown(unit, value_at(node, evaluation, row))
     if _tells_of_its_argument(node):
         about = node.arguments[0]
-        return f"{node.function}({_side(about, quantity(about), evaluation, row)}) {value}"
+        usual = _usual(node, quantity(about), evaluation, row)
+        return f"{node.function}({_side(about, quantity(about), evaluation, row)}{usual}) {value}"
     return value if isinstance(node, Constant) else f"{_named(node)} {value}"
+
+
+def _usual(node: Call, unit: str, evaluation: Evaluation, row: int) -> str:
+    """``, usual 90/s to 110/s``; nothing while that is not known."""
+    lower, upper = (value_at(each, evaluation, row) for each in told_with(node))
+    ends = (shown(unit, lower) if isfinite(lower) else "", shown(unit, upper) if isfinite(upper) else "")
+    match ends:
+        case ("", ""):
+            return ""
+        case (low, ""):
+            told = f"{low} or more"
+        case ("", high):
+            told = f"up to {high}"
+        case (low, high):
+            told = f"{low} to {high}"
+    within = lower <= value_at(node.arguments[0], evaluation, row) <= upper
+    by_hour = within and value_at(node, evaluation, row) > 1
+    return f", usual {told}{', but not for an hour' * by_hour}"
 
 
 def _tells_of_its_argument(node: Node) -> TypeGuard[Call]:

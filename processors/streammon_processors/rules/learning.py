@@ -76,8 +76,17 @@ def _way(call: Call) -> Forecast:
     return Forecast(history_s, history_s)
 
 
+USUAL: Final = ("anomaly_lower", "anomaly_upper")
+"""Between which values a number is usual: not for rules, but for what is told of them."""
+
+
+def told_with(call: Call) -> tuple[Call, ...]:
+    """What else has to be known of a call to tell people what came out of it."""
+    return tuple(Call(name, call.arguments) for name in USUAL) if call.function == "anomaly" else ()
+
+
 _METHODS: Final[Mapping[str, Callable[[Call], Method]]] = {
-    "anomaly": _baseline, "forecast": _forecast, "time_until": _way,
+    "anomaly": _baseline, **dict.fromkeys(USUAL, _baseline), "forecast": _forecast, "time_until": _way,
 }  # fmt: skip
 
 
@@ -135,6 +144,8 @@ def _until(states: Any, said: Any, rows: Rows, parameters: tuple[float, ...]) ->
 
 _ANSWERS: Final[Mapping[str, Callable[[Any, Any, Rows, tuple[float, ...]], Floats]]] = {
     "anomaly": lambda states, said, rows, parameters: said.score,
+    "anomaly_lower": lambda states, said, rows, parameters: said.lower,
+    "anomaly_upper": lambda states, said, rows, parameters: said.upper,
     "forecast": lambda states, said, rows, parameters: said.expected,
     "time_until": _until,
 }

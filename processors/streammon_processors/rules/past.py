@@ -59,7 +59,7 @@ FUNCTIONS: Final = (
     *learning.FUNCTIONS,
 )
 NAMES: Final = tuple(each.name for each in FUNCTIONS)
-_LEARNING: Final = tuple(each.name for each in learning.FUNCTIONS)
+_LEARNING: Final = (*(each.name for each in learning.FUNCTIONS), *learning.USUAL)
 
 
 @dataclass(frozen=True)

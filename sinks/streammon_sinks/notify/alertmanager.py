@@ -40,7 +40,7 @@ from streammon.telemetry import log
 from streammon_sinks.notify.channel import Channel, Memory, Notification
 from streammon_sinks.notify.http import Http, HttpDescription
 from streammon_sinks.notify.secrets import Secret, SecretValue
-from streammon_sinks.notify.told import address, labels_of, line, steps, title
+from streammon_sinks.notify.told import address, labels_of, likely_causes, line, steps, title
 
 RESOLVED_FOR_S: Final = 300.0
 MAX_KEPT: Final = 20_000
@@ -145,6 +145,10 @@ class AlertmanagerChannel:
             self._keep(notification.group, now_told)
         told = {each.key: each for each in (*before, *now_told)}
         return _memory(notification.group, told.values())
+
+    async def amend(self, notification: Notification, memory: Memory) -> Memory:
+        """Other annotations of what fires, of which Alertmanager tells nobody."""
+        return await self.deliver(notification, memory)
 
     async def resend(self) -> None:
         """Send everything that fires, and what was over less than five minutes ago, once more."""
@@ -295,6 +299,7 @@ def _annotations(alert: Alert) -> Iterator[tuple[str, str]]:
         "value": "" if alert.value is None else f"{alert.value:g}",
         "state": alert.state,
         "resolution_steps": "\n".join(f"{number}. {step}" for number, step in enumerate(steps(alert), 1)),
+        "likely_causes": "\n".join(cause.text for cause in likely_causes(alert)),
         "contact": line(alert.contact or "", _MAX_CHARS),
         "runbook_url": address(alert.runbook_url) or "",
         "alert_id": line(alert.id, _MAX_CHARS),

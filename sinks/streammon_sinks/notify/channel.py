@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from streammon.notifications import Cause, Memory, Notification
 
-__all__ = ["Cause", "Channel", "Memory", "Notification", "Resuming"]
+__all__ = ["Amending", "Cause", "Channel", "Memory", "Notification", "Resuming"]
 
 
 class Channel(Protocol):
@@ -32,6 +32,18 @@ class Channel(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Amending(Protocol):
+    """A channel that can add to what it has told without telling anybody anew, as Slack edits a message."""
+
+    async def amend(self, notification: Notification, memory: Memory) -> Memory:
+        """Say of what this group's last message told what it says now; what to remember. Tried once, and for seconds.
+
+        Raises: as `Channel.deliver` does.
+        """
+        ...
 
 
 @runtime_checkable

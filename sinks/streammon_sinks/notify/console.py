@@ -1,8 +1,11 @@
 """Alerts on a terminal: one line when one fires, one when it is resolved.
 
-The line says when, how bad, the state, what happened, why that is an alert, which series, and whom to ask::
+The line says when, how bad, the state, what happened, why that is an alert, which series, and whom to ask; what may
+be behind it is told below, or, when that comes to light later, in lines of their own::
 
     2025-01-31 14:03:22 CRITICAL firing    Predictions of demo/m are slow: p99 is 0.5 s · p99 of duration_s …
+    2025-01-31 14:03:26 CRITICAL why       Predictions of demo/m are slow: p99 is 0.5 s · service=demo model=m
+                                 perhaps   deploy of demo 3 by ann: 20 s before the onset, to this service
 
 What it promises:
 
@@ -24,24 +27,26 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
 from itertools import islice
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
+import msgspec
 from msgspec import Struct
 
 from streammon.clock import Clock, system_clock
 from streammon.errors import Retryable
-from streammon.results import Alert
+from streammon.results import Alert, Evidence
 from streammon.visible import visible
 from streammon_sinks.decoding import decode_all
 from streammon_sinks.delivery import Item, Refused
 from streammon_sinks.notify.channel import Channel, Memory, Notification
+from streammon_sinks.notify.told import after, likely_causes
 
 _COLORS: Final = {"critical": 31, "warning": 33, "info": 34, "resolved": 32}
 _LATE_S: Final = 60.0
 
 
 class ConsoleNotifier:
-    """A `Sink` of the topic ``alerts`` that writes lines to ``stream``.
+    """A `Sink` of the topics ``alerts`` and ``evidence`` that writes lines to ``stream``.
 
     ``color`` None: on a terminal, unless the environment says NO_COLOR. ``zone`` None: the local time zone.
     """
@@ -63,6 +68,7 @@ class ConsoleNotifier:
         self._history_s = history_s
         self._remember = remember
         self._done: dict[tuple[str, int], None] = {}  # (id, transition), oldest first
+        self._unexplained: dict[str, Alert] = {}  # by id: printed as firing, without a cause; oldest first
 
     async def write(self, records: Sequence[Item]) -> list[Refused]:
         """Print what is news among these alerts. Raises `Retryable` when the stream does not take it."""
@@ -74,6 +80,8 @@ class ConsoleNotifier:
         }
         self._print(self._lines(list(news.values()), self._clock()))
         self._remember_all(news)
+        self._remember_unexplained(news.values())
+        self._explain(self._explained(each for _, each in decoded if isinstance(each, Evidence)))
         return refused
 
     async def close(self) -> None:
@@ -82,9 +90,32 @@ class ConsoleNotifier:
     def print_told(self, notification: Notification) -> None:
         """The alerts of a notification, as they are in it. Raises `Retryable` when the stream does not take it."""
         self._print(self._lines_of(notification, self._clock()))
+        self._remember_unexplained(notification.alerts)
+
+    def print_why(self, notification: Notification) -> None:
+        """What is behind its alerts, of those that were printed without. Raises `Retryable`."""
+        self._explain(alert for alert in notification.alerts if alert.id in self._unexplained)
+
+    def _explained(self, evidence: Iterable[Evidence]) -> Iterator[Alert]:
+        for each in evidence:
+            if alert := self._unexplained.get(each.alert_id):
+                yield msgspec.structs.replace(alert, evidence={"causes": msgspec.to_builtins(each.causes)})
+
+    def _explain(self, alerts: Iterable[Alert]) -> None:
+        explained = {alert.id: alert for alert in alerts if likely_causes(alert)}
+        self._print(line for alert in explained.values() for line in self._why(alert))
+        for id_ in explained:
+            del self._unexplained[id_]
+
+    def _why(self, alert: Alert) -> Iterator[str]:
+        about = visible(" · ".join((alert.summary, _labels(alert))))
+        what = self._colored(f"{alert.severity.upper():<8} {'why':<8}", alert)
+        yield f"{_when(self._clock(), self._zone)} {what}  {about}"
+        yield from _perhaps(alert)
 
     def _lines_of(self, notification: Notification, now: float) -> Iterator[str]:
-        yield from (self._line(alert, now) for alert in notification.alerts)
+        for alert in notification.alerts:
+            yield from self._told(alert, now)
         if notification.omitted:
             yield f"and {notification.omitted} more alerts of the same group: `streammon alerts`"
 
@@ -92,11 +123,17 @@ class ConsoleNotifier:
         history = {alert.id for alert in alerts if self._is_history(alert, now)}
         if history:
             yield f"{len(history)} alerts that ended more than {_age(self._history_s)} ago are not shown"
-        yield from (self._line(alert, now) for alert in alerts if alert.id not in history)
+        for alert in alerts:
+            if alert.id not in history:
+                yield from self._told(alert, now)
 
     def _is_history(self, alert: Alert, now: float) -> bool:
         began_here = (alert.id, alert.transition - 1) in self._done
         return alert.ended_unix_s is not None and now - alert.ended_unix_s > self._history_s and not began_here
+
+    def _told(self, alert: Alert, now: float) -> Iterator[str]:
+        yield self._line(alert, now)
+        yield from _perhaps(alert)
 
     def _line(self, alert: Alert, now: float) -> str:
         late_s = now - alert.updated_unix_s
@@ -119,8 +156,14 @@ class ConsoleNotifier:
 
     def _remember_all(self, keys: Iterable[tuple[str, int]]) -> None:
         self._done |= dict.fromkeys(keys)
-        for oldest in list(islice(self._done, max(0, len(self._done) - self._remember))):
-            del self._done[oldest]
+        _keep_newest(self._done, self._remember)
+
+    def _remember_unexplained(self, printed: Iterable[Alert]) -> None:
+        for alert in printed:
+            self._unexplained.pop(alert.id, None)
+            if alert.state != "resolved" and not likely_causes(alert):
+                self._unexplained[alert.id] = msgspec.structs.replace(alert, evidence={})
+        _keep_newest(self._unexplained, self._remember)
 
 
 class Console(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="console", forbid_unknown_fields=True):
@@ -141,8 +184,18 @@ class ConsoleChannel:
         self._notifier.print_told(notification)
         return memory
 
+    async def amend(self, notification: Notification, memory: Memory) -> Memory:
+        """Lines on a terminal call nobody."""
+        self._notifier.print_why(notification)
+        return memory
+
     async def close(self) -> None:
         """The stream stays open: it was given."""
+
+
+def _keep_newest(entries: dict[Any, Any], most: int) -> None:
+    for oldest in list(islice(entries, max(0, len(entries) - most))):
+        del entries[oldest]
 
 
 def _key(alert: Alert) -> tuple[str, int]:
@@ -151,11 +204,23 @@ def _key(alert: Alert) -> tuple[str, int]:
 
 def _told(alert: Alert) -> Iterator[str]:
     yield alert.summary
+    if lasted := after(alert):
+        yield f"over{lasted}"
     yield alert.condition
     if alert.labels:
-        yield " ".join(f"{label}={value}" for label, value in alert.labels.items())
+        yield _labels(alert)
     if alert.state != "resolved":
         yield from (text for text in (alert.contact, alert.runbook_url) if text)
+
+
+def _labels(alert: Alert) -> str:
+    return " ".join(f"{label}={value}" for label, value in alert.labels.items())
+
+
+def _perhaps(alert: Alert) -> Iterator[str]:
+    """Its likely causes, below the state; nothing if it is over."""
+    if alert.state != "resolved":
+        yield from (f"{'':29}{'perhaps':<8}  {cause.text}" for cause in likely_causes(alert))
 
 
 def _when(unix_s: float, zone: tzinfo | None) -> str:

@@ -14,6 +14,8 @@ What it promises:
   have this effect: the answer is kept, and written later.
 * **In order.** A channel that does not answer is tried again, not before the time it has asked for; after
   `Patience.failures` failures in a row only now and then. What is behind waits.
+* **Amendments hold up nobody.** What is `explained` goes to channels that can add to their last message (`Amending`),
+  once, for at most `AMEND_S`; after one has failed there is none until a message was delivered. Others pass it over.
 * **Nobody is left untold.** What waits longer than `Patience.failing_after_s` is `failing`, once a trouble; what the
   channel will never take is `refused`. Both go to `pages`, with the notification, for the decision to tell somebody
   else; and so does that the channel has `recovered`.
@@ -27,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -44,7 +46,7 @@ from streammon.notifications import Delivery, Memory, Notification, Outcome
 from streammon.telemetry import CONSUMER_LAG, log
 from streammon.topics import TopicSpec, state_topics
 from streammon.wire import SCHEMA_HEADER, read_message
-from streammon_sinks.notify.channel import Channel, Resuming
+from streammon_sinks.notify.channel import Amending, Channel, Resuming
 from streammon_sinks.notify.circuit import Circuit, Patience
 from streammon_sinks.notify.remembered import Remembered
 
@@ -66,6 +68,8 @@ POLL_RECORDS: Final = 20
 """Read ahead, at most twice of it: notifications may have 600 kB."""
 COMMIT_S: Final = 5.0
 """How often the position is written while there are only notifications for other channels."""
+AMEND_S: Final = 3.0
+"""So long may an amendment hold up the next message."""
 GRACE_S: Final = 5.0
 """What is being sent when the channel moves to another member, or the process ends, may take so much longer."""
 STOP_S: Final = 3.0
@@ -230,6 +234,7 @@ class _Owner:
         self._next_offset: int | None = None  # to be committed
         self._problem = "no answer yet"
         self._tries = 0
+        self._may_amend = True
         self._committed_at = one.clock()
         self._working = asyncio.create_task(self._work())
 
@@ -306,6 +311,10 @@ class _Owner:
         if notification.channel != self._one.name:
             await self._pass_over(offset, [])
             return
+        if notification.cause == "explained":
+            await self._amend(notification)
+            await self._pass_over(offset, [])
+            return
         with suppress(_Left):
             settled = await self._deliver(notification)
             self._next_offset = offset
@@ -321,6 +330,22 @@ class _Owner:
         self._next_offset = offset
         if outputs or self._one.clock() - self._committed_at >= COMMIT_S:
             await self._write(outputs, self._remembered)
+
+    async def _amend(self, notification: Notification) -> None:
+        """Add to the last message, where the channel can. What fails comes with the next, which waits no longer."""
+        channel = self._open() if self._may_amend and not self._remembered.in_trouble else None
+        if channel is None or not isinstance(channel, Amending):
+            return
+        try:
+            async with asyncio.timeout(AMEND_S):
+                memory = await self._say(channel.amend, notification)
+        except (Rejected, Retryable, TimeoutError) as error:
+            self._may_amend = False
+            problem = str(error) or f"no answer within {AMEND_S:g} s"
+            log.warning("a message was not amended; the next one says it", channel=self._one.name, problem=problem)
+        else:
+            MESSAGES.labels(self._one.name, "amended").inc()
+            self._remembered = self._remembered.amended(notification, memory)
 
     async def _deliver(self, notification: Notification) -> Settled:
         """What becomes of it in the end; on the way there, say when it takes too long."""
@@ -369,8 +394,13 @@ class _Owner:
         channel = self._open()
         if channel is None:
             raise Retryable(self._problem)
+        return await self._say(channel.deliver, notification)
+
+    async def _say(
+        self, to_channel: Callable[[Notification, Memory], Awaitable[Memory]], notification: Notification
+    ) -> Memory:
         try:
-            return await channel.deliver(notification, self._remembered.of(notification))
+            return await to_channel(notification, self._remembered.of(notification))
         except (Rejected, Retryable):
             raise
         except Exception as error:  # a mistake of the channel's, which the same message would meet again
@@ -406,6 +436,7 @@ class _Owner:
             if self._remembered.in_trouble:
                 deliveries.append(self._delivery(notification, settled._replace(outcome="recovered")))
             remembered = self._remembered.after(notification, settled.memory)
+            self._may_amend = True
         else:
             log.error("a channel refuses a message; others are told", channel=self._one.name, problem=settled.detail)
             remembered = self._remembered.in_trouble_now()

@@ -44,6 +44,7 @@ _LEADS: Final[Mapping[str, str]] = {
     "new": "",
     "resolved": "",
     "test": "",
+    "explained": "",
 }
 
 
@@ -170,13 +171,12 @@ def _facts(alert: Alert) -> Iterator[tuple[str, str]]:
     if contact := line(alert.contact or "", MAX_TEXT_CHARS):
         yield "Contact", contact
     if alert.state != "resolved":
-        yield from (("Likely cause", f"{cause.what}. {cause.why}") for cause in likely_causes(alert))
+        yield from (("Likely cause", cause.text) for cause in likely_causes(alert))
         yield from (("Trace", trace) for trace in trace_ids(alert))
 
 
 def _steps(alert: Alert) -> list[str]:
-    """What to do; nothing if it is over."""
-    return [] if alert.state == "resolved" else steps(alert, MAX_STEPS, MAX_TEXT_CHARS)
+    return steps(alert, MAX_STEPS, MAX_TEXT_CHARS)
 
 
 def _brief(alert: Alert) -> str:

@@ -113,7 +113,7 @@ def _details(notification: Notification) -> dict[str, Any]:
         {
             "condition": line(first.condition, 1000),
             "labels": labels_of(first, _MOST_TOLD, 500),
-            "likely_causes": [f"{cause.what}: {cause.why}" for cause in likely_causes(first)],
+            "likely_causes": [cause.text for cause in likely_causes(first)],
             "resolution_steps": steps(first),
             "contact": line(first.contact or "", 200),
             "trace_ids": trace_ids(first),

@@ -46,6 +46,10 @@ class Remembered(Struct, kw_only=True, omit_defaults=True):
         groups = dict(_within_bounds({**others, notification.group: mine} if memory else others))
         return Remembered(groups=groups, in_trouble=False)
 
+    def amended(self, notification: Notification, memory: Memory) -> Remembered:
+        """What is to be remembered once a message was amended, which is no proof that the channel takes another."""
+        return msgspec.structs.replace(self.after(notification, memory), in_trouble=self.in_trouble)
+
     def in_trouble_now(self) -> Remembered:
         return msgspec.structs.replace(self, in_trouble=True)
 

@@ -1,8 +1,9 @@
 """Slack: a message a notification, in blocks, with the colour of the severity and buttons to acknowledge and silence.
 
-With a bot token the end of a group *edits* its messages, so that nothing in the channel looks as if it still fired;
-``memory`` holds their ``ts``. With a webhook's URL, which can only post, an end is a message of its own. Everything
-else is a new message, because people are not told of edits.
+With a bot token the end of a group *edits* its messages, so that nothing in the channel looks as if it still fired, and
+causes that come to light later are edited into the last of them; ``memory`` holds their ``ts``. With a webhook's URL,
+which can only post, an end is a message of its own. Everything else is a new message, because people are not told of
+edits.
 
 Slack cannot recognise a message that it has taken before. Memory says which notification was the last, so that one
 that comes again after it was remembered is not posted again; one whose answer was lost is. Twice is better than never.
@@ -34,6 +35,7 @@ from streammon_sinks.notify.told import (
     likely_causes,
     line,
     others,
+    over,
     state_of,
     steps,
     title,
@@ -109,6 +111,13 @@ class SlackChannel(HttpChannel[Slack]):
             return {"last": notification.id}
         return {"last": notification.id, **await self._say(notification, content, memory)}
 
+    async def amend(self, notification: Notification, memory: Memory) -> Memory:
+        """The last message once more, as an edit; there is none where only a webhook is known."""
+        content = message(notification, buttons=self._description.signing_secret is not None)
+        if told := memory.get("ts", "").split():
+            await self._edit_all(memory.get("channel", ""), told[-1:], content)
+        return memory
+
     async def _say(self, notification: Notification, content: dict[str, Any], memory: Memory) -> Memory:
         """Edit what there is of a group that is over; post what is news."""
         where, told = memory.get("channel", ""), memory.get("ts", "").split()
@@ -178,11 +187,12 @@ def _blocks(notification: Notification, *, buttons: bool) -> Iterator[dict[str, 
     first = notification.alerts[0]
     header = headline(notification, MAX_HEADER_CHARS)
     yield {"type": "header", "text": {"type": "plain_text", "text": header, "emoji": False}}
-    yield _section(f"*{_escaped(title(first, 500), 1000)}*", _escaped(line(first.condition, 1000), 1900))
+    condition = _escaped(line(first.condition, 1000), 1800)
+    yield _section(f"*{_escaped(title(first, 500), 1000)}*", over(first), condition)
     if labels := labels_of(first, MAX_FIELDS, 500):
         yield {"type": "section", "fields": [_mrkdwn(each) for each in _fields(labels)]}
     if causes := likely_causes(first):
-        yield _section("*Likely causes*", *(_escaped(f"{cause.what}: {cause.why}", 500) for cause in causes))
+        yield _section("*Likely causes*", *(f"• {_escaped(cause.text, 700)}" for cause in causes))
     if told := steps(first, 10, 250):
         yield _section("*What to do*", *(f"{n}. {_escaped(step, 280)}" for n, step in enumerate(told, 1)))
     if rest := list(others(notification, 10, 200)):

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from yarl import URL
 
+from streammon.durations import roughly
 from streammon.results import Alert
 from streammon_sinks.notify.channel import Notification
 
@@ -24,6 +25,10 @@ class LikelyCause(NamedTuple):
 
     what: str
     why: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.what}: {self.why}" if self.why else self.what
 
 
 def length(text: str) -> int:
@@ -55,17 +60,33 @@ def state_of(notification: Notification) -> str:
 
 
 def headline(notification: Notification, limit: int) -> str:
-    """The first alert in one line, and how many more there are: ``CRITICAL: shop is slow (+ 11 more)``."""
+    """The first alert in one line, and how many more there are: ``CRITICAL: shop is slow (+ 11 more)``.
+
+    Of what is over, how long it lasted: ``RESOLVED after 12 min: shop is slow``.
+    """
     more = len(notification.alerts) + notification.omitted - 1
     test, tail = "TEST " * (notification.cause == "test"), f" (+ {more} more)" if more else ""
     state = state_of(notification)
-    word = notification.severity.upper() if state == "firing" else state.upper()
+    word = notification.severity.upper() if state == "firing" else f"{state.upper()}{after(notification.alerts[0])}"
     return line(f"{test}{word}: {title(notification.alerts[0], limit - 60)}", limit - len(tail)) + tail
 
 
 def title(alert: Alert, limit: int) -> str:
     """What happened, in one line, which is never empty."""
     return line(alert.summary, limit) or line(alert.condition, limit) or line(alert.rule, limit) or "an alert"
+
+
+def after(alert: Alert) -> str:
+    """Of an alert that is over, `` after 12 min``; else nothing."""
+    if alert.state != "resolved" or alert.ended_unix_s is None:
+        return ""
+    return f" after {roughly(alert.ended_unix_s - alert.started_unix_s)}"
+
+
+def over(alert: Alert) -> str:
+    """Of an alert that is over, since when that is, and how long it lasted; else nothing."""
+    since = when(alert.ended_unix_s) if alert.state == "resolved" and alert.ended_unix_s is not None else None
+    return f"Over since {since},{after(alert)}" if since else ""
 
 
 def labels_of(alert: Alert, most: int, limit: int) -> dict[str, str]:
@@ -77,11 +98,11 @@ def labels_of(alert: Alert, most: int, limit: int) -> dict[str, str]:
 def entry(alert: Alert, limit: int) -> str:
     """One alert of many, in one line: severity, what happened, which series."""
     labels = " ".join(f"{name}={value}" for name, value in labels_of(alert, 10, 100).items())
-    state = alert.severity if alert.state == "firing" else alert.state
+    state = alert.severity if alert.state == "firing" else f"{alert.state}{after(alert)}"
     return line(f"{state}: {title(alert, limit // 2)} ({labels})", limit)
 
 
-def likely_causes(alert: Alert, most: int = 5) -> list[LikelyCause]:
+def likely_causes(alert: Alert, most: int = 3) -> list[LikelyCause]:
     """Those of its evidence, most likely first; evidence of another shape has none."""
     causes = alert.evidence.get("causes")
     told = [
@@ -103,6 +124,9 @@ def trace_ids(alert: Alert, most: int = 5) -> list[str]:
 
 
 def steps(alert: Alert, most: int = 10, limit: int = 500) -> list[str]:
+    """What to do; nothing if it is over."""
+    if alert.state == "resolved":
+        return []
     return [told for each in alert.resolution_steps[:most] if (told := line(each, limit))]
 
 
@@ -135,9 +159,9 @@ def story(notification: Notification) -> Iterator[str]:
     """The whole message as lines of plain text: the first alert in full, then one line for each other."""
     first = notification.alerts[0]
     yield headline(notification, 500)
-    yield from (told for told in (line(first.condition, 500), line(first.contact or "", 200)) if told)
+    yield from (told for told in (over(first), line(first.condition, 500), line(first.contact or "", 200)) if told)
     yield from (f"{name}: {value}" for name, value in labels_of(first, 20, 200).items())
-    yield from (f"Likely cause: {cause.what}. {cause.why}" for cause in likely_causes(first))
+    yield from (f"Likely cause: {cause.text}" for cause in likely_causes(first))
     yield from (f"{number}. {step}" for number, step in enumerate(steps(first), 1))
     yield from ([runbook] if (runbook := address(first.runbook_url)) else [])
     yield from (f"Trace: {trace}" for trace in trace_ids(first))

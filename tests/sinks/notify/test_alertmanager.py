@@ -83,6 +83,7 @@ async def test_an_alert_is_there_under_its_names_with_all_that_a_person_needs(
         "value": "4.5",
         "state": "firing",
         "resolution_steps": "1. Look at the traces\n2. Roll back",
+        "likely_causes": "deploy of ranker 3: 20 s before the onset",
         "contact": "#ml-oncall",
         "runbook_url": "https://runbooks.example.com/slow",
         "alert_id": TOLD.id,

@@ -20,6 +20,7 @@ from streammon.errors import Backpressure, ConfigError, Reason, Rejected, Retrya
 from streammon.notifications import Delivery, Memory, Notification
 from streammon.topics import topic_specs
 from streammon.wire import SCHEMA_HEADER
+from streammon_sinks.notify import deliver
 from streammon_sinks.notify.channel import Channel
 from streammon_sinks.notify.circuit import Circuit, Patience
 from streammon_sinks.notify.deliver import channel_topics, deliver_notifications
@@ -63,6 +64,21 @@ class Scripted:
 
     async def close(self) -> None:
         self.closed += 1
+
+
+class Amended(Scripted):
+    """Can add to what it has said; does as ``amending`` says."""
+
+    def __init__(self, *script: Step, amending: Step | None = None) -> None:
+        super().__init__(*script)
+        self.amending = amending
+        self.amended: list[tuple[str, Memory]] = []
+
+    async def amend(self, notification: Notification, memory: Memory) -> Memory:
+        self.amended.append((notification.id, memory))
+        if isinstance(self.amending, Exception):
+            raise self.amending
+        return await self.amending(notification, memory) if self.amending else {**memory, "amended": notification.id}
 
 
 class Forever(Scripted):
@@ -446,3 +462,56 @@ def test_memories_together_fit_into_a_record() -> None:
 def test_only_groups_that_have_not_ended_are_resumed() -> None:
     remembered = Remembered().after(told("a"), {"is": "a"}).after(told("b", "resolved"), {"is": "b"})
     assert list(remembered.living()) == [{"is": "a"}]
+
+
+# --- causes that come to light later --------------------------------------------------------------------------------
+
+
+async def test_causes_are_added_where_the_channel_can_and_that_is_no_delivery(place: Place) -> None:
+    channel = Amended()
+    await place.tell("n1")
+    await place.tell("why", cause="explained")
+    async with place.delivering(channel):
+        await place.tell("n2")
+        await place.until(("n1", "delivered"), ("n2", "delivered"))
+    assert channel.amended == [("why", {"last": "n1"})]
+    assert channel.memories == [{}, {"last": "n1", "amended": "why"}]
+    assert channel.tried == ["n1", "n2"]
+
+
+async def test_a_channel_that_can_add_nothing_passes_causes_over(place: Place) -> None:
+    channel = Scripted()
+    await place.tell("n1")
+    await place.tell("why", cause="explained")
+    await place.tell("n2")
+    async with place.delivering(channel):
+        await place.until(("n1", "delivered"), ("n2", "delivered"))
+    assert channel.tried == ["n1", "n2"]
+
+
+async def _hangs(_notification: Notification, _memory: Memory) -> Memory:
+    await asyncio.Future()
+    return {}
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [Retryable("HTTP 503"), Backpressure("HTTP 429", 3600), Rejected(Reason.REFUSED, "no"), ValueError("x"), _hangs],
+    ids=lambda each: getattr(each, "__name__", type(each).__name__),
+)
+async def test_causes_that_cannot_be_added_are_tried_once_and_hold_up_no_message(
+    place: Place, trouble: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliver, "AMEND_S", 0.05)
+    channel = Amended(amending=trouble)
+    await place.tell("n1")
+    for number in range(5):
+        await place.tell(f"why{number}", cause="explained")
+    await place.tell("n2")
+    async with place.delivering(channel):
+        await place.until(("n1", "delivered"), ("n2", "delivered"), within_s=3.0)
+        channel.amending = None
+        await place.tell("why", cause="explained")
+        await eventually(lambda: len(channel.amended) == 2)
+    assert [id_ for id_, _ in channel.amended] == ["why0", "why"]
+    assert await place.outcomes("pages") == [], "nobody else is told"

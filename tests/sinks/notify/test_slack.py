@@ -13,6 +13,7 @@ from slack_sdk.signature import SignatureVerifier
 
 from streammon.commands import Acknowledge, Matcher, Silence
 from streammon.errors import Backpressure, Rejected, Retryable, StreammonError
+from streammon_sinks.notify.channel import Amending
 from streammon_sinks.notify.secrets import Secret, SecretValue
 from streammon_sinks.notify.slack import Slack, button_value, message
 from streammon_sinks.notify.slack_inbound import slack_commands
@@ -52,6 +53,15 @@ def test_a_message_tells_what_a_person_needs() -> None:
     ):
         assert part in told
     assert content["attachments"][0]["color"] == "#d4111e"
+
+
+def test_what_is_over_says_so_since_when_and_for_how_long_it_was_not() -> None:
+    content = message(resolved(TOLD, changed(id="other")), buttons=True)
+    told = text_of(content)
+    assert content["text"] == "RESOLVED after 1 min: shop is slow (+ 1 more)"
+    assert "Over since 2023-11-14T22:14:20+00:00, after 1 min" in told
+    assert "• resolved after 1 min: shop is slow" in told
+    assert "Roll back" not in told, "nobody has to do anything"
 
 
 def test_only_what_somebody_has_to_do_has_buttons() -> None:
@@ -103,6 +113,32 @@ async def test_the_end_edits_all_messages_of_the_group(fake: FakeSlack) -> None:
     await fake.open().deliver(resolved(id="n3"), memory)
     assert fake.calls == ["chat.postMessage"] * 2 + ["chat.update"] * 2
     assert await fake.status() == "resolved"
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_causes_that_come_later_are_edited_into_the_last_message_and_post_none(
+    fake: FakeSlack, deleted: bool
+) -> None:
+    unknown = changed(evidence={})
+    memory = await fake.open().deliver(notification(unknown), {})
+    memory = await fake.open().deliver(notification(unknown, id="n2", cause="repeat"), memory)
+    if deleted:
+        fake.shown.popitem()
+    channel = fake.open()
+    assert isinstance(channel, Amending)
+    assert await channel.amend(notification(id="n3", cause="explained"), memory) == memory
+    assert fake.calls == ["chat.postMessage"] * 2 + ["chat.update"]
+    told = [text_of(each) for each in fake.shown.values()]
+    assert ["deploy of ranker 3" in each for each in told] == [False, True][: len(told)]
+
+
+async def test_a_webhook_of_slack_can_add_nothing(tmp_path: Path) -> None:
+    async with slack(tmp_path, "webhook") as fake:
+        memory = await fake.open().deliver(notification(), {})
+        channel = fake.open()
+        assert isinstance(channel, Amending)
+        await channel.amend(notification(id="n2", cause="explained"), memory)
+        assert fake.posted == 1
 
 
 async def test_an_end_whose_messages_were_deleted_is_posted(fake: FakeSlack) -> None:

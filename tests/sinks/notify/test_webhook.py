@@ -12,7 +12,7 @@ import pytest
 from streammon_sinks.notify.channel import Notification
 from streammon_sinks.notify.secrets import SecretValue
 from streammon_sinks.notify.webhook import NAMES, Webhook, body_of, signature
-from tests.sinks.notify.builders import TOLD, changed, notification
+from tests.sinks.notify.builders import TOLD, changed, notification, resolved
 from tests.sinks.notify.counterparts import MARKER
 from tests.sinks.notify.fake_webhook import NOW, FakeWebhook, verified, webhook
 
@@ -55,11 +55,17 @@ def test_a_template_stays_json_whatever_a_label_holds() -> None:
     }
 
 
+def test_what_is_over_says_so_since_when_and_for_how_long_it_was_not() -> None:
+    told = msgspec.json.decode(body_of(resolved(), {name: f"${name}" for name in ("summary", "text")}))
+    assert told["summary"] == "RESOLVED after 1 min: shop is slow"
+    assert "Over since 2023-11-14T22:14:20+00:00, after 1 min" in told["text"].splitlines()
+
+
 def test_every_name_says_something() -> None:
     told = msgspec.json.decode(body_of(notification(), {name: f"${name}" for name in NAMES}), type=dict[str, str])
     assert all(told.values())
     assert told["summary"] == "CRITICAL: shop is slow"
-    assert "Likely cause: deploy of ranker 3. 20 s before the onset" in told["text"].splitlines()
+    assert "Likely cause: deploy of ranker 3: 20 s before the onset" in told["text"].splitlines()
 
 
 @pytest.mark.parametrize("text", ["$nothing", "$", "100 $ ", "${id", "$1"])
