@@ -418,6 +418,29 @@ async def test_a_paused_partition_waits_and_the_others_go_on(broker: Broker, gro
     await member.close()
 
 
+@pytest.mark.timeout(60)
+async def test_what_is_paused_as_it_is_assigned_waits(broker: Broker, group: str) -> None:
+    """As a sink does whose partitions move while it writes."""
+    assigned = list[TopicPartition]()
+
+    async def hold(partitions: Sequence[TopicPartition]) -> None:
+        assigned.extend(partitions)
+        for each in partitions:
+            member.pause(each)
+
+    await broker.append([event("held", 0), event("free", 1)])
+    member = await broker.member(group, ["events"], on_assign=hold, on_revoke=ignore)
+    async with asyncio.timeout(DEADLINE_S):
+        while not assigned:
+            assert await member.poll() == {}
+    await nothing_comes(member)
+    member.resume(at(1))
+    assert texts(await take(member, 1)) == ["free"]
+    member.resume(at(0))
+    assert texts(await take(member, 1)) == ["held"]
+    await member.close()
+
+
 async def test_lag_counts_what_poll_has_not_returned(broker: Broker, group: str) -> None:
     await broker.append([event(str(number)) for number in range(10)])
     member = await join(broker, group)

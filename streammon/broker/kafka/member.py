@@ -215,12 +215,13 @@ class KafkaMember:
         self._start()
 
     def _start(self) -> None:
-        """Fetch the partitions of the assignment from where they begin, unless on_assign has failed."""
+        """Fetch the partitions of the assignment from where they begin, unless on_assign has failed or paused them."""
         starts = {} if self._due is not None else self._starts
         partitions = [self._theirs(partition, offset) for partition, offset in starts.items()]
         with self._errors("starting to read"):
             self._consumer.assign(partitions)
             self._consumer.resume(partitions)  # librdkafka remembers who was paused in an earlier assignment
+            self._consumer.pause([self._theirs(each) for each in starts if each in self._paused])
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -242,11 +243,15 @@ class KafkaMember:
 
     def pause(self, partition: TopicPartition) -> None:
         self._paused.add(partition)
+        if self._due is not None:  # within on_assign, where librdkafka would let us wait for ever
+            return
         with self._errors("pausing"):
             self._consumer.pause([self._theirs(partition)])
 
     def resume(self, partition: TopicPartition) -> None:
         self._paused.discard(partition)
+        if self._due is not None:
+            return
         with self._errors("resuming"):
             self._consumer.resume([self._theirs(partition)])
 
