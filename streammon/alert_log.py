@@ -28,7 +28,7 @@ import msgspec
 from streammon.backoff import Backoff
 from streammon.broker import Broker, Outgoing, Reader, Record, TopicPartition
 from streammon.broker.reading import read, unread
-from streammon.commands import Acknowledge, AnyCommand, Command, Matcher, Silence, Unsilence
+from streammon.commands import SILENCES_BYTES, Acknowledge, AnyCommand, Command, Matcher, Silence, Unsilence
 from streammon.durations import roughly, shown
 from streammon.errors import Retryable
 from streammon.results import Alert
@@ -43,8 +43,12 @@ READ_S: Final = 30.0
 """Reading 20,000 alerts took a third of a second on the embedded log; after this long something is wrong."""
 MAX_SILENCE_S: Final = 30 * DAY_S
 """Commands are kept for so long; a longer silence would be forgotten before its end."""
+MAX_MATCHERS_BYTES: Final = 10_000
+"""Of one silence; of all of them, `SILENCES_BYTES` are obeyed."""
 UNHEARD_S: Final = 60.0
 """An acknowledgement that has had no effect for so long may be given again."""
+_FEW: Final = 1000
+_TOLD: Final = 80  # characters of what a person gave for an id
 MIN_ID: Final = 7
 """Digits of an abbreviated id, as git shows them; more where they would not tell two alerts apart."""
 _ID_LETTERS: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # none that looks like another
@@ -181,11 +185,13 @@ class AlertLog:
             return self.alerts[found[0]]
         if found:
             some = ", ".join(short_ids(self.alerts)[id_] for id_ in sorted(found)[:5])
-            return Refusal(Why.AMBIGUOUS, f"{text!r} begins {len(found)} ids ({some} …): give more of it")
-        return Refusal(Why.UNKNOWN, f"no alert {text!r}{self._meant(text)}")
+            return Refusal(Why.AMBIGUOUS, f"{text[:_TOLD]!r} begins {len(found)} ids ({some} …): give more of it")
+        return Refusal(Why.UNKNOWN, f"no alert {text[:_TOLD]!r}{self._meant(text)}")
 
     def _meant(self, text: str) -> str:
         active = self.active()
+        if len(active) > _FEW:  # to compare with all of them would hold up a page
+            return "; `streammon alerts` lists those there are"
         ids = short_ids(self.alerts)
         of_rule = [ids[alert.id] for alert in active if alert.rule == text]
         if of_rule:
@@ -226,7 +232,7 @@ class AlertLog:
             return Refusal(Why.AMBIGUOUS, f"{text!r} begins {', '.join(found[:5])}: give more of it")
         similar = get_close_matches(text, self._silences, n=3)
         meant = f"did you mean {' or '.join(similar)}?" if similar else "`streammon silences` lists those there are"
-        return Refusal(Why.UNKNOWN, f"no silence {text!r}; {meant}")
+        return Refusal(Why.UNKNOWN, f"no silence {text[:_TOLD]!r}; {meant}")
 
 
 def _bound(kept: dict[_K, Any]) -> None:
@@ -261,6 +267,8 @@ class Why(StrEnum):
     CHANGED = "changed"
     OVER = "over"
     TOO_LONG = "too_long"
+    TOO_LARGE = "too_large"
+    TOO_MANY = "too_many"
 
 
 class Refusal(NamedTuple):
@@ -328,11 +336,23 @@ def silence(matchers: Sequence[Matcher], for_s: float, person: Person) -> Ready 
     if not 0 < for_s <= MAX_SILENCE_S:
         longest = f"a silence lasts longer than nothing and at most {shown(MAX_SILENCE_S)}"
         return Refusal(Why.TOO_LONG, f"{shown(for_s)}: {longest}")
+    if (size := len(msgspec.json.encode(matchers))) > MAX_MATCHERS_BYTES:
+        return Refusal(Why.TOO_LARGE, f"matchers of {size} bytes; at most {MAX_MATCHERS_BYTES} are kept: match less")
     now = person.now_unix_s
     command = Silence(
         matchers=list(matchers), starts_unix_s=now, ends_unix_s=now + for_s, id=new_silence_id(), **who(person)
     )
     return Ready(command, record_of_command(command, command.id))
+
+
+def if_obeyed(log: AlertLog, order: Ready | Refusal, now_unix_s: float) -> Ready | Refusal:
+    """The order, unless it is a silence that would be one too many: the notifier would not obey it."""
+    if isinstance(order, Ready) and isinstance(order.command, Silence):
+        known = [each.silence for each in log.active_silences(now_unix_s) if each.silence.id != order.command.id]
+        if sum(len(msgspec.json.encode(each)) for each in (*known, order.command)) > SILENCES_BYTES:
+            detail = f"{len(known)} silences hold already, and no more than {SILENCES_BYTES:,} bytes of them are obeyed"
+            return Refusal(Why.TOO_MANY, f"{detail}; lift some with `streammon unsilence`")
+    return order
 
 
 def new_silence_id() -> str:
@@ -362,7 +382,8 @@ def record_of(log: AlertLog, command: AnyCommand) -> Outgoing | Refusal:
             found = log.find(command.alert_id)
             return found if isinstance(found, Refusal) else record_of_command(command, found.alert.id, found.partition)
         case Silence():
-            return record_of_command(command, command.id)
+            order = if_obeyed(log, Ready(command, record_of_command(command, command.id)), command.time_unix_s)
+            return order if isinstance(order, Refusal) else order.record
         case Unsilence():
             return record_of_command(command, command.silence_id)
         case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -74,6 +74,10 @@ def _pattern(text: str) -> Any:
         raise ValueError(f"{text!r} is no regular expression: {why}") from None
 
 
+MAX_BY: Final = 200
+MAX_NOTE: Final = 10_000
+SILENCES_BYTES: Final = 60_000
+"""So much of silences that are not over is obeyed: whoever obeys them keeps them in a record."""
 _Id = Annotated[str, Meta(max_length=200)]
 
 
@@ -83,11 +87,11 @@ class Command(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     schema: int = msgspec.field(default_factory=_schema)
     id: Annotated[_Id, Meta(min_length=1)]
     time_unix_s: float
-    by: Annotated[str, Meta(min_length=1, max_length=200)]
+    by: Annotated[str, Meta(min_length=1, max_length=MAX_BY)]
     """Who: a login, a mail address, a Slack user."""
     via: Annotated[str, Meta(max_length=50)] = "cli"
     """By which way: ``cli``, ``page``, ``slack``, ``pagerduty`` …"""
-    note: Annotated[str, Meta(max_length=10_000)] | None = None
+    note: Annotated[str, Meta(max_length=MAX_NOTE)] | None = None
 
 
 class Acknowledge(Command, frozen=True, tag="ack"):

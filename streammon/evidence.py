@@ -14,7 +14,8 @@ from streammon.broker import Broker, TopicPartition
 from streammon.broker.reading import read
 from streammon.durations import roughly
 from streammon.errors import Rejected, Retryable
-from streammon.results import Alert, Evidence
+from streammon.results import Alert, Evidence, Exemplar
+from streammon.visible import visible
 from streammon.wire import read_message
 
 TOPIC: Final = "evidence"
@@ -38,16 +39,28 @@ async def read_evidence(broker: Broker, alert_id: str, partition: int, within_s:
             async for place, records in batches:
                 for record in records if place == where else ():
                     if record.key == alert_id.encode():
-                        found = None
-                        with suppress(Rejected):
-                            found = read_message(_decode, record.value) if record.value is not None else None
+                        found = _newer(found, record.value)
     except TimeoutError:
         raise Retryable(f"{TOPIC} was not read to its end within {within_s:g} s") from None
     return found
 
 
+def _newer(known: Evidence | None, value: bytes | None) -> Evidence | None:
+    """A transition may be explained again after a newer one, as after a crash; and a forgotten alert is forgotten."""
+    if value is None:
+        return None
+    with suppress(Rejected):
+        told = read_message(_decode, value)
+        return told if known is None or told.transition >= known.transition else known
+    return known
+
+
 def story(alert: Alert, evidence: Evidence) -> Iterator[str]:
-    """All of it, line by line."""
+    """All of it, line by line, fit for a terminal: names and texts are those of others."""
+    return map(visible, _lines(alert, evidence))
+
+
+def _lines(alert: Alert, evidence: Evidence) -> Iterator[str]:
     yield f"{alert.summary}"
     yield f"{alert.state} · {alert.severity} · {alert.rule} · {_labels(alert.labels)}"
     yield f"{alert.condition}; began {_clock(evidence.onset_unix_s)}, breached {_clock(alert.started_unix_s)}"
@@ -65,11 +78,16 @@ def story(alert: Alert, evidence: Evidence) -> Iterator[str]:
         yield ""
         span = f"{min(values):.4g} to {max(values):.4g}"
         yield f"{evidence.field}, the last {len(values)} windows: {_curve(values)}  {span}"
-    exemplars = evidence.window.get("exemplars")
-    for each in exemplars if isinstance(exemplars, list) else ():
-        if trace := each.get("trace_id"):
-            yield f"trace {trace}  {each.get('duration_s', 0):.3g} s"
+    for slow in _exemplars(evidence):
+        if slow.trace_id:
+            yield f"trace {slow.trace_id}  {slow.duration_s:.3g} s"
     yield from (f"note: {note}" for note in evidence.notes)
+
+
+def _exemplars(evidence: Evidence) -> list[Exemplar]:
+    with suppress(msgspec.ValidationError):
+        return msgspec.convert(evidence.window.get("exemplars", []), list[Exemplar])
+    return []
 
 
 def _labels(labels: Mapping[str, str]) -> str:
@@ -77,7 +95,9 @@ def _labels(labels: Mapping[str, str]) -> str:
 
 
 def _clock(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    with suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(unix_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return f"{unix_s:g}"  # no time: others can write it
 
 
 def _lag(lag_s: float) -> str:

@@ -21,9 +21,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from streammon.durations import Duration, seconds
+from streammon.errors import ConfigError
 from streammon.events import _schema
 from streammon.results import Severity
-from streammon.yaml_files import load_yaml
+from streammon.yaml_files import parse_yaml, text_of
 
 REMEDIES: Final = "remedies"
 REMEDIATIONS: Final = "remediations"
@@ -42,7 +43,7 @@ class Why(StrEnum):
 
     COOL_DOWN = "cool_down"  # the action was due a moment ago
     RATE_LIMIT = "rate_limit"  # the action was due too often
-    STALE = "stale"  # the alert is old news: streammon was away, or reads an old log
+    STALE = "stale"  # the alert, or the approval, is old news: streammon was away, or reads an old log
     IN_PROGRESS = "in_progress"  # the same action for the same alert has not ended yet
     UNKNOWN_ACTION = "unknown_action"  # no such action in the file
     CHANGED = "changed"  # the action is not the one any more that was proposed
@@ -187,14 +188,23 @@ def load_policies(file: Path | None) -> Policies:
     """
     if file is None:
         return {}
-    policies = load_yaml(file, _Policies).actions
-    return {name: Known(policies[name], version) for name, version in versions(file).items()}
+    text = text_of(file)
+    policies = parse_yaml(text, _Policies, str(file)).actions
+    return {name: Known(policies[name], version) for name, version in versions(text, str(file)).items()}
 
 
-def versions(file: Path) -> dict[str, str]:
-    """The version of each action in a file: another one as soon as anything in it is another."""
-    return {name: _version(content) for name, content in load_yaml(file, _Plain).actions.items()}
+def versions(text: str, file: str) -> dict[str, str]:
+    """The version of each action in the text of a file: another one as soon as anything in it is another.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    actions = parse_yaml(text, _Plain, file).actions
+    return {name: _version(content, f"{file}: action {name!r}") for name, content in actions.items()}
 
 
-def _version(content: Mapping[str, Any]) -> str:
-    return blake2b(msgspec.json.encode(content, order="sorted"), digest_size=6).hexdigest()
+def _version(content: Mapping[str, Any], what: str) -> str:
+    try:
+        return blake2b(msgspec.json.encode(content, order="sorted"), digest_size=6).hexdigest()
+    except TypeError:
+        raise ConfigError(f"{what}: holds what JSON does not have, such as a key that is no text: quote it") from None

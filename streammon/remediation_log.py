@@ -54,7 +54,7 @@ def approve(found: Mapping[str, Remediation], text: str, person: Person, *, appr
     """Say yes or no to the one with this id, or the only one whose id begins so."""
     ids = [text] if text in found else sorted(id_ for id_ in found if text and id_.startswith(text))
     if not ids:
-        return Refusal(Why.UNKNOWN, f"no remediation {text!r}; `streammon remediate list` lists those there are")
+        return Refusal(Why.UNKNOWN, f"no remediation {text[:80]!r}; `streammon remediate list` lists those there are")
     if len(ids) > 1:
         return Refusal(Why.AMBIGUOUS, f"{text!r} begins {', '.join(ids[:5])}: give more of it")
     about = found[ids[0]]

@@ -24,7 +24,7 @@ def load_yaml(file: Path, type_: type[T]) -> T:
         ConfigError: naming the file, line and column, the nearest thing with a name, the field, its value, and what is
             allowed there.
     """
-    return parse_yaml(_text(file), type_, str(file))
+    return parse_yaml(text_of(file), type_, str(file))
 
 
 def parse_yaml(text: str, type_: type[T], name: str) -> T:
@@ -43,11 +43,16 @@ def parse_yaml(text: str, type_: type[T], name: str) -> T:
 
 def place_of(file: Path, keys: Iterable[str | int]) -> str:
     """``FILE:LINE:COLUMN`` of what lies along the keys, as far as they exist; for errors that are found later."""
-    nodes = list(_descend(yaml.compose(_text(file), Loader=yaml.SafeLoader), map(str, keys)))
+    nodes = list(_descend(yaml.compose(text_of(file), Loader=yaml.SafeLoader), map(str, keys)))
     return _at(str(file), nodes[-1] if nodes else None)
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """The text of a file, for who reads more than one thing in it: at another moment it may hold another text.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

@@ -22,7 +22,9 @@ from streammon.alert_log import (
     Why,
     acknowledge,
     follow,
+    if_obeyed,
     read_alert_log,
+    record_of,
     short_ids,
     silence,
     silence_labels,
@@ -146,6 +148,15 @@ def test_ids_that_mean_nothing_or_too_much_are_answered_with_what_may_be_meant()
     assert why(log.find(""))[0] is Why.UNKNOWN
 
 
+def test_in_a_storm_an_unknown_id_is_not_compared_with_all_there_are() -> None:
+    """A page is served by the same loop: it took a quarter of a second each."""
+    storm = log_of(*((alert(f"{number:07d}"), 0) for number in range(1001)))
+    assert why(storm.find("x" * 200)) == (
+        Why.UNKNOWN,
+        f"no alert {'x' * 80!r}; `streammon alerts` lists those there are",
+    )
+
+
 # -- orders --------------------------------------------------------------------------------------------
 
 
@@ -221,6 +232,23 @@ def test_a_silence_has_a_short_id_which_is_its_key() -> None:
 @pytest.mark.parametrize("for_s", [0.0, 30 * 86_400 + 1.0])
 def test_a_silence_of_no_time_or_longer_than_commands_are_kept_is_refused(for_s: float) -> None:
     assert why(silence([Matcher(label="a", operator="=", value="b")], for_s, ANN))[0] is Why.TOO_LONG
+
+
+def test_a_silence_for_which_the_notifier_has_no_room_is_refused() -> None:
+    wide = [Matcher(label="service", operator="=", value="x" * 9_000)]
+    log = log_of(*(quiet(f"abc{number}", matchers=wide) for number in range(6)))
+    order = silence(wide, 3600.0, ANN)
+    assert why(if_obeyed(log, order, ANN.now_unix_s)) == (
+        Why.TOO_MANY,
+        "6 silences hold already, and no more than 60,000 bytes of them are obeyed; "
+        "lift some with `streammon unsilence`",
+    )
+    assert isinstance(order, Ready)
+    assert isinstance(record_of(log, order.command), Refusal)
+    small = silence([Matcher(label="a", operator="=", value="b")], 3600.0, ANN)
+    assert if_obeyed(log, small, ANN.now_unix_s) is small
+    assert if_obeyed(log, order, ANN.now_unix_s + 30 * 86_400) is order  # theirs are over
+    assert why(silence([Matcher(label="a", operator="=", value="b" * 10_000)], 60.0, ANN))[0] is Why.TOO_LARGE
 
 
 def test_a_silence_is_lifted_once_and_while_it_lasts() -> None:

@@ -12,12 +12,12 @@ from typer.testing import CliRunner, Result
 
 from streammon.cli import notify_file  # noqa: F401 - importing registers the commands
 from streammon.cli.base import app
+from streammon.commands import SILENCES_BYTES
 from streammon.errors import ConfigError
 from streammon.notifications import Cause, Notification
 from streammon.reloading import LOOK_S
 from streammon_processors.notifier import decide, following, groups, load_plan
 from streammon_processors.notifier import description as files
-from streammon_processors.notifier.quiet import SILENCES_BYTES
 from tests.processors.test_notifier_decide import T0, Desk, alert, silence
 
 PAGE = Path(__file__).parents[1] / "docs" / "notifier.md"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from streammon.broker import connect
 from streammon.broker.reading import read
-from streammon.cli import people  # noqa: F401 - importing registers the commands
+from streammon.cli import people, remediate  # noqa: F401 - importing registers the commands
 from streammon.cli.base import app
 from streammon.config import Settings
 from streammon.errors import ConfigError
@@ -138,6 +138,11 @@ def test_whoever_comes_second_is_told_who_was_first(shop: Program) -> None:
     assert re.search(r"aaaa111 \(slow\) is acknowledged already by ann, \d+ s ago", shop.refused("ack", "aaaa1"))
 
 
+def test_who_was_first_cannot_move_the_cursor_of_who_comes_second(shop: Program) -> None:
+    shop.said("ack", SHOP, "--by", "ann\x1b[2J")
+    assert r"acknowledged already by ann\x1b[2J" in shop.refused("ack", SHOP)
+
+
 def test_who_acknowledges_is_the_login_if_not_said(shop: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "root-of-all")
     [command] = shop.json("ack", SHOP)
@@ -148,6 +153,29 @@ def test_who_acknowledges_is_the_login_if_not_said(shop: Program, monkeypatch: p
 
     monkeypatch.setattr("getpass.getuser", nobody)
     assert shop.wrong("ack", MAIL).startswith("--by is not given")
+
+
+@pytest.mark.parametrize("command", [("ack", SHOP), ("silence", "service=shop", "--for", "1h"), ("approve", "x")])
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (("--note", "x" * 10_001), "--note has 10001 characters; at most 10000 are kept"),
+        (("--note", "\udcff"), "--note is not text in UTF-8: '\\udcff'"),
+        (("--by", "x" * 201), "--by has 201 characters; at most 200 are kept"),
+    ],
+)
+def test_what_no_reader_of_commands_would_take_is_not_said_to_be_done(
+    shop: Program, directory: Path, command: tuple[str, ...], said: tuple[str, ...], expected: str
+) -> None:
+    assert shop.wrong(*command, *said) == expected
+    assert commands(Settings(data_dir=directory)) == []
+
+
+def test_one_alert_of_an_impossible_time_does_not_hide_the_others(directory: Path) -> None:
+    asyncio.run(written(directory, (firing(SHOP), 2), (alert(MAIL, 1, started_unix_s=1e300), 3)))
+    told = Program("--data-dir", directory).said("alerts")
+    assert "aaaa111" in told
+    assert "1e+300" in told
 
 
 # -- silences ------------------------------------------------------------------------------------------
@@ -180,6 +208,8 @@ def test_a_silence_is_made_listed_and_lifted(shop: Program) -> None:
         (("service=shop", "--for", "soon"), "--for: 'soon' is no duration"),
         (("service=shop", "--for", "0s"), "--for is '0s': 0 s: a silence lasts longer than nothing and at most 30 d"),
         (("service=shop", "--for", "31d"), "--for is '31d': 31 d: a silence lasts"),
+        (("service=\udcff", "--for", "1h"), "MATCHER is not text in UTF-8"),
+        ((*(f"l{n}={'x' * 300}" for n in range(40)), "--for", "1h"), "MATCHER: matchers of 13"),
     ],
 )
 def test_a_silence_that_makes_no_sense_is_refused_with_what_to_write(

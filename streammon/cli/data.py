@@ -404,6 +404,9 @@ def _alert_row(alert: Any) -> dict[str, Any]:
 
 
 def clock_time(unix_s: float) -> str:
-    """Local time; the date only where it is not today's."""
-    then = datetime.fromtimestamp(unix_s).astimezone()
+    """Local time; the date only where it is not today's; the number where it is no time: others can write it."""
+    try:
+        then = datetime.fromtimestamp(unix_s).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return f"{unix_s:g}"
     return f"{then:%H:%M:%S}" if then.date() == datetime.now().astimezone().date() else f"{then:%Y-%m-%d %H:%M:%S}"

@@ -51,8 +51,21 @@ async def _reading(settings: Settings, *, keep_transitions: bool = False) -> Asy
 
 def _person(by: str | None, note: str | None) -> Person:
     from streammon.alert_log import Person
+    from streammon.commands import MAX_BY, MAX_NOTE
 
-    return Person(by=by or _login(), via="cli", note=note, now_unix_s=time.time())
+    said = note and _text("--note", note, MAX_NOTE)
+    return Person(by=_text("--by", by or _login(), MAX_BY), via="cli", note=said, now_unix_s=time.time())
+
+
+def _text(option: str, text: str, most: int) -> str:
+    """What fits into a command: one that nobody can read would be given, and do nothing."""
+    if len(text) > most:
+        raise ConfigError(f"{option} has {len(text)} characters; at most {most} are kept")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{option} is not text in UTF-8: {text[:80]!r}") from None
+    return text
 
 
 def _login() -> str:
@@ -71,7 +84,9 @@ async def _give(broker: Broker, orders: Iterable[Ready | Refusal]) -> tuple[list
     if ready:
         await broker.append([each.record for each in ready])
     for refusal in refused:
-        print(f"streammon: {refusal.detail}", file=sys.stderr)
+        print(
+            visible(f"streammon: {refusal.detail}"), file=sys.stderr
+        )  # which names people by what they call themselves
     return ready, 1 if refused else 0
 
 
@@ -141,9 +156,10 @@ async def silence(
     person = _person(by, note)
     order = alert_log.silence(_matchers(matchers), _duration(for_), person)
     if isinstance(order, alert_log.Refusal):
-        raise ConfigError(f"--for is {for_!r}: {order.detail}")
+        where = "MATCHER" if order.why is alert_log.Why.TOO_LARGE else f"--for is {for_!r}"
+        raise ConfigError(f"{where}: {order.detail}")
     async with _reading(settings) as (broker, log):
-        ready, status = await _give(broker, [order])
+        ready, status = await _give(broker, [alert_log.if_obeyed(log, order, person.now_unix_s)])
         for each in ready:
             assert isinstance(each.command, Silence)
             now = sum(map(Quiet(each.command).matches, log.active()))
@@ -160,10 +176,11 @@ def _matched(command_: Any) -> str:
 
 
 def _matchers(texts: Sequence[str]) -> list[Matcher]:
+    from streammon.alert_log import MAX_MATCHERS_BYTES
     from streammon.commands import matcher
 
     try:
-        return [matcher(text) for text in texts]
+        return [matcher(_text("MATCHER", text, MAX_MATCHERS_BYTES)) for text in texts]
     except (ValueError, msgspec.DecodeError) as error:
         raise ConfigError(f"MATCHER: {error}") from None
 

@@ -19,6 +19,7 @@ from streammon.cli.roles import RuleFiles, opened
 from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.topics import TopicSpec
+from streammon.visible import visible
 
 if TYPE_CHECKING:
     from streammon.remediation import Remediation
@@ -181,4 +182,4 @@ def _tell(found: dict[str, Remediation], ready: Sequence[Any], what: str, output
             print_json(each.command)
         else:
             about = found[each.command.target_id]
-            print(f"{what} {ids[about.id]} {about.action}: {about.summary}")
+            print(visible(f"{what} {ids[about.id]} {about.action}: {about.summary}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import subprocess
 import time
@@ -26,6 +27,7 @@ from tests.support import cli, eventually
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
 BORN_S = 40.0
+KILLS = 6
 NEEDED = ("alerts", "commands", "remedies", "remediations", "deadletter", "snapshots", "heartbeats")
 
 
@@ -46,16 +48,15 @@ class Remedying:
 
     def start(self) -> subprocess.Popen[bytes]:
         file = self._config.with_name("actions.yaml")
-        file.write_text(
-            f"actions: {{restart: {{type: webhook, url: '{self.http.address}', mode: auto, cool_down: 0}}}}"
-        )
+        webhook = f"type: webhook, url: '{self.http.address}', mode: auto, cool_down: 0"
+        file.write_text(f"actions: {{restart: {{{webhook}}}, often: {{{webhook}, at_most: {{count: 100}}}}}}")
         with self._log.open("ab") as log:
             command = ("remediate", "run", "--config", self._config, "--actions", file)
             self.running.append(cli(*command, stderr=log))
         return self.running[-1]
 
-    async def fires(self, id_: str) -> None:
-        value = msgspec.json.encode(alert(id_, time.time() - T0))
+    async def fires(self, id_: str, action: str = "restart") -> None:
+        value = msgspec.json.encode(alert(id_, time.time() - T0, action=action))
         await self.broker.append([Outgoing("alerts", id_.encode(), value)])
 
     async def comes_to(self, alert_id: str, *states: str) -> None:
@@ -107,6 +108,34 @@ async def test_who_is_killed_between_start_and_outcome_leaves_unknown_and_it_is_
     await remedying.comes_to("b", "due", "started", "done")
     assert len(remedying.posts) == 2
     assert len(set(remedying.posts)) == 2
+
+
+async def test_however_often_they_are_killed_nothing_is_done_twice_and_nothing_is_forgotten(
+    remedying: Remedying,
+) -> None:
+    """Killed at any moment; what the one who died had begun is unknown, and whatever else was due is done."""
+    processes = [remedying.start(), remedying.start()]
+    fired = 0
+    for number in range(KILLS):
+        for _ in range(random.randrange(1, 4)):
+            await remedying.fires(f"a{fired}", "often")
+            fired += 1
+            await asyncio.sleep(random.uniform(0, 1.0))  # the moment of the kill is what is tried here
+        processes[number % 2].kill()
+        processes[number % 2].wait()
+        processes[number % 2] = remedying.start()
+    await remedying.fires("last", "often")
+
+    async def all_have_ended() -> bool:
+        newest = {each.alert_id: each.state for each in await read_remediations(remedying.broker)}
+        return len(newest) == fired + 1 and set(newest.values()) <= {"done", "unknown"}
+
+    await eventually(all_have_ended, 2 * BORN_S)
+    assert len(remedying.posts) == len(set(remedying.posts))
+    done = {each.id for each in await read_remediations(remedying.broker) if each.state == "done"}
+    assert done <= set(remedying.posts)
+    for number in range(fired):
+        assert await remedying.states(f"a{number}") in (["due", "started", "done"], ["due", "started", "unknown"])
 
 
 async def test_two_that_run_side_by_side_do_everything_once(remedying: Remedying) -> None:

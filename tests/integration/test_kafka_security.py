@@ -458,7 +458,7 @@ def test_every_role_works_with_the_permissions_on_the_page(
         here.run("emit inference", ONCE["emit inference"], json.dumps(event))
         here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
         here.wait_until(lambda: "1 requests" in here.said("notify --notify FILE"), "and one that was decided")
-        here.wait_until(lambda: "a remediation is done" in here.said("remediate run"), "a dry run of an action")
+        here.wait_until(lambda: "a remediation is begun" in here.said("remediate run"), "a dry run of an action")
         here.wait_until(
             lambda: here.results() == {"inference", "resource", "alert", "evidence"}, "all results in SQLite"
         )

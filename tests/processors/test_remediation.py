@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from streammon.commands import Acknowledge
 from streammon.errors import ConfigError
-from streammon.remediation import Known, Policy, Why, load_policies
+from streammon.remediation import MOST_IN, AtMost, Known, Policy, Why, load_policies
 from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
 from streammon_processors.contract import Stored
@@ -106,6 +106,18 @@ def test_an_alert_that_is_old_news_asks_for_nothing() -> None:
     assert states(decision.at(STALE_S + 0.2, alert("new", STALE_S))) == ["due"]
 
 
+def test_an_approval_that_is_read_long_after_it_was_given_allows_nothing() -> None:
+    """As when the process was away: the alert may have ended since, and its end may lie behind the approval."""
+    patient = {"undo": Known(Policy(mode="approve", approve_within="1d"), "v2")}
+    decision = Decision(patient)
+    decision.at(0, alert("a", action="undo"), alert("b", action="undo"))
+    late = STALE_S + 2
+    given = approval(id_of("undo", "a"), time_unix_s=T0 + 1)
+    assert states(decision.at(late, given)) == ["skipped: stale"]
+    refused = approval(id_of("undo", "b"), time_unix_s=T0 + 1, approved=False)
+    assert states(decision.at(late, refused)) == ["refused"]  # a no is a no
+
+
 def test_an_alert_that_gets_worse_while_its_action_is_done_does_not_ask_again() -> None:
     decision = Decision()
     [due] = decision.at(0, alert())
@@ -132,11 +144,20 @@ def test_an_action_that_has_changed_since_it_was_proposed_is_not_what_was_approv
 
 
 def test_more_than_is_remembered_is_not_done() -> None:
-    policies = {"undo": Known(Policy(mode="approve", approve_within="1d"), "v")}
+    policies = {f"undo{n}": Known(Policy(mode="approve", approve_within="1d"), "v") for n in range(MOST_OPEN)}
     decision = Decision(policies)
     for number in range(MOST_OPEN):
-        decision.at(0, alert(f"{number}", action="undo"))
-    assert states(decision.at(0, alert("one more", action="undo"))) == ["skipped: too_many"]
+        decision.at(0, alert(f"{number}", action=f"undo{number}"))
+    assert states(decision.at(0, alert("one more", action="undo0"))) == ["skipped: too_many"]
+
+
+def test_a_storm_that_waits_for_a_person_leaves_room_for_other_actions() -> None:
+    decision = Decision()
+    storm = [decision.at(0, alert(f"{number}", action="undo")) for number in range(MOST_OPEN + 1)]
+    assert [states(each)[0] for each in storm[:4]] == ["awaiting_approval"] * 3 + ["skipped: rate_limit"]
+    assert states(decision.at(0, alert("another", action="restart"))) == ["due"]
+    decision.at(1, approval(id_of("undo", "0"), approved=False))
+    assert states(decision.at(1, alert("later", 1, action="undo"))) == ["awaiting_approval"]
 
 
 # --- the alert ends ---------------------------------------------------------------------------------------------------
@@ -180,7 +201,8 @@ def test_what_has_begun_goes_on_when_its_alert_ends() -> None:
 
 
 def test_the_largest_snapshot_fits_into_a_record() -> None:
-    policies = {f"{number:100d}": Known(Policy(mode="approve", approve_within="1d"), "v" * 12) for number in range(20)}
+    policy = Policy(mode="approve", approve_within="1d", at_most=AtMost(count=MOST_IN))
+    policies = {f"{number:100d}": Known(policy, "v" * 12) for number in range(20)}
     decision = Decision(policies)
     for number in range(MOST_OPEN + MOST_SEEN):
         name = f"{number % 20:100d}"
@@ -214,8 +236,9 @@ def test_alerts_that_ask_for_something_ends_and_approvals_are_gathered_without_e
     assert [each.value for each in found] == [msgspec.json.encode(each) for each in (replace(asking, evidence={}), end)]
     assert {(each.topic, each.partition) for each in found} == {("remedies", 0)}
     yes, seen = approval("x"), Acknowledge(id="1", time_unix_s=T0, by="ann", alert_id="a", transition=1)
-    commands = [Stored(msgspec.json.encode(each), n, 0) for n, each in enumerate([yes, seen])]
-    assert [each.value for each in task.process("commands", commands)] == [msgspec.json.encode(yes)]
+    commands = [Stored(msgspec.json.encode(each), n, 1_700_000_042_000) for n, each in enumerate([yes, seen])]
+    by_the_broker = msgspec.json.encode(replace(yes, time_unix_s=T0 + 42))
+    assert [each.value for each in task.process("commands", commands)] == [by_the_broker]
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,21 @@ from streammon.cli.base import app
 from streammon.config import Settings, SqliteSettings
 from streammon.events import Change, Pipeline
 from streammon.evidence import read_evidence, story
-from streammon.results import Alert, Evidence
-from streammon.topics import topic_specs
+from streammon.results import Alert, Cause, Evidence, Gauge
+from streammon.topics import MAX_RECORD_BYTES, topic_specs
 from streammon_sinks import diagnosis
 from streammon_sinks.decoding import decode_all
 from streammon_sinks.delivery import deliver
-from streammon_sinks.diagnosis import Diagnosis, just_fired
-from streammon_sinks.diagnosis.happenings import Happenings
+from streammon_sinks.diagnosis import Diagnosis, diagnose, just_fired
+from streammon_sinks.diagnosis.alerted import Fired, began_unix_s
+from streammon_sinks.diagnosis.gather import Around
+from streammon_sinks.diagnosis.happenings import MAX_HAPPENINGS, Happenings
 from streammon_sinks.diagnosis.shifts import correlations, shift_of
 from streammon_sinks.diagnosis.tracks import Grid, Tracks, decode_seen, track_of
 from streammon_sinks.sqlite import ResultStore, SqliteSink
 from streammon_sinks.web.overview import shown_alerts
 from tests.diagnosing import diagnosed, publish, rank
-from tests.incidents import INCIDENTS, START, build
+from tests.incidents import BINS, INCIDENTS, START, STEP_S, build
 from tests.sinks.builders import alert, item, window
 from tests.support import eventually
 
@@ -84,6 +87,14 @@ def test_where_nothing_is_known_nothing_is_made_up() -> None:
     evidence = diagnosed(built._replace(windows=[], changes=[], pipelines=[], drift=[]))
     assert (evidence.causes, evidence.comoving, evidence.history) == ([], [], [])
     assert evidence.notes == ["the alert's own series was not found among the windows that were read"]
+
+
+def test_where_there_is_no_past_it_is_said_that_nothing_can_be_found() -> None:
+    built = build("bad deploy", 1)
+    young = [each for each in built.windows if each.start_unix_s > built.alert.started_unix_s - 300]
+    note = "the alert's own series is too young to say what is usual for it, and when it left that"
+    assert diagnosed(built._replace(windows=young)).notes == [note]
+    assert diagnosed(built).notes == []
 
 
 # ---------------------------------------------------------------- onset and correlation
@@ -146,6 +157,40 @@ def test_a_few_values_make_no_correlation() -> None:
     own[98:102] = [1, 2, 3, 4]
     found, _ = correlations(own, np.stack([own, np.arange(120.0)]), 100)
     assert list(found) == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["disk full", "input drift", "one bad host", "OOM kill"])
+def test_what_is_alike_by_chance_has_not_moved_with_it(name: str) -> None:
+    """A straight line, as of an uptime, is alike whatever rises; and of many slow waves, some are."""
+    for seed in range(3):
+        listed = {each.field for each in diagnosed(build(name, seed)).comoving}
+        assert listed.isdisjoint({"gauges.uptime_s", "gauges.load_1m"}), listed
+
+
+def test_of_many_series_that_wander_hardly_any_has_moved_with_the_alert() -> None:
+    built = build("bad deploy", 1)
+    rng = np.random.default_rng(7)
+    wandering = []
+    for number in range(200):
+        values = rng.standard_normal(BINS)
+        for at in range(1, BINS):
+            values[at] = 0.9 * values[at - 1] + 0.44 * values[at]
+        wandering.append((number, 10 + values))
+    like = next(each for each in built.windows if each.series.get("entity") == "cpu" and each.series["host"] == "h1")
+    others = [
+        replace(
+            like,
+            series={"host": "h1", "entity": "process", "id": str(number)},
+            start_unix_s=START + at * STEP_S,
+            end_unix_s=START + (at + 1) * STEP_S,
+            gauges={"queue": Gauge(min=value, max=value, mean=value, last=value)},
+        )
+        for number, values in wandering
+        for at, value in enumerate(values.tolist())
+        if START + at * STEP_S < built.alert.updated_unix_s
+    ]
+    moved = diagnosed(built._replace(windows=[*built.windows, *others])).comoving
+    assert sum(each.field == "gauges.queue" for each in moved) <= 2  # 10 of 10, when to be alike was enough
 
 
 @pytest.mark.parametrize(
@@ -220,6 +265,74 @@ def test_a_change_with_a_text_of_any_length_fits_into_a_record() -> None:
     evidence = diagnosed(built._replace(changes=[endless]))
     assert evidence.causes[0].kind == "deploy"
     assert len(msgspec.json.encode(evidence)) < 100_000
+
+
+def test_two_deploys_in_the_same_second_are_both_told() -> None:
+    built = build("bad deploy", 1)
+    at = built.alert.started_unix_s - 60
+    both = [Change(time_unix_s=at, service=name, kind="deploy") for name in ("shop", "ads")]
+    told = [cause.labels for cause in diagnosed(built._replace(changes=both)).causes if cause.kind == "deploy"]
+    assert told == [{"service": "shop"}, {"service": "ads"}]
+
+
+def test_a_run_with_an_endless_name_that_explains_drift_fits_into_a_record() -> None:
+    built = build("late pipeline", 1)
+    endless = replace(built.pipelines[-1], run_id="x" * 1_000_000, event="failed")
+    evidence = diagnosed(built._replace(pipelines=[endless], drift=built.drift))
+    assert any(cause.kind == "drift" and "perhaps because run" in cause.why for cause in evidence.causes)
+    assert len(msgspec.json.encode(evidence)) < 100_000
+
+
+def test_as_much_drift_and_as_many_runs_as_are_kept_take_no_minutes() -> None:
+    """Half a minute for one alert, when each run was looked at for each drift; in a storm there are 50 of them."""
+    built = build("late pipeline", 1)
+    before = [built.alert.started_unix_s - number for number in range(MAX_HAPPENINGS)]
+    failed = [Pipeline(time_unix_s=at, job=f"job{at}", run_id="1", event="failed") for at in before]
+    drift = [replace(built.drift[0], start_unix_s=at, model=f"model{at}") for at in before]
+    began = time.process_time()
+    assert diagnosed(built._replace(pipelines=failed, drift=drift)).causes
+    assert time.process_time() - began < 5.0
+
+
+# ---------------------------------------------------------------- the time that is looked at
+
+DAY = 86_400.0
+
+
+def bins(*alerts: Alert) -> int:
+    return Around(alerts).surroundings().grid.bins
+
+
+def test_an_alert_that_gets_worse_after_a_month_is_explained_by_what_is_around_it_now() -> None:
+    fired = build("bad deploy", 1).alert
+    worse = replace(fired, updated_unix_s=fired.started_unix_s + 30 * DAY, transition=3)
+    assert bins(worse) < 1.1 * bins(fired)
+    assert began_unix_s(worse) == worse.updated_unix_s
+    soon = replace(fired, updated_unix_s=fired.started_unix_s + 600, transition=3)
+    assert began_unix_s(soon) == fired.started_unix_s
+
+
+def test_a_rule_that_waits_for_a_day_is_explained_by_what_was_around_the_breach() -> None:
+    fired = build("bad deploy", 1).alert
+    patient = replace(fired, updated_unix_s=fired.started_unix_s + DAY)
+    assert bins(patient) <= 2 * bins(fired)
+    assert began_unix_s(patient) == fired.started_unix_s
+    assert Fired(patient, 1e9).from_unix_s == 1e9 - DAY - 1800
+    assert Fired(patient, 1e9).until_unix_s == 1e9 - DAY + 1800
+
+
+def test_a_window_of_a_day_is_explained_by_what_is_around_its_end() -> None:
+    fired = build("bad deploy", 1).alert
+    window = {**fired.evidence["window"], "size_s": DAY}
+    long = replace(fired, updated_unix_s=fired.started_unix_s + DAY, evidence={"window": window})
+    assert began_unix_s(long) == long.updated_unix_s
+
+
+@pytest.mark.parametrize("window", ["text", {"size_s": "x"}, {"series": "x"}, {"source": []}, {"series": {"a": []}}])
+def test_a_window_that_is_none_is_not_looked_at(window: Any) -> None:
+    built = build("bad deploy", 1)
+    strange = replace(built.alert, evidence={"window": window})
+    assert diagnosed(built._replace(alert=strange)).causes
 
 
 # ---------------------------------------------------------------- in the log
@@ -298,6 +411,35 @@ async def test_a_storm_is_bounded_and_says_so(broker: EmbeddedBroker, monkeypatc
     assert len(found) == 4
 
 
+async def test_what_makes_the_diagnosis_stumble_is_said_and_stops_nothing(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumbles(one: Alert, *_: Any) -> Evidence:
+        if one.id == "a0":
+            raise KeyError("a fault")
+        return diagnose(one, *_)
+
+    monkeypatch.setattr(diagnosis, "diagnose", stumbles)
+    both = [item(n, alert(1, id=f"a{n}"), topic="alerts", partition=1) for n in range(2)]
+    await Diagnosis(broker, clock=lambda: 0.0, sleep=at_once).write(both)
+    found = {each.alert_id: each.notes for each in await all_evidence(broker) if each}
+    assert found["a0"] == ["not diagnosed: a fault of streammon (KeyError), which its log tells"]
+    assert not any("fault" in note for note in found["a1"])
+
+
+async def test_an_alert_of_another_age_of_the_world_stops_nothing(broker: EmbeddedBroker) -> None:
+    strange = alert(1, started_unix_s=1e308, updated_unix_s=-1e308)
+    assert await Diagnosis(broker, clock=lambda: 0.0, sleep=at_once).write([item(0, strange, topic="alerts")]) == []
+
+
+async def test_evidence_that_is_too_large_for_a_record_says_so(broker: EmbeddedBroker) -> None:
+    large = alert(1, evidence={"window": {"note": "x" * (MAX_RECORD_BYTES - 1000)}})
+    await Diagnosis(broker, clock=lambda: 0.0, sleep=at_once).write([item(0, large, topic="alerts", partition=1)])
+    [evidence] = await all_evidence(broker)
+    assert evidence is not None
+    assert evidence.notes == ["it was too large for a record"]
+
+
 async def test_an_alert_that_is_forgotten_takes_its_evidence_with_it(broker: EmbeddedBroker) -> None:
     await Diagnosis(broker).write([item(0, None, topic="alerts", partition=1, key=b"a1")])
     assert await all_evidence(broker) == [None]
@@ -313,8 +455,12 @@ def test_only_what_fires_now_is_explained() -> None:
     assert states(alert(1, state="no_data")) == ["a1"]
     assert states(alert(0, state="pending")) == []
     assert states(alert(1), alert(2, state="resolved")) == []
-    assert states(alert(1), alert(2, state="acknowledged")) == []
     assert states(alert(1), now=diagnosis.MAX_AGE_S + 1) == []
+
+
+def test_an_alert_that_somebody_has_acknowledged_already_is_explained_all_the_same() -> None:
+    assert states(alert(1), alert(2, state="acknowledged")) == ["a1"]
+    assert states(alert(1), alert(2, state="acknowledged"), alert(3, state="resolved")) == []
 
 
 def test_a_deploy_of_the_version_with_which_a_series_began_is_suspected() -> None:
@@ -331,6 +477,28 @@ def test_a_deploy_of_the_version_with_which_a_series_began_is_suspected() -> Non
     [first, *_] = diagnosed(built._replace(alert=fired, windows=windows, changes=[deploy])).causes
     assert first.why.endswith("and the series began with this version")
     assert START < first.at_unix_s < fired.started_unix_s
+
+
+def test_what_others_wrote_cannot_move_the_cursor_of_who_asks_why() -> None:
+    fired = alert(1, summary="\x1b[2J", evidence={"window": {"exemplars": ["no exemplar"]}})
+    cause = Cause(what="deploy by \x1b]0;x\x07", why="a\nb", kind="deploy", score=1, at_unix_s=0, lag_s=0)
+    evidence = Evidence(
+        alert_id="a1", transition=1, onset_unix_s=1e308, made_unix_s=0, window=fired.evidence["window"], causes=[cause]
+    )
+    lines = list(story(fired, evidence))
+    assert all(line.isprintable() for line in lines), lines
+    assert "    a\\nb (score 1.00, 1970-01-01" in "\n".join(lines)
+
+
+async def test_evidence_that_is_written_again_after_a_newer_one_does_not_take_its_place(broker: EmbeddedBroker) -> None:
+    for transition in (1, 3, 1):
+        evidence = Evidence(alert_id="a1", transition=transition, onset_unix_s=0, made_unix_s=0)
+        await broker.append([Outgoing("evidence", b"a1", msgspec.json.encode(evidence), (), 1)])
+    found = await read_evidence(broker, "a1", 1)
+    assert found is not None
+    assert found.transition == 3
+    await broker.append([Outgoing("evidence", b"a1", None, (), 1)])
+    assert await read_evidence(broker, "a1", 1) is None
 
 
 def test_why_prints_the_causes_or_says_that_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

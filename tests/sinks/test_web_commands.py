@@ -257,6 +257,24 @@ async def test_a_callback_that_is_not_signed_is_refused_and_costs_nobody_his_tur
     assert (await site.post(body, "/v1/callbacks/slack", **headers))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("callbacks/pagerduty", "X-PagerDuty-Signature", 401),
+        ("callbacks/slack", "X-Slack-Signature", 401),
+        ("callbacks/slack", "X-Slack-Request-Timestamp", 401),
+        ("commands", "Origin", 403),
+    ],
+)
+async def test_a_header_of_any_bytes_is_answered(site: Site, path: str, header: str, status: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    length = "Host: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close"
+    writer.write(f"POST /v1/{path} HTTP/1.1\r\n{length}\r\n{header}: v0=v1=".encode() + b"\xff\xfe\r\n\r\n{}")
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:200]
+
+
 async def test_a_press_about_many_alerts_is_one_and_too_many_presses_are_sent_away(site: Site) -> None:
     many = [(f"a{n}", 1) for n in range(BURST + 1)]
     await site.broker.append([outgoing("alerts", id_, alert(id_), 1) for id_, _ in many])

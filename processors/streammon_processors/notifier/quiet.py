@@ -9,11 +9,10 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from streammon.commands import Silence, Unsilence
+from streammon.commands import SILENCES_BYTES, Silence, Unsilence
 from streammon_processors.notifier.description import Inhibition, Labels, matches
 from streammon_processors.notifier.following import LIMITED, Followed, Limit
 
-SILENCES_BYTES: Final = 60_000
 UNSILENCED: Final = 500
 """So many ends of silences are kept for silences that come after them: they lie in other partitions of `commands`."""
 

@@ -10,7 +10,8 @@ Promises
 - A remediation is due once: its id is of the alert, its transition and the action, and ids are remembered.
 - Cool-down and limit are of the action, over all alerts and partitions, counted from when it was due, dry runs too.
 - What was approved is what is done: an action that has changed since it was proposed is skipped.
-- An alert that is read more than `STALE_S` after its change asks for nothing.
+- An alert that is read more than `STALE_S` after its change asks for nothing, and an approval that is read so late
+  allows nothing: whoever gave it expected something to happen then.
 - State is bounded: `MOST_OPEN` and `MOST_SEEN`.
 """
 
@@ -48,7 +49,7 @@ from streammon.wire import SCHEMA_HEADER
 from streammon_processors.remediation.gather import decode_remedy
 
 STALE_S: Final = 600.0
-"""An alert is acted on within this long after its change, or not at all."""
+"""An alert is acted on within this long after its change, and an approval after it was given, or not at all."""
 MOST_OPEN: Final = 300
 MOST_SEEN: Final = 2000
 _MOST_CHARACTERS: Final = 300
@@ -144,7 +145,9 @@ class RemedyTask:
             del self._memory.seen[next(iter(self._memory.seen))]
         if known is None:
             yield replace(proposed, state="skipped", reason=Why.UNKNOWN_ACTION)
-        elif why := self._against_asking(alert, proposed) or self._against_doing(alert.action, known.policy):
+        elif why := self._against_asking(alert, proposed, known.policy) or self._against_doing(
+            alert.action, known.policy
+        ):
             yield replace(proposed, state="skipped", reason=why)
         elif known.policy.mode == "approve":
             yield proposed
@@ -169,12 +172,15 @@ class RemedyTask:
             summary=alert.summary[:_MOST_CHARACTERS],
         )
 
-    def _against_asking(self, alert: Alert, proposed: Remediation) -> Why | None:
+    def _against_asking(self, alert: Alert, proposed: Remediation, policy: Policy) -> Why | None:
+        """In a storm, no more waits for a person than may be done: else there is no room for other actions."""
         if self._memory.now_unix_s - alert.updated_unix_s > STALE_S:
             return Why.STALE
-        asked = alert.id, proposed.action
-        if any((each.alert_id, each.action) == asked for each in self._memory.open.values()):
+        same = [each for each in self._memory.open.values() if each.action == proposed.action]
+        if any(each.alert_id == alert.id for each in same):
             return Why.IN_PROGRESS
+        if sum(each.state == "awaiting_approval" for each in same) >= policy.at_most.count:
+            return Why.RATE_LIMIT
         return Why.TOO_MANY if len(self._memory.open) >= MOST_OPEN else None
 
     def _against_doing(self, action: str, policy: Policy) -> Why | None:
@@ -206,6 +212,8 @@ class RemedyTask:
         known = self._policies.get(waiting.action)
         if not command.approved:
             yield self._next(waiting, "refused", approval=approval)
+        elif self._memory.now_unix_s - command.time_unix_s > STALE_S:
+            yield self._next(waiting, "skipped", reason=Why.STALE, approval=approval)
         elif known is None or known.version != waiting.action_version:
             yield self._next(waiting, "skipped", reason=Why.CHANGED, approval=approval)
         elif why := self._against_doing(waiting.action, known.policy):

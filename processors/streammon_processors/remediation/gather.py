@@ -34,8 +34,10 @@ class GatherRemediesTask(CopyTask):
                 # what was seen is evidence for people, and large
                 without = msgspec.json.encode(replace(alert, evidence={}))
                 yield Outgoing(REMEDIES, record.key, without, (SCHEMA_HEADER,), 0)
-            case Approve():
-                yield Outgoing(REMEDIES, record.key, value, (SCHEMA_HEADER,), 0)
+            case Approve() as approve:
+                # how old it is must not depend on the clock of whoever gave it
+                taken = msgspec.json.encode(replace(approve, time_unix_s=record.timestamp / 1000))
+                yield Outgoing(REMEDIES, record.key, taken, (SCHEMA_HEADER,), 0)
 
 
 def _concerns(alert: Alert) -> bool:

@@ -11,6 +11,7 @@ id of the alert and into its partition. What it promises:
 * Alerts that come together share one read of the log. In a storm at most `MAX_DIAGNOSED` of those are diagnosed, the
   most severe and then the first of them; the others get evidence that says so. `MAX_READS` reads a batch at most.
 * An alert that fired longer than `MAX_AGE_S` ago, or has ended by the time it is looked at, is left alone.
+* What cannot be explained, be it by a fault of ours, gets evidence that says so: an alert never stops its own program.
 
 What it cannot do: know what is not in the log.
 """
@@ -25,13 +26,16 @@ import msgspec
 
 from streammon.broker import Broker, Outgoing
 from streammon.clock import Clock, system_clock
+from streammon.errors import StreammonError
 from streammon.results import Alert, Evidence
 from streammon.telemetry import log
+from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER
 from streammon_sinks.decoding import Decoded, decode_all
 from streammon_sinks.delivery import Item, Refused
+from streammon_sinks.diagnosis.alerted import Fired, began_unix_s, lookback_s, window_of
 from streammon_sinks.diagnosis.diagnose import Surroundings, diagnose
-from streammon_sinks.diagnosis.gather import Fired, gather, lookback_s
+from streammon_sinks.diagnosis.gather import gather
 
 __all__ = ["GROUP", "Diagnosis", "Surroundings", "diagnose", "gather"]
 
@@ -43,6 +47,7 @@ TOGETHER_S: Final = 600.0
 MAX_READS: Final = 4
 MAX_DIAGNOSED: Final = 50
 MAX_AGE_S: Final = 6 * 3600.0
+_MOST_BYTES: Final = MAX_RECORD_BYTES - 4096  # key and headers count, too
 _SEVERITIES: Final = ("critical", "warning", "info")
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -71,9 +76,8 @@ class Diagnosis:
     async def _explained(self, fired: Sequence[Fired]) -> AsyncIterator[Evidence]:
         chosen, left = _bounded(fired)
         for group in chosen:
-            around = await gather(self._broker, group)
-            for each in group:
-                yield await asyncio.to_thread(diagnose, each.alert, around, self._clock())
+            for evidence in await self._together(group):
+                yield evidence
         if left:
             log.warning(
                 "an alert storm: some alerts are not diagnosed", diagnosed=len(fired) - len(left), left=len(left)
@@ -82,21 +86,45 @@ class Diagnosis:
             note = f"not diagnosed: {len(fired)} alerts fired together; see those of the highest severity"
             yield _unexplained(each.alert, note, self._clock())
 
+    async def _together(self, group: Sequence[Fired]) -> list[Evidence]:
+        """The evidence of alerts that share a read.
+
+        Evidence is a help, and `up` decides and pages in the same process: where a record makes us stumble, that is
+        said, and not met again and again.
+        """
+        try:
+            around = await gather(self._broker, group)
+            return [await asyncio.to_thread(self._diagnosed, each.alert, around) for each in group]
+        except StreammonError:
+            raise
+        except Exception as error:
+            return [self._stumbled(each.alert, error) for each in group]
+
+    def _diagnosed(self, alert: Alert, around: Surroundings) -> Evidence:
+        try:
+            return diagnose(alert, around, self._clock())
+        except Exception as error:
+            return self._stumbled(alert, error)
+
+    def _stumbled(self, alert: Alert, error: Exception) -> Evidence:
+        log.error("an alert could not be diagnosed", alert=alert.id, error=type(error).__name__, exc_info=error)
+        note = f"not diagnosed: a fault of streammon ({type(error).__name__}), which its log tells"
+        return _unexplained(alert, note, self._clock())
+
     async def close(self) -> None:
         """The broker is somebody else's."""
 
 
 def just_fired(decoded: Iterable[Decoded], now_unix_s: float) -> list[Fired]:
-    """The alerts whose newest record here says that they began to fire, or fire worse than before."""
+    """The alerts that, by their records here, began to fire, or fire worse than before, and have not ended."""
     newest: dict[str, Fired] = {}
     for each in decoded:
-        if isinstance(each.result, Alert):
-            newest[each.result.id] = Fired(each.result, each.item.record.timestamp / 1000)
-    return [
-        fired
-        for fired in newest.values()
-        if fired.alert.state in ("firing", "no_data") and now_unix_s - fired.taken_unix_s <= MAX_AGE_S
-    ]
+        match each.result:
+            case Alert(state="firing" | "no_data") as alert:
+                newest[alert.id] = Fired(alert, each.item.record.timestamp / 1000)
+            case Alert(state="pending" | "resolved") as alert:  # and who has acknowledged it wants to know all the more
+                newest.pop(alert.id, None)
+    return [fired for fired in newest.values() if now_unix_s - fired.taken_unix_s <= MAX_AGE_S]
 
 
 def _bounded(fired: Sequence[Fired]) -> tuple[list[list[Fired]], list[Fired]]:
@@ -118,7 +146,7 @@ def _bounded(fired: Sequence[Fired]) -> tuple[list[list[Fired]], list[Fired]]:
 
 
 def _share_a_read(one: Fired, other: Fired) -> bool:
-    near = abs(one.alert.started_unix_s - other.alert.started_unix_s) <= TOGETHER_S
+    near = abs(began_unix_s(one.alert) - began_unix_s(other.alert)) <= TOGETHER_S
     return (
         near
         and abs(one.taken_unix_s - other.taken_unix_s) <= TOGETHER_S
@@ -127,19 +155,21 @@ def _share_a_read(one: Fired, other: Fired) -> bool:
 
 
 def _unexplained(alert: Alert, note: str, now_unix_s: float) -> Evidence:
-    window = alert.evidence.get("window")
     return Evidence(
         alert_id=alert.id,
         transition=alert.transition,
         onset_unix_s=alert.started_unix_s,
         made_unix_s=now_unix_s,
-        window=window if isinstance(window, dict) else {},
+        window=window_of(alert),
         notes=[note],
     )
 
 
 def _record(evidence: Evidence, partition: int) -> Outgoing:
     value = msgspec.json.encode(evidence)
+    if len(value) > _MOST_BYTES:
+        without = msgspec.structs.replace(evidence, window={}, history=[], comoving=[], causes=[])
+        value = msgspec.json.encode(msgspec.structs.replace(without, notes=["it was too large for a record"]))
     return Outgoing("evidence", evidence.alert_id.encode(), value, (SCHEMA_HEADER,), partition)
 
 

@@ -17,6 +17,7 @@ things that begin in the same ten seconds cannot be told apart by time, and what
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -25,8 +26,9 @@ from msgspec.structs import replace
 
 from streammon.durations import roughly
 from streammon.results import Alert, Cause, CoMoving, Evidence, Point
+from streammon_sinks.diagnosis.alerted import HISTORY, began_unix_s, tripping, window_of
 from streammon_sinks.diagnosis.happenings import Happening, words_of
-from streammon_sinks.diagnosis.shifts import Shift, correlations, shift_of
+from streammon_sinks.diagnosis.shifts import Shift, baseline_of, correlations, shift_of
 from streammon_sinks.diagnosis.signals import ANYTHING, EVENTS, OTHER, OWN, RESOURCE, Signal, signal_of
 from streammon_sinks.diagnosis.tracks import Floats, Grid, Track, track_of
 
@@ -34,7 +36,6 @@ MAX_CAUSES: Final = 10
 MAX_COMOVING: Final = 10
 MAX_WORDS: Final = 500
 """Characters of what others wrote: evidence has to fit into a record."""
-HISTORY: Final = 30
 MIN_CORRELATION: Final = 0.5
 MIN_SCORE: Final = 0.05
 _SKEW_BINS: Final = 1.5
@@ -71,12 +72,11 @@ class Own(NamedTuple):
 
 def diagnose(alert: Alert, around: Surroundings, now_unix_s: float) -> Evidence:
     """What may be behind an alert that has fired."""
-    window = alert.evidence.get("window")
-    window = window if isinstance(window, dict) else {}
+    window = window_of(alert)
     field = _field_of(alert, window)
     grid = around.grid
-    own = _own(alert, window, field, around)
-    onset_unix_s = grid.time_of(own.onset) if own.track else alert.started_unix_s
+    own = _own(alert, field, around)
+    onset_unix_s = grid.time_of(own.onset) if own.track else began_unix_s(alert)
     near = _Nearness(alert, around.tracks)
     compared = _compared(own, around.tracks)
     found = [
@@ -84,9 +84,7 @@ def diagnose(alert: Alert, around: Surroundings, now_unix_s: float) -> Evidence:
         *_of_siblings(own, alert, around),
         *_of_happenings(onset_unix_s, own, alert, near, around),
     ]
-    notes = list(around.notes)
-    if own.track is None:
-        notes.append("the alert's own series was not found among the windows that were read")
+    notes = [*around.notes, *_unsaid(own)]
     return Evidence(
         alert_id=alert.id,
         transition=alert.transition,
@@ -99,6 +97,14 @@ def diagnose(alert: Alert, around: Surroundings, now_unix_s: float) -> Evidence:
         causes=_ranked(_without_followers(found)),
         notes=notes,
     )
+
+
+def _unsaid(own: Own) -> Iterator[str]:
+    """Why nothing was found, where that is no sign that there is nothing."""
+    if own.track is None:
+        yield "the alert's own series was not found among the windows that were read"
+    elif baseline_of(own.track.values, own.alert_bin) is None:
+        yield "the alert's own series is too young to say what is usual for it, and when it left that"
 
 
 # -- the alert's own series ----------------------------------------------------------------------------
@@ -124,9 +130,9 @@ def _numbers(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield prefix + name, value
 
 
-def _own(alert: Alert, window: Mapping[str, Any], field: str | None, around: Surroundings) -> Own:
-    at = min(max(around.grid.bin_of(alert.started_unix_s), 0), around.grid.bins - 1)
-    source = window.get("source")
+def _own(alert: Alert, field: str | None, around: Surroundings) -> Own:
+    at = min(max(around.grid.bin_of(began_unix_s(alert)), 0), around.grid.bins - 1)
+    source = tripping(alert).source
     mine = [
         track
         for track in around.tracks
@@ -362,6 +368,7 @@ def _of_siblings(own: Own, alert: Alert, around: Surroundings) -> Iterator[_Foun
 def _of_happenings(
     onset_unix_s: float, own: Own, alert: Alert, near: _Nearness, around: Surroundings
 ) -> Iterator[_Found]:
+    feeding = _feeding(near, around.happenings)
     for each in around.happenings:
         weight, fades_s = EVENTS[each.kind]
         lag_s = onset_unix_s - each.at_unix_s
@@ -372,11 +379,11 @@ def _of_happenings(
         if own.began and version is not None and version == alert.labels.get("model_version"):
             relation, related = 1.0, "and the series began with this version"
         score = weight * relation * math.exp(-max(0.0, lag_s) / fades_s)
-        if each.kind == "drift" and (run := _feeding(each, near, around.happenings)):
+        if each.kind == "drift" and (run := _fed_by(each, feeding)):
             score, related = score * _EXPLAINED, f"{related}; perhaps because {run.what}"
         cause = Cause(
             what=each.what[:MAX_WORDS],
-            why=f"{_when(lag_s, 1.0)}, {related}",
+            why=f"{_when(lag_s, 1.0)}, {related}"[:MAX_WORDS],
             kind=each.kind,
             score=round(score, 3),
             at_unix_s=each.at_unix_s,
@@ -386,18 +393,16 @@ def _of_happenings(
         yield _Found((each.kind, *map(str, sorted(each.about.items()))), cause)
 
 
-def _feeding(drift: Happening, near: _Nearness, happenings: Sequence[Happening]) -> Happening | None:
-    """The run in trouble that may have brought the drift about: data that are stale or not there have drifted, too."""
-    return next(
-        (
-            each
-            for each in happenings
-            if each.kind in ("run_failed", "run_late")
-            and 0 <= drift.at_unix_s - each.at_unix_s <= _FED_S
-            and near.of_event(each.about, each.words)[0] >= _SURE
-        ),
-        None,
-    )
+def _feeding(near: _Nearness, happenings: Sequence[Happening]) -> list[Happening]:
+    """The runs in trouble that feed what the alert is about, in the order of time."""
+    runs = (each for each in happenings if each.kind in ("run_failed", "run_late"))
+    return [each for each in runs if near.of_event(each.about, each.words)[0] >= _SURE]
+
+
+def _fed_by(drift: Happening, feeding: Sequence[Happening]) -> Happening | None:
+    """The run that may have brought the drift about: data that are stale or not there have drifted, too."""
+    first = bisect_left(feeding, drift.at_unix_s - _FED_S, key=lambda run: run.at_unix_s)
+    return next((run for run in feeding[first : first + 1] if run.at_unix_s <= drift.at_unix_s), None)
 
 
 def _without_followers(found: Sequence[_Found]) -> Iterator[_Found]:
@@ -421,6 +426,10 @@ def _ranked(found: Iterable[_Found]) -> list[Cause]:
 
 
 def _comoving(own: Own, near: _Nearness, around: Surroundings, compared: tuple[Floats, Floats]) -> list[CoMoving]:
+    """What is alike, and has left its level as well.
+
+    Of some hundred series that wander, many are alike at one of 37 lags by chance; few leave their level just then.
+    """
     found = [
         CoMoving(
             series=dict(track.series),
@@ -429,7 +438,10 @@ def _comoving(own: Own, near: _Nearness, around: Surroundings, compared: tuple[F
             lag_s=float(lag) * around.grid.step_s,
         )
         for track, correlation, lag in zip(around.tracks, *compared, strict=True)
-        if track is not own.track and abs(correlation) >= MIN_CORRELATION and near.is_related(track)
+        if track is not own.track
+        and abs(correlation) >= MIN_CORRELATION
+        and near.is_related(track)
+        and shift_of(track.values, own.alert_bin)
     ]
     found.sort(key=lambda each: (-abs(each.correlation), str(each.series), each.field))
     return found[:MAX_COMOVING]

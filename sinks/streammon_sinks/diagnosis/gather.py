@@ -1,9 +1,9 @@
 """What the log holds around alerts of about the same time: read once for all of them, and bounded.
 
 Windows: half an hour before the onset, or `HISTORY` windows of the rule's length if those are longer, up to three
-hours; of these at most the newest `MAX_WINDOWS` records. Changes, pipeline runs and drift: three days, at most
-`MAX_EVENTS` records of each topic. Reading ends after `READ_S`, with what there is by then. What was left out is
-said in the notes.
+hours, and as long after it at most; of these at most the newest `MAX_WINDOWS` records. Changes, pipeline runs and
+drift: three days, at most `MAX_EVENTS` records of each topic. Reading ends after `READ_S`, with what there is by then.
+What was left out is said in the notes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -24,36 +24,20 @@ from streammon.results import Alert, Drift
 from streammon.tick import TICK
 from streammon.topics import DAY_S
 from streammon.wire import decode
-from streammon_sinks.diagnosis.diagnose import HISTORY, Surroundings
+from streammon_sinks.diagnosis.alerted import HISTORY, Fired, began_unix_s, ends_unix_s, lookback_s, tripping
+from streammon_sinks.diagnosis.diagnose import Surroundings
 from streammon_sinks.diagnosis.happenings import Happenings
 from streammon_sinks.diagnosis.tracks import Grid, Seen, Tracks, decode_seen
 
 MAX_WINDOWS: Final = 300_000
 MAX_EVENTS: Final = 20_000
 READ_S: Final = 20.0
-LEAST_S: Final = 1800.0
-MOST_S: Final = 3 * 3600.0
 EVENTS_S: Final = 3 * DAY_S
 BINS: Final = 180
 AFTER_S: Final = 120.0
 """How much is looked at of what came after the alert, when it is diagnosed late."""
 
-
 _decode_drift: Final = msgspec.json.Decoder(Drift).decode
-
-
-class Fired(NamedTuple):
-    """An alert that has just fired, and when the log took its record, in Unix seconds."""
-
-    alert: Alert
-    taken_unix_s: float
-
-
-def lookback_s(alert: Alert) -> float:
-    """How long before its onset an alert is looked at."""
-    window = alert.evidence.get("window")
-    size_s = float(window.get("size_s") or 0) if isinstance(window, dict) else 0.0
-    return min(max(LEAST_S, HISTORY * size_s), MOST_S)
 
 
 async def gather(broker: Broker, fired: Sequence[Fired]) -> Surroundings:
@@ -62,8 +46,8 @@ async def gather(broker: Broker, fired: Sequence[Fired]) -> Surroundings:
     Raises `Retryable` when the broker is away.
     """
     seen = Around([each.alert for each in fired])
-    since = min(_since(each) for each in fired)
-    until = max(each.taken_unix_s for each in fired) + AFTER_S
+    since = min(each.from_unix_s for each in fired)
+    until = max(each.until_unix_s for each in fired) + AFTER_S
     try:
         async with asyncio.timeout(READ_S):
             await _read(broker, ["windows"], since, until, MAX_WINDOWS, seen)
@@ -71,12 +55,6 @@ async def gather(broker: Broker, fired: Sequence[Fired]) -> Surroundings:
     except TimeoutError:
         seen.notes.append(f"reading was ended after {READ_S:g} s")
     return seen.surroundings()
-
-
-def _since(fired: Fired) -> float:
-    """Where to begin, by the clock of the log: a record is about as old there as its alert is."""
-    alert = fired.alert
-    return fired.taken_unix_s - (alert.updated_unix_s - alert.started_unix_s) - lookback_s(alert)
 
 
 async def _read(broker: Broker, topics: Sequence[str], since: float, until: float, at_most: int, seen: Around) -> None:
@@ -116,13 +94,13 @@ class Around:
     def __init__(self, alerts: Sequence[Alert]) -> None:
         back_s = max(map(lookback_s, alerts))
         step_s = back_s / BINS
-        first = min(alert.started_unix_s for alert in alerts) - back_s
-        last = max(alert.updated_unix_s for alert in alerts) + 4 * step_s
+        first = min(map(began_unix_s, alerts)) - back_s
+        self._now = max(map(ends_unix_s, alerts))
+        last = self._now + 4 * step_s
         start = first // step_s * step_s
         self._grid = Grid(start, step_s, int((last - start) // step_s) + 1)
         self._tracks = Tracks(self._grid, [alert.labels for alert in alerts])
         self._happenings = Happenings()
-        self._now = max(alert.updated_unix_s for alert in alerts)
         self._history = {alert.id: _History(alert) for alert in alerts}
         self._by_series: dict[tuple[Any, ...], list[_History]] = {}
         for each in self._history.values():
@@ -170,17 +148,15 @@ class _History:
     """The last windows of an alert's own series that are of the length its rule looks at."""
 
     def __init__(self, alert: Alert) -> None:
-        window = alert.evidence.get("window")
-        self._window = window if isinstance(window, dict) else {}
-        self.key = _key(self._window.get("source", "inference"), self._window.get("series") or alert.labels)
+        self._like = tripping(alert)
+        self.key = _key(self._like.source or "inference", self._like.series or alert.labels)
         self._until = alert.updated_unix_s
         self.windows: deque[dict[str, Any]] = deque(maxlen=HISTORY)
 
     def add(self, seen: Seen, value: bytes) -> None:
-        window = self._window
         if (
-            seen.size_s == window.get("size_s", seen.size_s)
-            and seen.kind == window.get("kind", "tumbling")
+            self._like.size_s in (None, seen.size_s)
+            and seen.kind == self._like.kind
             and seen.part == "main"
             and seen.end_unix_s <= self._until
         ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -102,13 +103,16 @@ class Happenings:
     def until(self, now_unix_s: float) -> list[Happening]:
         """All that had happened by then; what a run did later is not known yet."""
         runs = _troubled(self._runs.values(), now_unix_s)
-        return sorted(each for each in (*self._changes, *self._drift, *runs) if each.at_unix_s <= now_unix_s)
+        found = [each for each in (*self._changes, *self._drift, *runs) if each.at_unix_s <= now_unix_s]
+        return sorted(found, key=lambda each: (each.at_unix_s, each.kind, each.what, sorted(each.about.items())))
 
 
 def _troubled(runs: Iterable[Run], now_unix_s: float) -> Iterator[Happening]:
-    known = list(runs)
-    usual = {job: _usual_s(run for run in known if run.job == job) for job in {run.job for run in known}}
-    for run in known:
+    by_job: dict[str, list[Run]] = {}
+    for run in runs:
+        by_job.setdefault(run.job, []).append(run)
+    usual = {job: _usual_s(known) for job, known in by_job.items()}
+    for run in chain(*by_job.values()):
         about, words = {"job": run.job}, frozenset(run.words)
         if run.failed is not None and run.failed <= now_unix_s:
             yield Happening(run.failed, "run_failed", about, f"run {run.run_id} of {run.job} failed", words)

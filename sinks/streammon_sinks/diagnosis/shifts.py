@@ -35,6 +35,13 @@ class Shift(NamedTuple):
     after: float
 
 
+def baseline_of(values: Floats, alert_bin: int) -> Floats | None:
+    """The values before the alert that say what is usual; None: they are too few."""
+    baseline = values[: max(1, min(alert_bin, len(values) - 1) // 2)]
+    baseline = baseline[np.isfinite(baseline)]
+    return None if len(baseline) < MIN_BINS else baseline
+
+
 def shift_of(values: Floats, alert_bin: int, *, spikes: bool = False) -> Shift | None:
     """Whether the series is off its level when the alert comes, and since which bin.
 
@@ -43,9 +50,8 @@ def shift_of(values: Floats, alert_bin: int, *, spikes: bool = False) -> Shift |
     The level is that of the first half of the time before the alert. None: it has none, or has not left it.
     """
     last = min(alert_bin, len(values) - 1)
-    baseline = values[: max(1, last // 2)]
-    baseline = baseline[np.isfinite(baseline)]
-    if len(baseline) < MIN_BINS:
+    baseline = baseline_of(values, alert_bin)
+    if baseline is None:
         return None
     level = float(np.median(baseline))
     noise = max(_MAD * float(np.median(np.abs(baseline - level))), float(baseline.std()) / 2, _FLOOR * abs(level))

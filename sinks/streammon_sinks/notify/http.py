@@ -1,10 +1,11 @@
-"""How channels talk HTTP: one POST, and one of four outcomes.
+"""How channels talk HTTP: one POST, and one of five outcomes.
 
 | the other side | outcome |
 |---|---|
 | 2xx | the `Reply` |
 | 429, or 503 with Retry-After | `Backpressure`, for as long as it said |
-| 408, 425, 5xx, a redirect, no answer in time, no connection, no TLS | `Retryable` |
+| 408, 5xx, no answer in time | `Unanswered`: whoever says so, as a gateway does, may not know what has become of it |
+| 425, a redirect, no connection, no TLS | `Retryable` |
 | any other status | `Rejected`, with the first 500 characters of its reason |
 
 Errors name the channel and the host, never the URL: it may be a secret. Redirects are not followed, because they
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -88,7 +90,7 @@ class Reply(NamedTuple):
 
 
 class Unanswered(Retryable):
-    """It was sent, and nobody knows what has become of it."""
+    """It was sent, and nobody knows what has become of it. For channels it is as any `Retryable`."""
 
 
 class Failure(NamedTuple):
@@ -165,13 +167,10 @@ class Http:
         return reply
 
     def _address(self, url: str | SecretValue) -> URL:
-        try:
-            address = URL(_told(url))
-        except ValueError:
-            address = URL()
-        if address.scheme in ("http", "https") and address.host:
-            return address
-        raise Retryable(f"{self.kind} {self.channel}: its URL does not begin with http:// or https:// and a host")
+        address = address_of(_told(url))
+        if address is None:
+            raise Retryable(f"{self.kind} {self.channel}: its URL does not begin with http:// or https:// and a host")
+        return address
 
     async def _exchange(self, method: str, address: URL, body: bytes, headers: Mapping[str, str]) -> Reply | Failure:
         """The exchange itself. Its errors hold URLs, and become words here."""
@@ -212,6 +211,15 @@ class HttpChannel(Generic[D]):
         """Nothing is held."""
 
 
+def address_of(url: str) -> URL | None:
+    """None: it does not begin with http:// or https:// and a host."""
+    with suppress(ValueError):
+        address = URL(url)
+        if address.scheme in ("http", "https") and address.host:
+            return address
+    return None
+
+
 def judge(where: str, reply: Reply, secrets: list[SecretValue]) -> None:
     """Return for 2xx.
 
@@ -228,7 +236,7 @@ def judge(where: str, reply: Reply, secrets: list[SecretValue]) -> None:
     if 300 <= status < 400:
         raise Retryable(f"{where} redirects ({status}), which is not followed; give the channel its final address")
     if is_passing(status):
-        raise Retryable(said)
+        raise (Retryable if status == 425 else Unanswered)(said)
     raise Rejected(Reason.REFUSED, said)
 
 

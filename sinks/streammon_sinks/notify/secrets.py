@@ -107,7 +107,7 @@ class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 def scrub(text: str, secrets: Iterable[SecretValue]) -> str:
-    """The text without the secrets, however they are quoted, and without the telling parts of those that are URLs."""
+    """The text without the secrets, however they are quoted, and without the telling parts of URLs and of headers."""
     for piece in sorted({piece for secret in secrets for piece in _pieces(secret.reveal())}, key=len, reverse=True):
         text = text.replace(piece, MASK)
     return text
@@ -115,5 +115,5 @@ def scrub(text: str, secrets: Iterable[SecretValue]) -> str:
 
 def _pieces(secret: str) -> Iterator[str]:
     parts = [part for part in re.split(r"[/?&=#@]", secret) if len(part) >= _TELLING_LENGTH] if "/" in secret else []
-    for piece in (secret, *parts):
+    for piece in (secret, *parts, secret.rpartition(" ")[2]):  # of "Bearer TOKEN", others may tell the token alone
         yield from (piece, quote(piece, safe=""), unquote(piece))

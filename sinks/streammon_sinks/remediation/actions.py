@@ -25,14 +25,14 @@ from streammon.errors import ConfigError, Retryable
 from streammon.remediation import Policy, Remediation, versions
 from streammon.topics import topic_specs
 from streammon.wire import SCHEMA_HEADER
-from streammon.yaml_files import load_yaml
-from streammon_sinks.notify.http import Http, Unanswered
+from streammon.yaml_files import parse_yaml, text_of
+from streammon_sinks.notify.http import Http, Unanswered, address_of
 from streammon_sinks.notify.secrets import Secret, SecretValue
 from streammon_sinks.notify.webhook import signature
 from streammon_sinks.remediation.kubernetes import MOST_BYTES, Cluster
 
 _ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")]
 """As Kubernetes has it: it goes into a path."""
 
 
@@ -63,6 +63,11 @@ class Webhook(Action, frozen=True, tag="webhook"):
     """Sent as `Authorization: Bearer …`."""
     body: dict[str, Any] | None = None
     """JSON to send instead of the remediation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.url, str) and address_of(self.url) is None:
+            raise ValueError("`url` has to begin with http:// or https:// and a host")
 
     async def do(self, tools: Tools, remediation: Remediation) -> str:
         http = Http(remediation.action, tools.session, self.timeout_s, tools.clock, kind="action")
@@ -136,7 +141,7 @@ class Kubernetes(Action, frozen=True, tag="kubernetes"):
 class Kafka(Action, frozen=True, tag="kafka"):
     """A record on a topic of yours: the remediation as JSON, or a ``value`` of your own."""
 
-    topic: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+    topic: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")]
     """Without ``topics.prefix``, which comes before it. It has to exist, and must not be one of streammon's own."""
     key: str | None = None
     """The remediation's id if not given."""
@@ -173,8 +178,9 @@ def load_actions(file: Path) -> dict[str, tuple[AnyAction, str]]:
     Raises:
         ConfigError: naming the file, line and column, the field, its value, and what is allowed.
     """
-    actions = load_yaml(file, _File).actions
-    return {name: (actions[name], version) for name, version in versions(file).items()}
+    text = text_of(file)
+    actions = parse_yaml(text, _File, str(file)).actions
+    return {name: (actions[name], version) for name, version in versions(text, str(file)).items()}
 
 
 def _read(remediation: Remediation, field: str, secret: Secret) -> SecretValue:

@@ -202,7 +202,7 @@ class _Owner:
         for record in records:
             with suppress(Rejected):
                 remediation = read_message(_DECODER.decode, record.value or b"")
-                if remediation.state == "withdrawn":
+                if remediation.state == "withdrawn" and any(record.key == each.key for each in self._queue):
                     self._withdrawn.add(remediation.id)
                 if remediation.state == "due":
                     self._queue.append(record)
@@ -245,6 +245,8 @@ class _Owner:
             if self._queue and not self._leaving.is_set():
                 await self._execute(self._queue[0])
                 self._queue.popleft()
+            if not self._queue:
+                self._withdrawn.clear()
             if not self._queue and not self._leaving.is_set():
                 self._go.clear()
 
@@ -265,7 +267,7 @@ class _Owner:
             await self._write(action, None, position)
             return
         await self._write(self._execution(remediation, "started"), remediation, position)
-        log.info("a remediation is done", action=remediation.action, id=remediation.id, dry_run=remediation.dry_run)
+        log.info("a remediation is begun", action=remediation.action, id=remediation.id, dry_run=remediation.dry_run)
         self._one.unwritten = await self._done(action, remediation)
         await self._write(self._one.unwritten, None)
 
@@ -293,7 +295,7 @@ class _Owner:
                 await asyncio.wait({doing}, timeout=min(GRACE_S, action.timeout_s))
             if not doing.done():
                 given_up = "the process ended" if leaving.done() else f"no end within {shown(action.timeout_s)}"
-                return self._execution(remediation, "unknown", f"{given_up}; it may have been done")
+                return self._execution(remediation, *_undecided(remediation, given_up))
             return self._execution(remediation, *_outcome(remediation, doing))
         finally:
             for task in (doing, leaving):
@@ -328,11 +330,15 @@ def _outcome(remediation: Remediation, done: asyncio.Task[str]) -> tuple[Execute
     error: Any = done.exception()
     if error is None:
         return "done", done.result()
-    dry = remediation.dry_run
-    if isinstance(error, Unanswered) and not dry:
-        return "unknown", f"{error}; it may have been done"
+    if isinstance(error, Unanswered):
+        return _undecided(remediation, str(error))
     if isinstance(error, Rejected):
         return "failed", error.detail
     if isinstance(error, StreammonError):
         return "failed", str(error)
-    return "failed" if dry else "unknown", f"action {remediation.action} failed on it: {type(error).__name__}"
+    return _undecided(remediation, f"action {remediation.action} failed on it: {type(error).__name__}")
+
+
+def _undecided(remediation: Remediation, why: str) -> tuple[Executed, str]:
+    """What nobody knows the end of; a dry run has done nothing, whatever its end."""
+    return ("failed", why) if remediation.dry_run else ("unknown", f"{why}; it may have been done")

@@ -51,6 +51,7 @@ from streammon.config import WebSettings
 from streammon.errors import Backpressure, Reason, Rejected, StreammonError
 from streammon.results import Alert
 from streammon.telemetry import log as logger
+from streammon.visible import visible
 from streammon_sinks.notify.pagerduty import dedup_key
 from streammon_sinks.notify.secrets import SecretValue
 
@@ -178,7 +179,7 @@ async def _carry_out(broker: Broker, log: AlertLog, order: _AnyOrder, now_unix_s
     return web.Response(status=202, body=msgspec.json.encode(ready.command), content_type="application/json")
 
 
-_STATUS: Final = {Why.UNKNOWN: 404, Why.AMBIGUOUS: 400, Why.TOO_LONG: 400}
+_STATUS: Final = {Why.UNKNOWN: 404, Why.AMBIGUOUS: 400, Why.TOO_LONG: 400, Why.TOO_LARGE: 400}
 
 
 def _decide(log: AlertLog, order: _AnyOrder, person: Person) -> Ready | Refusal:
@@ -186,7 +187,8 @@ def _decide(log: AlertLog, order: _AnyOrder, person: Person) -> Ready | Refusal:
         case _Ack():
             return alert_log.acknowledge(log, order.alert_id, person, order.transition)
         case _Silence():
-            return alert_log.silence(order.matchers, order.for_s, person)
+            silence = alert_log.silence(order.matchers, order.for_s, person)
+            return alert_log.if_obeyed(log, silence, person.now_unix_s)
         case _Unsilence():
             return alert_log.unsilence(log, order.silence_id, person)
 
@@ -285,7 +287,7 @@ def _records(log: AlertLog, name: str, commands: Iterable[Command]) -> list[Outg
         assert isinstance(command, AnyCommand)
         record = alert_log.record_of(log, command)
         if isinstance(record, Refusal):
-            logger.warning("a call-back about nothing", via=name, by=command.by, detail=record.detail)
+            logger.warning("a call-back that does nothing", via=name, by=command.by, detail=record.detail)
         else:
             records.append(record)
     return records
@@ -303,7 +305,9 @@ class _Answer(StreammonError):  # noqa: N818 - an answer, not a failure
 
     def response(self) -> web.Response:
         after = {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
-        body = msgspec.json.encode({"reason": self.reason, "detail": self.detail})
+        body = msgspec.json.encode(
+            {"reason": self.reason, "detail": visible(self.detail)}
+        )  # a header may hold any byte
         return web.Response(status=self.status, body=body, content_type="application/json", headers=after)
 
 

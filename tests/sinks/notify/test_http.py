@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from streammon.errors import Backpressure, ConfigError, Rejected, Retryable, StreammonError
-from streammon_sinks.notify.http import LONGEST_WAIT_S, MAX_BODY_BYTES, Http, Reply, judge, retry_after_s
+from streammon_sinks.notify.http import LONGEST_WAIT_S, MAX_BODY_BYTES, Http, Reply, Unanswered, judge, retry_after_s
 from streammon_sinks.notify.secrets import Secret, SecretValue
 from streammon_sinks.notify.webhook import Webhook, WebhookChannel
 from tests.sinks.notify.builders import notification
@@ -61,16 +61,18 @@ def test_retry_after_is_seconds_or_a_date_within_bounds(header: str | None, wait
         (Reply(302, b""), Retryable),
         (Reply(400, b""), Rejected),
         (Reply(404, b""), Rejected),
-        (Reply(408, b""), Retryable),
+        (Reply(408, b""), Unanswered),
         (Reply(413, b""), Rejected),
+        (Reply(425, b""), Retryable),
         (Reply(429, b""), Backpressure),
-        (Reply(500, b""), Retryable),
+        (Reply(500, b""), Unanswered),
         (Reply(503, b"", 30.0), Backpressure),
-        (Reply(599, b""), Retryable),
+        (Reply(504, b""), Unanswered),
+        (Reply(599, b""), Unanswered),
     ],
     ids=lambda value: str(getattr(value, "status", "")),
 )
-def test_a_status_is_one_of_four_outcomes(reply: Reply, verdict: type[StreammonError] | None) -> None:
+def test_a_status_is_one_of_five_outcomes(reply: Reply, verdict: type[StreammonError] | None) -> None:
     try:
         judge("channel ops: host", reply, [])
         raised = None

@@ -69,3 +69,4 @@ def test_secrets_are_taken_out_of_what_others_say() -> None:
     url = SecretValue("https://hooks.example.com/services/T0/B0/abcdefghijklmnop?sig=a%2Fbcdefghijklm")
     said = "no /services/T0/B0/abcdefghijklmnop here, nor a%2Fbcdefghijklm, a/bcdefghijklm or p%2Fq"
     assert scrub(said, [url, SecretValue("p/q")]) == "no /services/T0/B0/*** here, nor ***, *** or ***"
+    assert scrub("the token hush is not known", [SecretValue("Bearer hush")]) == "the token *** is not known"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from streammon.broker import Broker, Outgoing, connect
 from streammon.broker.reading import read
 from streammon.config import Settings
 from streammon.errors import ConfigError, Rejected, Retryable
-from streammon.remediation import Remediation
+from streammon.remediation import Remediation, load_policies
 from streammon.topics import TopicSpec
 from streammon_sinks.notify.http import Unanswered
 from streammon_sinks.notify.secrets import Secret
@@ -199,6 +199,19 @@ async def test_a_webhook_that_is_refused_says_so_without_the_secret(tmp_path: Pa
     assert KEY not in str(error.value)
 
 
+async def test_a_gateway_that_fails_may_have_passed_it_on(cluster: FakeKubernetes, tmp_path: Path) -> None:
+    async with receiver(tmp_path) as (fake, _):
+        fake.fault = Fault.BROKEN
+        with pytest.raises(Unanswered, match="answered 500"):
+            await hook(fake, tmp_path).do(tools(fake.session), due())
+    cluster.http.fault = Fault.BROKEN
+    with pytest.raises(Unanswered, match="answered 500"):
+        await at(cluster, tmp_path, do_="restart")
+    with pytest.raises(Retryable) as looked:
+        await at(cluster, tmp_path, do_="rollout_undo")
+    assert not isinstance(looked.value, Unanswered)
+
+
 # --- Kafka ------------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +273,10 @@ def test_a_file_of_actions_is_read_with_safe_defaults(tmp_path: Path) -> None:
         ("{type: kubernetes, do: restart, deployment: a/b, namespace: b}", r":2:\d+: .*deployment.*'a/b'"),
         ("{type: kafka, topic: alerts}", r":2:\d+: .*alerts is one of streammon's own"),
         ("{type: kafka, topic: state.rules}", r"one of streammon's own"),
+        ('{type: kubernetes, do: restart, deployment: "a\\n", namespace: b}', r":2:\d+: .*deployment.*'a\\n'"),
+        ('{type: kafka, topic: "alerts\\n"}', r":2:\d+: .*topic"),
+        ("{type: webhook, url: 'ftp://x'}", r":2:\d+: .*`url` has to begin with http:// or https:// and a host"),
+        ("{type: webhook, url: ''}", r":2:\d+: .*`url` has to begin with http:// or https:// and a host"),
         ("{type: kafka, topic: t, modes: auto}", r":2:\d+: .*unknown field `modes`; allowed: .*mode"),
     ],
 )
@@ -269,6 +286,25 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, action: str, messa
         load_actions(file)
     assert str(error.value).startswith(f"{file}:2:")
     assert "inline-secret" not in str(error.value)
+
+
+def test_what_json_does_not_have_is_refused_and_stops_no_program(tmp_path: Path) -> None:
+    (file := tmp_path / "actions.yaml").write_text("actions: {a: {type: kafka, topic: t, value: {b: {1: x, y: z}}}}")
+    with pytest.raises(ConfigError, match=r"actions.yaml: action 'a': .*a key that is no text"):
+        load_actions(file)
+
+
+@pytest.mark.parametrize("load", [load_actions, load_policies])
+def test_an_action_and_its_version_are_of_the_same_moment(
+    load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is approved is what is done, though the file is replaced while it is read."""
+    texts = [f"actions: {{a: {{type: kafka, topic: t, timeout: {number}s}}}}" for number in range(1, 4)]
+    (tmp_path / "first.yaml").write_text(texts[0])
+    expected = load(tmp_path / "first.yaml")
+    coming = iter(texts)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: next(coming))
+    assert load(tmp_path / "replaced.yaml") == expected
 
 
 def test_the_example_on_the_page_is_a_good_file(tmp_path: Path) -> None:

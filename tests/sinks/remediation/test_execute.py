@@ -7,6 +7,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -22,8 +24,9 @@ from streammon.remediation import Execution, Remediation
 from streammon.topics import topic_specs
 from streammon_sinks.notify.http import Unanswered
 from streammon_sinks.remediation.actions import Action, Tools
-from streammon_sinks.remediation.execute import LATE_S, execute_remediations, execution_topics
+from streammon_sinks.remediation.execute import LATE_S, _Owner, execute_remediations, execution_topics
 from tests.remedies import Decision, alert
+from tests.sinks.builders import StoredRecord
 from tests.support import eventually
 
 Doing = Callable[[Remediation], Awaitable[str]]
@@ -177,7 +180,7 @@ async def test_a_file_that_cannot_be_read_is_a_failure_and_the_next_is_tried(
         (Retryable("cannot be reached"), "failed", "cannot be reached"),
         (ConfigError("no such secret"), "failed", "no such secret"),
         (Unanswered("did not answer"), "unknown", "did not answer; it may have been done"),
-        (RuntimeError("s3cret"), "unknown", "action restart failed on it: RuntimeError"),
+        (RuntimeError("s3cret"), "unknown", "action restart failed on it: RuntimeError; it may have been done"),
     ],
 )
 async def test_what_failed_is_told_apart_from_what_nobody_knows_and_is_not_tried_again(
@@ -205,6 +208,29 @@ async def test_what_takes_too_long_is_given_up(execution: Execution_) -> None:
     await execution.decide(due())
     _, ended = await execution.comes_to("started", "unknown")
     assert ended.detail == "no end within 0.1 s; it may have been done"
+
+
+async def test_a_dry_run_that_takes_too_long_or_fails_has_done_nothing(execution: Execution_) -> None:
+    async def hang(remediation: Remediation) -> str:
+        if remediation.id == due().id:
+            await asyncio.Future()
+        raise Unanswered("did not answer")
+
+    execution.doing, execution.timeout_s = hang, 0.1
+    execution.start()
+    await execution.decide(replace(due(), dry_run=True), replace(due("b"), dry_run=True))
+    _, slow, _, silent = await execution.comes_to("started", "failed", "started", "failed")
+    assert (slow.detail, silent.detail) == ("no end within 0.1 s", "did not answer")
+
+
+async def test_of_what_is_withdrawn_only_what_waits_is_remembered() -> None:
+    anything: Any = SimpleNamespace()
+    owner = _Owner(anything, anything, None)
+    gone = [replace(due(id_), state="withdrawn") for id_ in ("a", "b", "c")]
+    for offset, each in enumerate([due("b"), *gone]):
+        owner.take([StoredRecord(0, offset, msgspec.json.encode(each), key=each.id.encode())])
+    assert owner._withdrawn == {due("b").id}
+    owner._working.cancel()
 
 
 async def test_who_dies_between_start_and_outcome_leaves_unknown_and_it_is_never_done_again(
