@@ -38,7 +38,7 @@ rules:
 
 
 class Remedies(Program):
-    """The program, and one process of ``remediate run``, beside a log."""
+    """The program, and one process that does remediations, beside a log."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__("--data-dir", directory / "data")
@@ -57,9 +57,9 @@ class Remedies(Program):
         await broker.close()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, *role: str) -> Iterator[None]:
         asyncio.run(self._topic())
-        command = ("remediate", "run", "--actions", self.file, *self._options)
+        command = (*(role or ("remediate", "run")), "--actions", self.file, *self._options)
         with (self.directory / "log").open("wb") as log:
             process: subprocess.Popen[bytes] = cli(*command, stderr=log)
         try:
@@ -83,8 +83,9 @@ def remedies(tmp_path: Path) -> Remedies:
 
 
 @pytest.mark.timeout(120)
-def test_an_action_is_proposed_approved_done_and_found_in_the_audit(remedies: Remedies) -> None:
-    with remedies.running():
+@pytest.mark.parametrize("role", [("remediate", "run"), ("up", "--port", "0")], ids=["remediate run", "up"])
+def test_an_action_is_proposed_approved_done_and_found_in_the_audit(remedies: Remedies, role: tuple[str, ...]) -> None:
+    with remedies.running(*role):
         remedies.fires("a", "restart")
         remedies.fires("b", "look")
         remedies.comes_to("restart", "awaiting_approval")

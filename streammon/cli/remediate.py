@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 from streammon.broker import Broker, connect
 from streammon.cli.base import Output, OutputOption, app, command, print_json, print_rows, together
 from streammon.cli.data import clock_time
+from streammon.cli.notify import Parts
 from streammon.cli.people import ByOption, NoteOption, _give, _person
 from streammon.cli.roles import RuleFiles, opened
 from streammon.config import Settings
@@ -23,6 +25,7 @@ from streammon.visible import visible
 
 if TYPE_CHECKING:
     from streammon.remediation import Remediation
+    from streammon_processors.task import Processor
 
 remediate_app = typer.Typer(
     help="Remediation: what is done about alerts whose rule names an action.", no_args_is_help=True
@@ -50,12 +53,22 @@ def executor_topics(settings: Settings) -> list[TopicSpec]:
     return execution_topics()
 
 
-@command(remediate_app, "run")
-async def remediate_run(settings: Settings, stop: asyncio.Event, actions: ActionFile = None) -> None:
-    """Decide what is done about alerts, and do it: as a dry run, unless the file of actions says otherwise.
+@dataclass(frozen=True)
+class Remedies:
+    """What decides about remediations and does them; nothing without a file of actions."""
 
-    Run two for one to stand by. A changed file is taken over.
-    """
+    processors: Sequence[Processor] = ()
+    parts: Callable[[Broker, asyncio.Event], Parts] = lambda broker, stop: ()
+    """What is to be run."""
+
+
+@asynccontextmanager
+async def remedies(settings: Settings) -> AsyncIterator[Remedies]:
+    """What the file of actions asks for; a changed one is taken over, a bad one changes nothing. Raises ConfigError."""
+    file = settings.remediation.file
+    if file is None:
+        yield Remedies()
+        return
     import aiohttp
 
     from streammon_processors.builtin import remedies_processor, remedy_processor
@@ -63,27 +76,37 @@ async def remediate_run(settings: Settings, stop: asyncio.Event, actions: Action
     from streammon_sinks.remediation.actions import Tools, load_actions
     from streammon_sinks.remediation.execute import execute_remediations
 
-    settings = with_actions(settings, actions)
-    file = settings.remediation.file
-    if file is None:
-        raise ConfigError("no actions to do: name their file with --actions or in remediation.file")
-    load_actions(file)  # a bad file is found before anything is started
-    processors = [remedies_processor(settings), remedy_processor(settings)]
-
-    def make() -> Any:
-        load_actions(file)  # a bad one changes nothing
+    def make() -> Processor:
+        load_actions(file)  # with its secrets, which the processor does not need
         return remedy_processor(settings)
 
+    gathering, deciding = remedies_processor(settings), make()
+    async with aiohttp.ClientSession() as session:
+
+        def parts(broker: Broker, stop: asyncio.Event) -> Parts:
+            return [
+                run_processor(broker, gathering, settings, stop=stop),
+                run_reloading(broker, make, settings, stop=stop),
+                execute_remediations(broker, lambda: load_actions(file), Tools(session, broker), stop=stop),
+            ]
+
+        yield Remedies([gathering, deciding], parts)
+
+
+@command(remediate_app, "run")
+async def remediate_run(settings: Settings, stop: asyncio.Event, actions: ActionFile = None) -> None:
+    """Decide what is done about alerts, and do it: as a dry run, unless the file of actions says otherwise.
+
+    Run two for one to stand by. A changed file is taken over.
+    """
+    settings = with_actions(settings, actions)
+    if settings.remediation.file is None:
+        raise ConfigError("no actions to do: name their file with --actions or in remediation.file")
     async with (
-        opened(settings, stop, processors, role="remediate", topics=executor_topics(settings)) as broker,
-        aiohttp.ClientSession() as session,
+        remedies(settings) as doing,
+        opened(settings, stop, doing.processors, role="remediate", topics=executor_topics(settings)) as broker,
     ):
-        await together(
-            stop,
-            run_processor(broker, processors[0], settings, stop=stop),
-            run_reloading(broker, make, settings, stop=stop),
-            execute_remediations(broker, lambda: load_actions(file), Tools(session, broker), stop=stop),
-        )
+        await together(stop, *doing.parts(broker, stop))
 
 
 @command(remediate_app, "check")

@@ -16,6 +16,7 @@ from prometheus_client import Gauge
 from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.notify import Callbacks, Notifier, NotifyFile, notifier, with_notify
+from streammon.cli.remediate import ActionFile, Remedies, executor_topics, remedies, with_actions
 from streammon.cli.roles import RESULTS_FILE, STORED, RuleFiles, opened, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
@@ -41,6 +42,7 @@ async def up(
     ] = False,
     rules: RuleFiles = None,
     notify: NotifyFile = None,
+    actions: ActionFile = None,
     host: Annotated[str | None, typer.Option(help="Address of the page.", show_default="127.0.0.1")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.", show_default="8080")
@@ -55,15 +57,16 @@ async def up(
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
-    settings = with_notify(settings, notify)
+    settings = with_actions(with_notify(settings, notify), actions)
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
     rollups_processor(settings)  # a bad rule file is found before anything is started
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     ping_url(settings.ping)
-    async with notifier(settings) as telling:
+    async with notifier(settings) as telling, remedies(settings) as doing:
         callbacks = Callbacks.of(settings, telling.channels)
-        async with opened(settings, stop, telling.processors, role="up", topics=telling.topics) as broker:
-            await _run(broker, telling, callbacks, settings, demo, stop)
+        processors, topics = [*telling.processors, *doing.processors], [*telling.topics, *executor_topics(settings)]
+        async with opened(settings, stop, processors, role="up", topics=topics) as broker:
+            await _run(broker, telling, doing, callbacks, settings, demo, stop)
 
 
 def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -73,7 +76,13 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
 
 
 async def _run(
-    broker: Broker, telling: Notifier, callbacks: Callbacks, settings: Settings, demo: bool, stop: asyncio.Event
+    broker: Broker,
+    telling: Notifier,
+    doing: Remedies,
+    callbacks: Callbacks,
+    settings: Settings,
+    demo: bool,
+    stop: asyncio.Event,
 ) -> None:
     from aiohttp import web
 
@@ -124,6 +133,7 @@ async def _run(
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),
                 *telling.parts(broker, stop, f"{store.group}-console"),
+                *doing.parts(broker, stop),
                 follow(broker, people, stop=stop),
                 *callbacks.following(broker, groups, stop),
                 pinging(settings.ping, Flow(broker, settings.ping.stale_s), stop=stop),
