@@ -298,6 +298,16 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return bag.sketches().get(0, EMPTY)
 
     @classmethod
+    def of_equal(cls, value: float, count: int) -> Sketch:
+        """The sketch of so many values that are finite and all the same."""
+        if not value or not count:
+            return cls(scale=SCALE, zero_count=count, offset=0, counts=[])
+        offset = int(bucket_index(np.array([abs(value)]))[0])
+        if value > 0:
+            return cls(scale=SCALE, zero_count=0, offset=offset, counts=[count])
+        return cls(scale=SCALE, zero_count=0, offset=0, counts=[], negative_offset=offset, negative_counts=[count])
+
+    @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Sketch:
         """Read a decoded JSON object. Raises SketchError."""
         try:

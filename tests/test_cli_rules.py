@@ -78,6 +78,31 @@ def test_a_rule_that_does_otherwise_fails_and_says_what_was_found(file: Path) ->
     assert "1 of 6 checks failed" in done.stdout
 
 
+@pytest.mark.parametrize("later", ["", "      - {at: 20m, rule: gone, expect: [{state: no_data}]}\n"])
+def test_what_a_check_finds_does_not_depend_on_the_others(file: Path, later: str) -> None:
+    head, _ = TESTS.split("    alerts:")
+    file.write_text(f"{head}    alerts:\n      - {{at: 280s, rule: gone, expect: [{{state: no_data}}]}}\n{later}")
+    done = run("rules", "test", file)
+    assert done.exit_code == 0, done.output
+    assert f"{1 + bool(later)} check{'s' if later else ''}, all good" in done.stdout
+
+
+def test_rules_about_groups_have_unit_tests(file: Path) -> None:
+    (file.parent / "rules.yaml").write_text(
+        "rules: [{name: many, source: inference, by: [service], window: 1m, expr: count > 11, severity: info, "
+        "summary: '{service}'}]"
+    )
+    file.write_text(
+        "rules: [rules.yaml]\ntests:\n  - series:\n"
+        "      - {labels: {service: shop, model: a}, values: {duration_s: 0.1x11}}\n"
+        "      - {labels: {service: shop, model: b}, values: {duration_s: _x6 0.1x5}}\n"
+        "    alerts:\n      - {at: 1m, rule: many, expect: []}\n"
+        "      - {at: 2m, rule: many, expect: [{state: firing, labels: {service: shop}, summary: shop}]}\n"
+    )
+    done = run("rules", "test", file)
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "says"),
     [
@@ -185,3 +210,51 @@ def test_the_examples_of_the_page_work(monkeypatch: pytest.MonkeyPatch, tmp_path
     for command, printed in commands:
         done = run(*shlex.split(command))
         assert done.stdout == printed, done.output
+
+
+def test_a_rule_about_groups_is_told_of_the_sum_of_all_files(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", 3)):
+        rows = [f"2026-01-31T12:{minute:02}:00Z,{value}" for minute in range(10)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["timestamp,value", *rows, ""]))
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "rules: [{name: mean, source: resource, by: [], window: 5m, expr: gauges.value.mean == 2.0, severity: info, "
+        "summary: '{value}'}]"
+    )
+    files = ("--csv", tmp_path / "a.csv", "--csv", tmp_path / "b.csv")
+    done = run("rules", "backtest", "--rules", path, *files)
+    assert done.exit_code == 0, done.output
+    assert "2026-01-31T12:05:00Z  info      mean    still firing  mean of value 2 = 2\n1 alert from" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--from", "2030-01-01T00:00:00Z"), "--from and --to leave nothing: the files are from 2014-03-07T03:40:00Z"),
+        (("--fail-on", "false-alarms=nan/week"), "with a number"),
+        (("--fail-on", "false-alarms=-1/week"), "with a number"),
+        (("--csv", "COPY"), "both have the series file=nab_ec2_request_latency_system_failure.csv: put it into one"),
+    ],
+)
+def test_what_would_be_misunderstood_is_refused(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    copy = tmp_path / LATENCY.name
+    copy.write_bytes(LATENCY.read_bytes())
+    done = backtest(
+        "--rules", rule(tmp_path, "new", 50), *(str(copy) if each == "COPY" else each for each in arguments)
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert says in str(done.exception)
+
+
+def test_it_is_said_that_a_rule_looks_at_what_no_file_has(tmp_path: Path) -> None:
+    done = backtest("--rules", rule(tmp_path, "new", 50), "--field", "gauges.latency")
+    assert done.exit_code == 0
+    assert "rule 'high' looks at gauges.value.last of resource windows, which no file has" in done.stderr
+
+
+def test_it_is_said_that_there_was_nothing_to_look_at(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("timestamp,value\n1,2\n2,3\n")
+    files = ("--csv", tmp_path / "x.csv", "--source", "inference", "--field", "duration_s.p99")
+    done = run("rules", "backtest", "--rules", rule(tmp_path, "new", 50), *files)
+    assert "there was no window that these rules look at" in done.stderr
+    assert "0 alerts from" in done.stdout

@@ -74,3 +74,16 @@ def test_no_objectives_are_a_mistake_that_is_explained(directory: Path) -> None:
     error = report(directory).exception
     assert isinstance(error, ConfigError)
     assert "`slos` with --rules or in rules.files" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--fail-under", "nan"), "--fail-under is nan; it is a share"),
+        (("--from", "1h", "--to", "2h"), "--from 1h is not before --to 2h"),
+    ],
+)
+def test_what_says_nothing_is_refused(directory: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = report(directory, "--rules", directory / "slos.yaml", *arguments)
+    assert isinstance(done.exception, ConfigError)
+    assert says in str(done.exception)

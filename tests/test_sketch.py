@@ -515,3 +515,11 @@ def test_a_series_takes_memory_for_the_buckets_it_uses() -> None:
         tracemalloc.stop()
     assert held < 10 * values, "5 bytes a pair, and half as much again for what waits"
     assert peak < 40e6, "10,000 sketches of half a kilobyte, and the work on one shard"
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, 0.3, -0.3, 5e-324, -1e308, 2.0 ** (1 / 64), 1e9])
+@pytest.mark.parametrize("count", [0, 1, 3, 70_000])
+def test_equal_values_give_the_sketch_that_they_give_one_by_one(value: float, count: int) -> None:
+    found, expected = Sketch.of_equal(value, count), Sketch.of(np.full(count, value))
+    assert msgspec.json.encode(found) == msgspec.json.encode(expected)
+    assert Sketch.of_equal(value, 2**52).count == 2**52

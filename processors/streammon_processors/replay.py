@@ -25,7 +25,6 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Seque
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ from streammon_processors.task import Processor, Task, in_steps, outputs_of
 
 BATCH_RECORDS = 500
 MERGE_MS = 1000
-"""Topics are merged by the broker's time to within a second: batches stay long."""
+"""What is read together is merged by the broker's time, in whole seconds: batches stay long."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ class Replay:
         task = self.processor.task(number)
         if origin.snapshot is not None:
             task.restore(origin.snapshot)
-        async with aclosing(_merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
+        async with aclosing(merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
             async for partition, records in batches:
                 for output in outputs_of(in_steps(task, partition.topic, records)):
                     time = self.processor.time_of(output.topic, output.value)
@@ -196,8 +195,8 @@ async def bounds(broker: Broker, topics: Sequence[str], start: Start) -> tuple[P
         await reader.close()
 
 
-async def _merged(
-    broker: Broker, offsets: Places, ends: Places, cuts: Places
+async def merged(
+    broker: Broker, offsets: Places, ends: Places, cuts: Places = MappingProxyType({})
 ) -> AsyncGenerator[tuple[TopicPartition, list[Record]]]:
     """Batches of the records of some partitions, about in the order in which the broker got them."""
     reader = await broker.reader([each.topic for each in offsets], offsets)
@@ -216,14 +215,17 @@ async def _merged(
 
 
 def _oldest(waiting: Mapping[TopicPartition, deque[Record]], cuts: Places) -> tuple[TopicPartition, list[Record]]:
-    """A batch of the partition whose next record is the oldest, as far as it is not much newer than the others'."""
-    heads = sorted((queue[0].timestamp, partition) for partition, queue in waiting.items() if queue)
+    """A batch of the partition whose next record is the oldest. However it is fetched, records come in one order."""
+    heads = sorted((_second(queue[0]), partition) for partition, queue in waiting.items() if queue)
     partition = heads[0][1]
-    until_ms = heads[1][0] + MERGE_MS if len(heads) > 1 else inf
     queue, cut = waiting[partition], cuts.get(partition, 0)
     batch = [queue.popleft()]
-    while queue and len(batch) < BATCH_RECORDS and queue[0].timestamp <= until_ms:
+    while queue and len(batch) < BATCH_RECORDS and all((_second(queue[0]), partition) < each for each in heads[1:2]):
         if batch[-1].offset < cut <= queue[0].offset:
             break
         batch.append(queue.popleft())
     return partition, batch
+
+
+def _second(record: Record) -> int:
+    return record.timestamp // MERGE_MS

@@ -140,6 +140,6 @@ def _check(base_s: float, asked: Asked) -> None:
         return
     if not _fills(base_s, shape.every_s):
         raise ConfigError(
-            f"{asked.by}: windows of {shape.name} cannot be made of the base windows, windows.size_s = {base_s:g}; "
-            "ask for multiples of it"
+            f"{asked.by}: windows of {shape.name} cannot be made of the base windows of {base_s:g} s (windows.size_s; "
+            "of a CSV file --window, or as its rows are apart); ask for multiples of that"
         )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,10 +22,10 @@ from streammon.durations import roughly, seconds
 from streammon.errors import ConfigError
 
 if TYPE_CHECKING:
+    from streammon.results import Alert
     from streammon_processors.replay import Range
     from streammon_processors.rules import Rules
     from streammon_processors.rules.backtest import Difference, Fired, Incident, Judgement
-    from streammon_processors.rules.backtest_log import Found
     from streammon_processors.rules.columns import Panel
 
 SAY_EVERY_S = 5.0
@@ -56,7 +56,7 @@ def rules_test(
         for failure in outcome.failures:
             print(failure)
         verdict = f"{len(outcome.failures)} of {outcome.checks} checks failed" if outcome.failures else "all good"
-        print(f"{file}: {outcome.tests} test{'s' * (outcome.tests != 1)}, {outcome.checks} checks, {verdict}")
+        print(f"{file}: {_counted(outcome.tests, 'test')}, {_counted(outcome.checks, 'check')}, {verdict}")
     return 1 if failed else 0
 
 
@@ -113,18 +113,20 @@ async def rules_backtest(
     if against:
         sets["old"] = load_rules(against, distributions)
     given = _given_range(from_, to)
+    known = [] if incidents is None else _incidents(incidents, csv or [])
+    seen: set[Any] = set()
     if csv:
         size_s = None if window is None else _duration("--window", window)
         panels = _panels(csv, source.value, field, _labels(label or []), size_s)
+        _say_what_is_not_there(sets["new"], [*panels.values()])
         range_ = _range_of(panels.values(), given)
-        found = {name: _on_panels(each, panels, range_, settings) for name, each in sets.items()}
-        series = sum(len(each.series) for each in panels.values())
+        found = {name: _on_panels(each, panels, range_, settings, seen) for name, each in sets.items()}
     else:
         range_ = _complete(given)
-        on_log = {name: await _on_log(each, range_, settings) for name, each in sets.items()}
-        found = {name: each.alerts for name, each in on_log.items()}
-        series = len(set().union(*(each.series for each in on_log.values())))
-    known = [] if incidents is None else _incidents(incidents, csv or [])
+        found = {name: await _on_log(each, range_, settings, seen) for name, each in sets.items()}
+    series = len(seen)
+    if not series:
+        _say("there was no window that these rules look at")
     judged = {name: judge(each, known, range_, series) for name, each in found.items()} if incidents else {}
     difference = compare(found["new"], found["old"]) if against else None
     if output is Output.JSON:
@@ -151,7 +153,9 @@ def _checks(texts: Sequence[str], *, against: bool, incidents: Path | None) -> d
         try:
             found[name] = float(limit.removesuffix(WEEK)) if limit else 0.0
         except ValueError:
-            raise ConfigError(f"--fail-on is {text!r}, expected false-alarms=N/week with a number") from None
+            found[name] = nan
+        if not 0 <= found[name] < inf:
+            raise ConfigError(f"--fail-on is {text!r}, expected false-alarms=N/week with a number")
     return found
 
 
@@ -187,7 +191,10 @@ def _range_of(panels: Any, given: tuple[float | None, float | None]) -> Range:
     # an alert is told of at the end of a window, and a range does not hold its end
     starts = [(float(each.starts[0]), float(each.starts[-1]) + 2 * each.size_s) for each in panels]
     first, last = min(begin for begin, _ in starts), max(end for _, end in starts)
-    return Range(first if given[0] is None else given[0], last if given[1] is None else given[1])
+    found = Range(first if given[0] is None else given[0], last if given[1] is None else given[1])
+    if found.from_unix_s >= found.to_unix_s:
+        raise ConfigError(f"--from and --to leave nothing: the files are from {_time(first)} to {_time(last)}")
+    return found
 
 
 def _duration(option: str, text: str) -> float:
@@ -222,29 +229,51 @@ def _panels(
     from streammon_processors.rules.numbers_csv import csv_panel
 
     panels: dict[Path, Panel] = {}
-    for file in files:
+    owners: dict[Any, Path] = {}
+    for file in dict.fromkeys(files):
         own = {"file": file.name} | dict(labels)
         panels[file] = csv_panel(file, source=source, field=field, labels=own, size_s=size_s)  # type: ignore[arg-type]  # the enumeration has its values
+        for key in panels[file].keys:
+            if key in owners:
+                series = " ".join(f"{name}={value}" for name, value in key)
+                raise ConfigError(f"{owners[key]} and {file} both have the series {series}: put it into one file")
+            owners[key] = file
     return panels
 
 
-def _on_panels(rules: Rules, panels: Mapping[Path, Panel], range_: Range, settings: Settings) -> list[Fired]:
-    from streammon_processors.rules.backtest import alerts_of, fired
+def _say_what_is_not_there(rules: Rules, panels: Sequence[Panel]) -> None:
+    """Rules that can decide nothing look as if nothing was wrong."""
+    for source in sorted({each.source for each in rules}):
+        there = {name for each in panels if each.source == source for name in (*each.numbers, *each.alike)}
+        lacking = {each.name: sorted(each.fields - there) for each in rules if each.source == source}
+        for name, fields in lacking.items():
+            if fields:
+                _say(f"rule {name!r} looks at {', '.join(fields)} of {source} windows, which no file has")
 
-    transitions = []
+
+def _on_panels(
+    rules: Rules, panels: Mapping[Path, Panel], range_: Range, settings: Settings, seen: set[Any]
+) -> list[Fired]:
+    from streammon_processors.rules.backtest import about, alerts_of, fired
+    from streammon_processors.rules.backtest_groups import group_alerts_of, of_series
+
+    transitions: list[Alert] = []
     for file, panel in panels.items():
-        saying = _Saying(str(file))
-        transitions += list(alerts_of(rules, panel, settings.windows, progress=saying))
-    return fired(transitions, range_)
+        if (alone := about(of_series(rules), {panel.source})).rules:
+            transitions += alerts_of(alone, panel, settings.windows, progress=_Saying(str(file)))
+            seen.update(panel.keys)
+    groups = group_alerts_of(rules, [*panels.values()], settings.windows, progress=_Saying("groups"), seen=seen)
+    return fired([*transitions, *groups], range_)
 
 
-async def _on_log(rules: Rules, range_: Range, settings: Settings) -> Found:
+async def _on_log(rules: Rules, range_: Range, settings: Settings, seen: set[Any]) -> list[Fired]:
     from streammon_processors.rules.backtest_log import backtest_log
 
     found = await backtest_log(settings, rules, range_, _SayingByPartition())
+    seen |= found.series
     if found.is_cut:
         _say("retention has taken windows that rules would have looked at: the beginning is an approximation")
-    return found
+    return found.alerts
 
 
 class _Saying:
@@ -292,8 +321,7 @@ def _text(
     range_: Range, alerts: Sequence[Fired], difference: Difference | None, judged: Mapping[str, Judgement]
 ) -> list[str]:
     lines = [_line(" ", each) for each in alerts] if difference is None else _differing(difference)
-    count = f"{len(alerts)} alert{'s' * (len(alerts) != 1)}"
-    lines.append(f"{count} from {_time(range_.from_unix_s)} to {_time(range_.to_unix_s)}")
+    lines.append(f"{_counted(len(alerts), 'alert')} from {_time(range_.from_unix_s)} to {_time(range_.to_unix_s)}")
     if difference is not None:
         lines.append(
             f"{len(difference.only_new)} only with the new (+), {len(difference.only_old)} only with the old (-), "
@@ -330,10 +358,14 @@ def _judged(name: str, found: Judgement) -> list[str]:
     caught = len(found.incidents) - found.missed
     lines.append(
         f"{prefix}{caught} of {len(found.incidents)} incidents found (recall {_share(found.recall)}){delay}; "
-        f"{len(found.false_alarms)} false alarms (precision {_share(found.precision)}), "
+        f"{_counted(len(found.false_alarms), 'false alarm')} (precision {_share(found.precision)}), "
         f"{found.false_alarms_a_day:.3g} a day, {found.false_alarms_a_week_a_series:.3g} a week a series"
     )
     return lines
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _share(share: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,7 +61,12 @@ async def slo_report(
     levels = load_slos(files)
     if not levels:
         raise ConfigError("no objectives to report on: name a file that has `slos` with --rules or in rules.files")
-    report = Report(levels, first := moment("--from", from_), moment("--to", to))
+    if fail_under is not None and not isfinite(fail_under):
+        raise ConfigError(f"--fail-under is {fail_under}; it is a share of an error budget, such as 0.25")
+    first, last = moment("--from", from_), moment("--to", to)
+    if first >= last:
+        raise ConfigError(f"--from {from_} is not before --to {to}")
+    report = Report(levels, first, last)
     await _take_in(settings, report, first)
     rows = list(report.rows())
     _print(rows, levels, output)

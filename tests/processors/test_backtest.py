@@ -21,8 +21,9 @@ from streammon.errors import ConfigError
 from streammon.results import Alert
 from streammon.topics import topic_specs
 from streammon_processors.builtin import rollups_processor, rules_processor
+from streammon_processors.contract import JUNK
 from streammon_processors.replay import Range
-from streammon_processors.rules import load_rules
+from streammon_processors.rules import Rule, Rules, load_rules
 from streammon_processors.rules.backtest import (
     Fired,
     Incident,
@@ -33,7 +34,7 @@ from streammon_processors.rules.backtest import (
     look_back_s,
 )
 from streammon_processors.rules.backtest_log import backtest_log, stretches
-from streammon_processors.rules.columns import Panel, records_of
+from streammon_processors.rules.columns import Panel, panel, records_of
 from streammon_processors.rules.incidents import load_incidents
 from streammon_processors.rules.numbers_csv import csv_panel
 from tests.processors.test_replay import World
@@ -43,6 +44,8 @@ DATA = Path(__file__).parents[1] / "data"
 LATENCY = DATA / "nab_ec2_request_latency_system_failure.csv"
 PARTITIONS = 2
 DAY_S = 86_400.0
+START_OF_3M = 1_699_999_920.0
+COLUMN = np.array([[100.0], [1.0], [1.0]])
 RULES = """
 rules:
   - {name: now, source: inference, expr: duration_s.p99 > 0.8, severity: warning, summary: "{value}"}
@@ -148,6 +151,27 @@ def test_longer_windows_are_made_of_columns_too(settings: Settings) -> None:
 # ---------------------------------------------------------------- folding, comparing, judging
 
 
+async def test_what_is_no_window_stops_no_backtest(world: World[EmbeddedBroker]) -> None:
+    rules = load_rules(world.settings.rules.files)
+    expected = await backtest_log(world.settings, rules, Range(0, inf))
+    await world.broker.append([Outgoing("windows", b"key", value, (), 0) for value in JUNK])
+    assert await backtest_log(world.settings, rules, Range(0, inf)) == expected
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_longer_window_weighs_samples_and_not_their_values(whole: bool, tmp_path: Path, settings: Settings) -> None:
+    if whole:
+        given = panel("resource", 60.0, [{"n": "a"}], START_OF_3M + 60.0 * np.arange(3.0), {"gauges.used": COLUMN})
+    else:
+        rows = [f"{START_OF_3M + 60 * number},{value}" for number, [value] in enumerate(COLUMN.tolist())]
+        (tmp_path / "a.csv").write_text("\n".join(["timestamp,value", *rows, ""]))
+        given = csv_panel(tmp_path / "a.csv", source="resource", field="gauges.used", labels={"n": "a"})
+    expr = "gauges.used.mean < 34.1 && gauges.used.mean > 33.9 && gauges.used.count == 3.0"
+    rules = Rules((Rule(name="r", source="resource", window="3m", expr=expr, severity="info", summary=""),))
+    found = fired(alerts_of(rules, given, settings.windows), Range(-inf, inf))
+    assert [each.from_unix_s for each in found] == [START_OF_3M + 180], "of a window that the file ends with"
+
+
 def alert(
     begin: float, end: float | None = None, rule: str = "r", series: str = "a", severity: str = "warning"
 ) -> Fired:
@@ -244,6 +268,11 @@ def test_columns_are_numbers_or_labels_and_rows_of_one_window_one_gauge(tmp_path
         ("timestamp,value\n1,many\n", ":2: value 'many'"),
         ("timestamp,value\n", "has no rows"),
         ("timestamp,value\n1,2\n", "give --window"),
+        ("timestamp,value,count\n1,2,-1\n2,3,1\n", "x.csv: a count is -1, and has to be a whole number"),
+        ("timestamp,value,value\n1,2,3\n", ":1: two columns are called 'value'"),
+        ("timestamp,value,gauges.value\n1,2,3\n", ":1: `value` is gauges.value, and there is a column"),
+        (",timestamp,value\n0,1,2\n1,2,3\n", ":1: column 1 has no name"),
+        ('timestamp,value\n1,2\n2,"3\n', "is no CSV: unexpected end"),
     ],
 )
 def test_a_wrong_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
@@ -251,6 +280,35 @@ def test_a_wrong_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: s
     file.write_text(text)
     with pytest.raises(ConfigError, match=says):
         csv_panel(file, source="resource", field="gauges.value", labels={})
+
+
+def test_a_file_of_excel_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_bytes(
+        'timestamp,value\r\n"2026-03-29T01:59:50+01:00",1\r\n2026-03-29T03:00:00+02:00,2\r\n'.encode("utf-8-sig")
+    )
+    found = csv_panel(file, source="resource", field="gauges.value", labels={})
+    assert found.size_s == 10
+    assert found.numbers["gauges.value.mean"].tolist() == [[1], [2]]
+
+
+def test_years_without_a_row_take_no_room(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("timestamp,value\n1,2\n2,3\n3,4\n1600000000,5\n")
+    found = csv_panel(file, source="resource", field="gauges.value", labels={})
+    assert found.starts.tolist() == [1, 2, 3, 1_600_000_000]
+
+
+def test_rules_about_windows_that_are_not_there_ask_for_nothing(settings: Settings) -> None:
+    rules = Rules((Rule(name="r", source="resource", window="7s", expr="count > 0", severity="info", summary=""),))
+    assert list(alerts_of(rules, random_panel(0), settings.windows)) == []
+
+
+def test_incidents_of_nab_about_none_of_the_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is about other files than --csv: "):
+        load_incidents(DATA / "nab_windows.json", ["mine.csv"])
+    (tmp_path / "none.json").write_text('{"incidents": []}')
+    assert load_incidents(tmp_path / "none.json") == []
 
 
 def test_incidents_of_our_own_have_labels_and_names(tmp_path: Path) -> None:
@@ -261,7 +319,7 @@ def test_incidents_of_our_own_have_labels_and_names(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["{from: soon, to: 5}", "{from: 5, to: 5}", "{from: 1}"])
+@pytest.mark.parametrize("text", ["{from: soon, to: 5}", "{from: 5, to: 5}", "{from: 1}", "{from: .nan, to: 5}"])
 def test_a_wrong_incident_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
     file = tmp_path / "incidents.yaml"
     file.write_text(f"incidents:\n  - {text}\n")
@@ -271,6 +329,6 @@ def test_a_wrong_incident_is_refused_with_its_place(tmp_path: Path, text: str) -
 
 def test_windows_that_cannot_be_made_are_named(settings: Settings) -> None:
     rules = load_rules(settings.rules.files)
-    given = csv_panel(LATENCY, source="resource", field="gauges.value", labels={})
-    with pytest.raises(ConfigError, match="rule 'long'"):
+    given = panel("inference", 45.0, [{"model": "a"}], np.array([0.0]), {"duration_s": np.array([[1.0]])})
+    with pytest.raises(ConfigError, match=r"rule 'long': .* of 45 s .*--window"):
         list(alerts_of(rules, given, WindowSettings()))

@@ -14,6 +14,7 @@ from streammon_processors.rules.cel import (
     Function,
     Label,
     Variable,
+    names_in,
     parse,
 )
 
@@ -49,3 +50,26 @@ def test_what_is_wrong_is_said_with_its_column(text: str, said: str) -> None:
     with pytest.raises(ExpressionError) as refusal:
         parse(text, VARIABLES, [AVERAGE])
     assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize("written", ['gauges["a-b.c d"].last', "gauges['a-b.c d'].last"])
+def test_a_gauge_whose_name_is_no_identifier_is_named_in_brackets(written: str) -> None:
+    name = "gauges.a-b.c d.last"
+    text = f'10 < {written} && labels["a-b"] == \'gauges["x"].last\''
+    assert list(names_in(text)) == [name, "labels"]
+    node, kind = parse(text, {name: NUMBER}, ())
+    compared = Call("_<_", (Constant(10.0), Variable(name)))
+    said = Call("_==_", (Label("a-b"), Constant('gauges["x"].last')))
+    assert (node, kind) == (Call("_&&_", (compared, said)), TRUTH)
+
+
+def test_a_gauge_in_brackets_is_told_of_as_it_was_written() -> None:
+    with pytest.raises(ExpressionError, match=r"column 38: 'gauges\[\"c-d\"\].lst' is not known"):
+        parse('gauges["a-b"].last > gauges["c-d"].lst', {"gauges.a-b.last": NUMBER}, ())
+
+
+@pytest.mark.parametrize("name", ["in", "true", "null", "a", "b.c"])
+def test_words_of_the_language_may_be_names_of_gauges(name: str) -> None:
+    variables = {f"gauges.{name}.last": NUMBER}
+    node, _ = parse(f"gauges.{name}.last > 1", variables, ())
+    assert node == parse(f'gauges["{name}"].last > 1', variables, ())[0]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from streammon.config import WindowSettings
 from streammon.results import Gauge
-from streammon_processors.rules import Rule
+from streammon_processors.replay import Range
+from streammon_processors.rules import Rule, Rules
+from streammon_processors.rules.backtest import fired
+from streammon_processors.rules.backtest_groups import group_alerts_of
+from streammon_processors.rules.columns import panel
 from streammon_processors.rules.metrics import meaning_of
 from streammon_processors.rules.prometheus import Knowledge, UntranslatedError, translate
 from streammon_processors.rules.promql import PromqlError, parse
@@ -77,10 +84,10 @@ def test_what_means_the_same_is_translated_without_a_remark(promql: str, cel: st
 @pytest.mark.parametrize(
     ("promql", "remark"),
     [
-        (f"sum({ERRORS}) / sum({ALL}) > 0.1", "for all together"),
+        (f"sum by (tenant) ({ERRORS}) / sum by (tenant) ({ALL}) > 0.1", "for each (tenant)"),
         (
-            "histogram_quantile(0.9, sum by (le, service) (rate(http_request_duration_seconds_bucket[5m]))) > 1",
-            "(service)",
+            "histogram_quantile(0.9, sum by (le, tenant) (rate(http_request_duration_seconds_bucket[5m]))) > 1",
+            "(tenant)",
         ),
         ("max(node_load1) > 4", "an alert for each series"),
         ('node_load1{job="node"} > 4', 'job="node" is left out'),
@@ -104,16 +111,24 @@ def test_what_means_something_else_says_so(promql: str, remark: str) -> None:
         ("max_over_time(node_load1[5m:1m]) > 1", "subqueries"),
         ("sum_over_time(node_load1[5m]) > 1", "scrapes"),
         ("quantile_over_time(0.9, node_load1[5m]) > 1", "quantile_over_time"),
-        ("predict_linear(node_filesystem_avail_bytes[6h], 3600) < 0", "predict_linear"),
+        ("predict_linear(node_filesystem_avail_bytes[30m], 3600) < 0", "of 32 min to a year"),
+        ("predict_linear(node_filesystem_avail_bytes[6h], -3600) < 0", "and for a minute to a year"),
+        ("predict_linear(node_filesystem_avail_bytes[6h:5m], 3600) < 0", "subqueries"),
+        ("predict_linear(http_requests_total[6h], 3600) < 0", "no gauge"),
+        ("predict_linear(node_load1[1h], 3600) > 9 and avg_over_time(node_load1[12h]) > 1", "windows that are short"),
         ("avg(node_load1) > 4", "apart by host"),
         ("min(node_load1) > 4", "apart by host"),
         ("-1 * max(node_load1) > -4", "apart by host"),
-        (f"sum({ALL}) > 100", "apart by"),
+        (f"sum by (tenant) ({ALL}) > 100", "apart by"),
+        ("sum(rate(http_requests_total[90s])) > 100", "no whole number of windows of 1m"),
+        ('sum by (service) (increase(http_requests_total{endpoint!="/health"}[5m])) > 100', "apart by"),
         (f"{ALL} > 100", "a threshold means another thing"),
         (f"sum without (code) ({ALL}) > 100", "a threshold means another thing"),
         (f"sum by ({WHOLE}, code) ({ALL}) > 100", "a threshold means another thing"),
         (f"sum by (service) ({ERRORS}) / sum by (model) ({ALL}) > 1", "different labels"),
-        (f"sum by (service) ({ERRORS}) + sum by (service) ({ALL}) > 1", "only their ratio"),
+        (f"sum by (tenant) ({ERRORS}) + sum by (tenant) ({ALL}) > 1", "only their ratio"),
+        (f"sum({ERRORS}) / on () sum by (model) ({ALL}) > 1", "groups by different labels"),
+        (f"max(sum by (service) ({ALL})) > 1", "aggregated already"),
         ('rate(node_cpu_seconds_total{mode="idle"}[5m]) < 0.1', "apart by 'cpu'"),
         ('sum by (instance) (rate(node_cpu_seconds_total{mode="idle"}[5m])) < 0.1', "another way"),
         ('avg by (instance) (rate(node_cpu_seconds_total{mode!="idle"}[5m])) > 0.1', "of CPU time"),
@@ -123,7 +138,7 @@ def test_what_means_something_else_says_so(promql: str, remark: str) -> None:
         ('node_load1{cluster="a"} > 1', "--label cluster="),
         ('node_load1{instance=~"web.*"} > 1', "may ask for a port"),
         ('node_filesystem_avail_bytes{fstype="ext4"} < 1', "does not say which kind"),
-        (r'node_network_receive_errs_total{device=~"\\w+"} > 1', "may mean something else"),
+        ('rate(node_network_receive_errs_total{device=~"(?=a)"}[5m]) > 1', "is no regular expression"),
         ("node_load1 > node_memory_MemTotal_bytes", "different series"),
         ('node_filesystem_avail_bytes{mountpoint="/"} < 1 or node_filesystem_size_bytes{mountpoint="/x"} < 2',
          "different series"),
@@ -245,3 +260,77 @@ def test_the_reader_alone_gives_a_tree_or_says_what_is_wrong(text: str) -> None:
         parse(text)
     except PromqlError:
         return
+
+
+@pytest.mark.parametrize(
+    ("promql", "by", "cel"),
+    [
+        (f"sum({ALL}) > 100", [], 'sum_over(count, "5m") / 300 > 100'),
+        (f"sum by (service) ({ERRORS}) / sum by (service) ({ALL}) > 0.1", ["service"],
+         'sum_over(error_count, "5m") / sum_over(count, "5m") > 0.1'),
+        (f"sum by (service) ({ERRORS}) + sum by (service) ({ALL}) > 1", ["service"],
+         'sum_over(error_count, "5m") / 300 + sum_over(count, "5m") / 300 > 1'),
+        (f"sum by (model_name) ({ALL}) > 1 and on (model_name) sum by (model_name) ({ERRORS}) > 1", ["model"],
+         'sum_over(count, "5m") / 300 > 1 && sum_over(error_count, "5m") / 300 > 1'),
+        ("histogram_quantile(0.9, sum by (le, service) (rate(http_request_duration_seconds_bucket[5m]))) > 1",
+         ["service"], 'quantile(0.9, "5m") > 1'),
+        ('sum by (service, endpoint) (increase(http_requests_total{endpoint!="/health"}[2h])) > 1',
+         ["endpoint", "service"],
+         '(!has(labels.endpoint) || labels.endpoint != "/health") && sum_over(count, "2h") > 1'),
+    ],
+)  # fmt: skip
+def test_sums_over_requests_of_several_series_are_those_of_a_group(promql: str, by: list[str], cel: str) -> None:
+    found = translate(promql)
+    assert (found.fields["by"], found.fields["expr"], found.remarks) == (by, cel, ())
+    assert found.fields["window"] == "1m"
+    rule(promql)  # and it is a rule
+
+
+def test_the_alert_of_a_sum_is_that_of_the_requests_of_all_series() -> None:
+    series = [{"service": service, "model": model} for service in ("shop", "bank") for model in "ab"]
+    count = np.array([[60.0, 60.0, 600.0, 6.0]] * 4 + [[300.0, 330.0, 6.0, 6.0]] * 2)
+    given_ = panel("inference", 60.0, series, 60.0 * np.arange(1.0, 7.0), {"count": count})
+    made = rule("sum by (service) (rate(http_requests_total[1m])) > 10")
+    found = fired(group_alerts_of(Rules((made,)), [given_], WindowSettings()), Range(0, inf))
+    assert [(each.labels, each.from_unix_s, each.to_unix_s) for each in found] == [
+        ({"service": "bank"}, 120.0, 360.0),
+        ({"service": "shop"}, 360.0, None),
+    ]
+
+
+def test_a_line_through_the_past_is_a_forecast() -> None:
+    found = translate(
+        "node_filesystem_avail_bytes / node_filesystem_size_bytes < 0.4 and "
+        "predict_linear(node_filesystem_avail_bytes[6h], 24 * 60 * 60) < 0"
+    )
+    assert found.fields["expr"] == (
+        'gauges.free_bytes.last / gauges.total_bytes.last < 0.4 && forecast(gauges.free_bytes.mean, "1d", "6h") < 0'
+    )
+    assert found.fields["window"] == "1m"
+    assert "least squares" in " ".join(found.remarks)
+    rule("predict_linear(node_load1[3d], 3600) > 9 and avg_over_time(node_load1[1d]) > 1")  # and it is a rule
+
+
+def test_gauges_whose_names_are_no_identifiers_are_named_all_the_same() -> None:
+    known = Knowledge({"temperature": meaning_of("gauges.gpu-temperature")}, {})
+    assert translate("rate(temperature[5m]) > 1", known).fields["expr"] == (
+        'rate(gauges["gpu-temperature"].last, "5m") > 1'
+    )
+    assert fires("temperature > 80", {"host": "a"}, known, **gauges(**{"gpu-temperature": 81.0}))
+    assert not fires("temperature > 80", {"host": "a"}, known, **gauges(**{"gpu-temperature": 79.0}))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "device", "is_one"),
+    [
+        ("\\\\w+\\\\d$", "eth0", True),
+        ("\\\\w+\\\\d$", "eth", False),
+        ("(?i)ETH.", "eth0", True),
+        ("\\\\pL*", "é", True),
+        ("^eth", "eth0", False),
+    ],
+)
+def test_regular_expressions_are_those_of_prometheus(pattern: str, device: str, is_one: bool) -> None:
+    expr = f'rate(node_network_receive_errs_total{{device=~"{pattern}"}}[1m]) > 1'
+    series = {"host": "a", "entity": "network", "id": device}
+    assert fires(expr, series, **gauges(receive_errors_per_s=2.0)) is is_one

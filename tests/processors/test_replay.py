@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from random import Random
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -24,7 +25,8 @@ from streammon.servers import Server
 from streammon.topics import state_topics, topic_specs
 from streammon_processors import history
 from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
-from streammon_processors.replay import Beginning, Range, prepare
+from streammon_processors.contract import Stored
+from streammon_processors.replay import Beginning, Range, _oldest, prepare
 from streammon_processors.rules import Rules, RulesTask
 from streammon_processors.runtime import run_processor
 from streammon_processors.task import Output, Processor, Step, Stepwise, Task, time_field
@@ -435,3 +437,33 @@ async def test_the_time_of_the_snapshot_decides_where_a_task_has_none(world: Wor
     assert taken is not None
     assert T0 < taken <= T0 + 140
     assert await judged(world, processor, range_) == {Verdict.IDENTICAL: 6}
+
+
+def test_partitions_are_merged_in_one_order_however_they_are_fetched() -> None:
+    random = Random(1)
+    logs = {
+        TopicPartition("windows", number): [
+            Stored(b"", offset, at, partition=number)
+            for offset, at in enumerate(sorted(random.randrange(30_000) for _ in range(100)))
+        ]
+        for number in range(3)
+    }
+    orders = {tuple(merged_in_pieces(logs, Random(seed))) for seed in range(20)}
+    assert len(orders) == 1
+    seconds = [at // 1000 for _, at in orders.pop()]
+    assert seconds == sorted(seconds)
+    assert len(seconds) == 300
+
+
+def merged_in_pieces(
+    logs: Mapping[TopicPartition, Sequence[Record]], random: Random
+) -> Iterator[tuple[TopicPartition, int]]:
+    """What `_oldest` takes, where a fetch brings a few records of a partition that has none left."""
+    left = {partition: deque(records) for partition, records in logs.items()}
+    waiting = {partition: deque[Record]() for partition in logs}
+    while any((*left.values(), *waiting.values())):
+        for partition, queue in waiting.items():
+            while left[partition] and (not queue or random.random() < 0.5):
+                queue.append(left[partition].popleft())
+        partition, batch = _oldest(waiting, {})
+        yield from ((partition, record.timestamp) for record in batch)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import numpy as np
+import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from streammon.broker import Outgoing
+from streammon.errors import ConfigError
 from streammon_processors.rules import Rule, Rules, RulesTask
 from streammon_processors.rules.columns import ColumnTask, Panel, panel, records_of
 from streammon_processors.rules.description import Worse
@@ -30,6 +35,7 @@ RULES = Rules(
         ),
         rule("kept", "delta(duration_s.p50, '65m') > 0.2 && labels.model != 'm1'", window="10s"),
         rule("sketch", 'quantile(0.5, "40s") > 0.7 || share_above(duration_s, 0.9) > 0.5'),
+        rule("mostly", 'avg_over(share_above(duration_s, 0.6), "1m") > 0.7'),
         rule("burnt", 'burn_rate(0.5, "1m") > 1.3', where={"model": "m2"}),
         rule("silent", "duration_s.p99 > 0.95", no_data="fire", no_data_for="1m", warm_up="20s"),
         rule("gone", "duration_s.p99 > 0.5", no_data="resolve", no_data_for="90s", for_="20s"),
@@ -95,6 +101,21 @@ def test_a_series_given_up_and_heard_again_in_one_batch_is_followed_on() -> None
     assert [each for part in parts for each in task.process("windows", part)] == whole
 
 
+@pytest.mark.parametrize("count", [-1.0, 1.5, 2.0**53])
+def test_a_count_that_is_none_is_refused(count: float) -> None:
+    with pytest.raises(ConfigError, match=r"a count is .*, and has to be a whole number"):
+        panel("inference", SIZE_S, SERIES[:1], np.array([START]), {"count": np.array([[count]])})
+
+
+def test_a_window_of_very_many_equal_values_is_a_window_as_any_other() -> None:
+    numbers = {"duration_s": np.array([[0.9]]), "count": np.array([[2.0**52]])}
+    given_ = panel("inference", SIZE_S, SERIES[:1], np.array([START]), numbers)
+    rules = Rules((rule("r", 'quantile(0.5, "30s") > 0.8'),))
+    found = by_columns(rules, given_, 7)
+    assert found == by_records(rules, given_)
+    assert len(found) == 1
+
+
 def test_every_rule_of_that_comparison_fires() -> None:
     said = b"".join(each.value or b"" for seed in range(5) for each in by_columns(RULES, random_panel(seed), 50))
     silent = [each.name for each in RULES if f'"rule":"{each.name}"'.encode() not in said]
@@ -108,3 +129,20 @@ def test_a_series_that_is_back_has_to_warm_up_anew() -> None:
     given_ = panel("inference", SIZE_S, SERIES[:2], starts, {"duration_s": np.full(there.shape, 0.1)}, there)
     assert by_columns(RULES, given_, 7) == by_records(RULES, given_)
     assert sum(b'"state":"no_data"' in (each.value or b"") for each in by_records(RULES, given_)) == 1
+
+
+def test_the_share_of_slow_answers_is_looked_back_on() -> None:
+    slow = np.array([[0.1], [0.9], [0.9], [0.1], [0.1], [0.9]])
+    starts = START + SIZE_S * np.arange(len(slow), dtype=float)
+    given_ = panel("inference", SIZE_S, SERIES[:1], starts, {"duration_s": slow})
+    rules = Rules((rule("r", 'avg_over(share_above(duration_s, 0.5), "30s") > 0.6'),))
+    fired = [alert for each in by_columns(rules, given_, 7) if (alert := decode(each.value))["state"] == "firing"]
+    assert [alert["updated_unix_s"] - START for alert in fired] == [3 * SIZE_S]
+    assert fired[0]["value"] == 2 / 3
+    resolved = [alert for each in by_columns(rules, given_, 7) if (alert := decode(each.value))["state"] == "resolved"]
+    assert [alert["ended_unix_s"] - START for alert in resolved] == [5 * SIZE_S]
+
+
+def decode(value: bytes | None) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.json.decode(value or b"")
+    return found

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -119,11 +120,16 @@ def growth(windows: Sequence[Seen]) -> float:
     return grown / ((places[-1] - places[0]) * STEP_S)
 
 
+def allowed(objective: float) -> float:
+    """What is left to 1 of the number as it is written."""
+    return float(1 - Decimal(repr(objective)))
+
+
 def burnt(objective: float) -> Callable[[Sequence[Seen]], float]:
     def of(windows: Sequence[Seen]) -> float:
         known = [each for each in windows if not math.isnan(each.errors) and not math.isnan(each.requests)]
         events = _total([each.requests for each in known])
-        return _total([each.errors for each in known]) / events / (1 - objective) if events else math.nan
+        return _total([each.errors for each in known]) / events / allowed(objective) if events else math.nan
 
     return of
 
@@ -131,7 +137,7 @@ def burnt(objective: float) -> Callable[[Sequence[Seen]], float]:
 def slow(threshold: float, objective: float) -> Callable[[Sequence[Seen]], float]:
     def of(windows: Sequence[Seen]) -> float:
         values = _durations(windows)
-        return sum(value > threshold for value in values) / len(values) / (1 - objective) if values else math.nan
+        return sum(value > threshold for value in values) / len(values) / allowed(objective) if values else math.nan
 
     return of
 

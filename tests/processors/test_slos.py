@@ -20,10 +20,11 @@ from streammon_processors.contract import Stored
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, ServiceLevel, load_rules, load_slos
 from streammon_processors.rules.levels import BURNS
+from streammon_processors.rules.past import Past
 from streammon_processors.slos import SloTask
 from streammon_processors.slos import task as task_module
 from streammon_processors.slos.report import Compliance, Report
-from streammon_processors.slos.requests import requests_of
+from streammon_processors.slos.requests import Requests, requests_of
 from streammon_processors.slos.task import SKIPPED, Ring, Skipped
 from tests.rollup_oracle import windows_in, windows_log
 from tests.slos import HOUR_S, SHOP, START, Minutes, distribution, level, rollups, slow, stored, window
@@ -57,6 +58,18 @@ def test_thresholds_follow_the_window_but_never_alert_on_an_objective_that_is_me
 def test_every_objective_has_alerts_that_can_fire() -> None:
     assert thresholds(level(objective=0.9)) == [9.0, 6.0, 1.0], "nothing burns faster than 10"
     assert thresholds(level(objective=0.5)) == [1.8, 1.8, 1.0]
+
+
+@pytest.mark.parametrize("parts", [10, 20, 200, 1000, 10_000])
+def test_an_objective_that_is_just_met_burns_at_1_and_not_faster(parts: int) -> None:
+    for bad in range(1, min(parts // 2, 40)):
+        found = level(objective=(parts - bad) / parts)
+        [look] = [look for look in found.rules[2].looks if look.span_s > 86_400]
+        past = Past([look], HOUR_S)
+        values = {look.tracks[0]: np.array([7.0 * bad]), look.tracks[1]: np.array([7.0 * parts])}
+        past.put(np.array([0]), 1, values, {})
+        assert past.of(look, np.array([0]), 1).tolist() == [1.0]
+        assert Requests(7 * bad, 7 * parts).budget_left(found) == 0.0
 
 
 def test_a_latency_objective_asks_for_the_share_of_slow_requests() -> None:

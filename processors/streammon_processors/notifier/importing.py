@@ -21,7 +21,7 @@ from streammon.commands import matcher
 from streammon.errors import ConfigError
 from streammon_processors.notifier.description import CONSOLE
 from streammon_processors.notifier.times import MONTHS, WEEKDAYS, Span
-from streammon_processors.rules.prometheus import UntranslatedError, anchored, lasting, refuse
+from streammon_processors.rules.prometheus import UntranslatedError, lasting, refuse
 from streammon_processors.rules.promql import PromqlError, duration_s
 
 Tree: TypeAlias = Any
@@ -84,10 +84,20 @@ def import_alertmanager(file: Path, labels: Mapping[str, str]) -> Imported:
         raise ConfigError(f"{file}: its routes are nested too deep") from None
 
 
+class _Texts(yaml.SafeLoader):
+    """Takes what is written as it is, as Alertmanager does: ``17:00`` is no number of minutes, and ``01`` not 1."""
+
+
+_Texts.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0].endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _load(file: Path) -> Tree:
     """Its errors show where, and nothing of what stands there: it may be a secret."""
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.load(file.read_text(encoding="utf-8"), _Texts)  # noqa: S506  # it is a SafeLoader
     except OSError as error:
         problem = error.strerror or "it cannot be read"
     except yaml.MarkedYAMLError as error:
@@ -197,8 +207,6 @@ class _Import:
     def _matcher(self, label: str, operator: str, value: str) -> str:
         name = self._label(label)
         self._asked.add(name)
-        if operator in ("=~", "!~"):
-            value = anchored(value)
         text = f"{name}{operator}{msgspec.json.encode(value).decode()}"
         try:
             matcher(text)
@@ -262,7 +270,7 @@ class _Import:
             return
         if left := sorted(set(config) - used - {"send_resolved"}):
             self._lost.append(f"{where}: {', '.join(left)} left out")
-        if config.get("send_resolved") is False:
+        if _is_false(config.get("send_resolved")):
             self._lost.append(f"{where}: send_resolved: false left out; who was told the beginning is told the end")
         self._channels[channel] = fields
         self._receivers[receiver].append(channel)
@@ -342,8 +350,8 @@ def _email(receiver: _Receiver) -> Made:
         refuse("it needs `smarthost` as HOST:PORT, `from` and `to`")
     tls, user = receiver.get("require_tls", "smtp_require_tls"), receiver.get("auth_username", "smtp_auth_username")
     password = receiver.secret("auth_password", "password", "smtp_auth_password") if user else None
-    security = "tls" if port == "465" else "starttls" if tls is not False or password else "none"
-    if tls is False and password and security == "starttls":
+    security = "tls" if port == "465" else "starttls" if not _is_false(tls) or password else "none"
+    if _is_false(tls) and password and security == "starttls":
         receiver.of._lost.append(
             f"channel {receiver.channel!r}: require_tls: false left out; a password goes encrypted"
         )
@@ -497,7 +505,11 @@ def _dicts(value: object) -> list[Fields]:
 
 
 def _is_true(value: object) -> bool:
-    return value is True or str(value).lower() == "true"
+    return str(value).lower() in ("true", "yes", "on", "y")
+
+
+def _is_false(value: object) -> bool:
+    return str(value).lower() in ("false", "no", "off", "n")
 
 
 def _printable(text: str) -> str:

@@ -33,8 +33,8 @@ It does not look at supplements (``part: "late"``). Several series together are 
 Where things are: `description` (what a rule is), `files` (from YAML), `cel` and `expression` (conditions, on columns),
 `past`, `learning`, `anomaly`, `forecast` (what is known of a series before), `lanes` (the windows of one kind, as
 columns), `episodes` (the life of one alert, a pure function), `alerts` (what is said), `task` (all of it, on a
-partition); `levels` (SLOs as rules), `groups` (`by`); `backtest`, `columns`, `unit` (the past, and tests);
-`prometheus`, `promql` (import).
+partition); `levels` (SLOs as rules), `groups` (`by`); `backtest`, `backtest_log`, `backtest_groups`, `columns`, `unit`
+(what would have been, and tests); `prometheus`, `promql` (import).
 """
 
 from __future__ import annotations

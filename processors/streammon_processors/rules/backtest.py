@@ -11,8 +11,8 @@ It is the rules task itself that runs, from a while before the range, so that th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from math import inf
 from statistics import median
 
@@ -23,19 +23,23 @@ from streammon.broker import Outgoing, Record
 from streammon.config import WindowSettings
 from streammon.errors import ConfigError
 from streammon.results import Alert, Severity
+from streammon_processors import rollups
 from streammon_processors.replay import Range
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rollups.task import LEVEL_HEADER
-from streammon_processors.rules.columns import ColumnTask, Panel, Written, records_of
+from streammon_processors.rules import group
+from streammon_processors.rules.columns import TICK_S, ColumnTask, Panel, Written, records_of
 from streammon_processors.rules.description import SEVERITIES, Rules
 from streammon_processors.rules.lanes import SortedLabels
 from streammon_processors.rules.task import RulesTask
 from streammon_processors.shapes import Asked, Shape, plan, tumbling
-from streammon_processors.task import Task, in_steps, outputs_of
+from streammon_processors.task import Task
 
 PATIENCE_S = 300.0
 """Beyond all that a rule looks back on: so long a breach may wait for its next window."""
 BATCH = 500
+CLOSING_S = rollups.PATIENCE_S + group.PATIENCE_S + 3 * TICK_S
+"""So long after the last window, whatever it counts for is closed, also groups: each wait ends with a tick."""
 
 
 # ---------------------------------------------------------------- which windows
@@ -44,6 +48,11 @@ BATCH = 500
 def asked_beyond(rules: Rules, base_s: float) -> list[Asked]:
     """The windows that rules look at and that are no base windows."""
     return [each for each in rules.asked if each.shape != tumbling(base_s)]
+
+
+def about(rules: Rules, sources: Collection[str]) -> Rules:
+    """The rules that look at windows of these sources."""
+    return Rules(tuple(rule for rule in rules if rule.source in sources))
 
 
 def look_back_s(rules: Rules) -> float:
@@ -72,19 +81,42 @@ def _parts_of(asked: Sequence[Asked], settings: WindowSettings) -> tuple[float, 
     return tuple(sorted(sizes & set(settings.rollups_s)))
 
 
-class _WithRollups:
-    """A rules task, and before it a rollups task that makes the windows it looks at; those of the log are left out."""
+class Rollups:
+    """The windows that rules look at, made anew of the base windows of one partition; those of the log are left out."""
 
-    def __init__(self, rules: Rules, partition: int, settings: WindowSettings, met: set[SortedLabels] | None) -> None:
+    def __init__(self, rules: Rules, partition: int, settings: WindowSettings) -> None:
         asked = asked_beyond(rules, settings.size_s)
         lean = settings.model_copy(update={"rollups_s": _parts_of(asked, settings)})
-        self.rules = RulesTask(rules, partition, base_s=settings.size_s, met=met)
-        self._rollups = RollupTask(partition, lean, asked)
+        self._task = RollupTask(partition, lean, asked)
         self._offset = 0
+        self.refused: list[Outgoing] = []
+        """Dead letters, until somebody takes them."""
 
     @property
     def waiting(self) -> Sequence[str]:
-        return [*self.rules.waiting, *self._rollups.waiting]
+        return self._task.waiting
+
+    def grown(self, record: Record) -> Iterator[Written]:
+        """A record, and the rollups that it completes, and those that they complete; nothing of a rollup."""
+        queue = [] if _is_rollup(record) else [(record.value or b"", record.headers)]
+        while queue:
+            value, headers = queue.pop(0)
+            written = Written(self._offset, record.timestamp, value, headers, record.partition)
+            self._offset += 1
+            yield written
+            for made in self._task.process("windows", [written]):
+                if made.topic == "windows":
+                    queue.append((made.value or b"", tuple(made.headers)))
+                else:
+                    self.refused.append(made)
+
+
+def _is_rollup(record: Record) -> bool:
+    return any(name == LEVEL_HEADER for name, _ in record.headers)
+
+
+class Afresh:
+    """A task of a backtest: it is begun anew, and remembers nothing."""
 
     def snapshot(self) -> bytes:
         raise NotImplementedError("a backtest is begun anew")
@@ -98,26 +130,22 @@ class _WithRollups:
     def watermarks(self) -> Mapping[str, float]:
         return {}
 
-    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
-        base = (record for record in records if all(name != LEVEL_HEADER for name, _ in record.headers))
-        return self.rules.process(topic, list(chain.from_iterable(map(self._grown, base))))
 
-    def _grown(self, record: Record) -> Iterator[Written]:
-        """A record, and the rollups that it completes, and those that they complete."""
-        queue = [(record.value or b"", record.headers)]
-        while queue:
-            value, headers = queue.pop(0)
-            written = Written(self._offset, record.timestamp, value, headers, record.partition)
-            self._offset += 1
-            yield written
-            for made in outputs_of(in_steps(self._rollups, "windows", [written])):
-                if made.topic == "windows":
-                    queue.append((made.value or b"", tuple(made.headers)))
-                elif made.topic == "deadletter":
-                    raise ConfigError(
-                        "longer windows cannot be made of these: give whole distributions and gauges (duration_s, "
-                        "gauges.used), not single statistics of them (duration_s.p99), where rules look at longer ones"
-                    )
+class _WithRollups(Afresh):
+    """A rules task, and before it the rollups that it looks at."""
+
+    def __init__(self, rules: Rules, partition: int, settings: WindowSettings, met: set[SortedLabels] | None) -> None:
+        self.rules = RulesTask(rules, partition, base_s=settings.size_s, met=met)
+        self._rollups = Rollups(rules, partition, settings)
+
+    @property
+    def waiting(self) -> Sequence[str]:
+        return [*self.rules.waiting, *self._rollups.waiting]
+
+    def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        outputs = self.rules.process(topic, list(chain.from_iterable(map(self._rollups.grown, records))))
+        refused, self._rollups.refused = self._rollups.refused, []
+        return [*outputs, *refused]
 
 
 def task_of(rules: Rules, partition: int, settings: WindowSettings, met: set[SortedLabels] | None = None) -> Task:
@@ -143,9 +171,10 @@ def alerts_of(
     Raises:
         ConfigError: a rule looks at windows that cannot be made of these.
     """
+    rules = about(rules, {given.source})
     settings = settings.model_copy(update={"size_s": given.size_s})
     if asked_beyond(rules, given.size_s) or until_unix_s is not None:
-        yield from _by_records(task_of(rules, 0, settings), given, until_unix_s, progress)
+        yield from _by_records(task_of(rules, 0, settings), log_of(given, until_unix_s), progress)
         return
     task = ColumnTask(rules, 0, base_s=given.size_s)
     for block in given.blocks():
@@ -153,17 +182,33 @@ def alerts_of(
         progress(float(block.starts[-1]))
 
 
-def _by_records(
-    task: Task, given: Panel, until_unix_s: float | None, progress: Callable[[float], None]
-) -> Iterator[Alert]:
-    batch: list[Record] = []
-    for record in records_of(given, until_unix_s):
-        batch.append(record)
-        if len(batch) == BATCH:
-            yield from decoded(task.process("windows", batch))
-            progress(record.timestamp / 1000)
-            batch = []
-    yield from decoded(task.process("windows", batch))
+def log_of(given: Panel, until_unix_s: float | None = None) -> Iterator[Written]:
+    """The panel as a log of `windows`, with ticks behind it, until all is decided on of what it holds."""
+    ends = given.starts[given.there.any(axis=1)] + given.size_s
+    return records_of(given, max([until_unix_s or 0.0, *ends[-1:].tolist()]) + CLOSING_S)
+
+
+def _by_records(task: Task, log: Iterable[Record], progress: Callable[[float], None]) -> Iterator[Alert]:
+    for batch in batches(log):
+        yield from alerts_of_numbers(task.process("windows", batch))
+        progress(batch[-1].timestamp / 1000)
+
+
+def batches(log: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records as they are given to a task."""
+    records = iter(log)
+    while batch := list(islice(records, BATCH)):
+        yield batch
+
+
+def alerts_of_numbers(outputs: Sequence[Outgoing]) -> Iterator[Alert]:
+    """Raises ConfigError: they are of windows that do not say enough."""
+    if any(each.topic == "deadletter" for each in outputs):
+        raise ConfigError(
+            "longer windows, or those of groups, cannot be made of these: give whole distributions and gauges "
+            "(duration_s, gauges.used), not single statistics of them (duration_s.p99)"
+        )
+    return decoded(outputs)
 
 
 def decoded(outputs: Iterable[Outgoing]) -> Iterator[Alert]:
@@ -214,8 +259,8 @@ def fired(transitions: Iterable[Alert], range_: Range) -> list[Fired]:
 
 
 def in_order(alerts: Iterable[Fired]) -> list[Fired]:
-    """By time; those of one time in an order that does not depend on where they come from."""
-    return sorted(alerts, key=lambda each: (each.from_unix_s, each.rule, each.id))
+    """By time, and of those that began at once by rule and series."""
+    return sorted(alerts, key=lambda each: (each.from_unix_s, *each.series, each.id))
 
 
 def _begun(alert: Alert) -> Fired:

@@ -1,6 +1,7 @@
 """Backtests on a log: the rules task over the windows of each partition, one partition a core at a time.
 
-A partition is whole in itself, as it is for the rules that run, so partitions may be read by processes of their own.
+A partition is whole in itself, as it is for the rules that run, so partitions may be read by processes of their own;
+but for rules with ``by``, about which `backtest_groups` reads all of them together.
 Each reads from long enough before the range to where the log ended, and gives what would have fired in the range.
 Nothing that the running rules remember is used: other rules would not remember the same.
 """
@@ -21,7 +22,9 @@ from streammon.config import Settings
 from streammon.results import Alert
 from streammon_processors.replay import Range, bounds
 from streammon_processors.rules.backtest import Fired, decoded, fired, in_order, look_back_s, task_of
+from streammon_processors.rules.backtest_groups import group_alerts_on, of_groups, of_series
 from streammon_processors.rules.description import Rules
+from streammon_processors.rules.groups import refuse_base_windows
 from streammon_processors.rules.lanes import SortedLabels
 
 WORTH_PROCESSES: Final = 200_000
@@ -56,20 +59,48 @@ class Found(NamedTuple):
 async def backtest_log(
     settings: Settings, rules: Rules, range_: Range, progress: Progress = lambda partition, time_unix_s: None
 ) -> Found:
-    """What rules would have told of a range. ``progress`` is pickled where processes share the work."""
+    """What rules would have told of a range. ``progress`` is pickled where processes share the work.
+
+    Raises:
+        ConfigError: a rule with ``by`` looks at base windows.
+    """
+    refuse_base_windows(rules.groupings, settings.windows.size_s)
     broker = await connect(settings)
     try:
-        found = await stretches(broker, rules, range_)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, sum(each.records > 0 for each in found))
-        if workers > 1 and sum(each.records for each in found) >= WORTH_PROCESSES:
-            parts = await _by_processes(workers, settings, rules, found, range_, progress)
-        else:
-            parts = [await backtest_partition(broker, each, rules, range_, settings, progress) for each in found]
+        parts = [
+            await tell(broker, some, range_, settings, progress)
+            for some, tell in ((of_series(rules), _of_series), (of_groups(rules), _of_groups))
+            if some.rules
+        ]
     finally:
         await broker.close()
+    return _together(parts)
+
+
+def _together(parts: Sequence[Found]) -> Found:
     alerts = in_order(alert for part in parts for alert in part.alerts)
-    return Found(alerts, set().union(*(part.series for part in parts)), any(each.is_cut for each in found))
+    return Found(alerts, set().union(*(part.series for part in parts)), any(part.is_cut for part in parts))
+
+
+async def _of_series(broker: Broker, rules: Rules, range_: Range, settings: Settings, progress: Progress) -> Found:
+    found = await stretches(broker, rules, range_)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, sum(each.records > 0 for each in found))
+    if workers > 1 and sum(each.records for each in found) >= WORTH_PROCESSES:
+        parts = await _by_processes(workers, settings, rules, found, range_, progress)
+    else:
+        parts = [await backtest_partition(broker, each, rules, range_, settings, progress) for each in found]
+    return _together([*parts, Found([], set(), any(each.is_cut for each in found))])
+
+
+async def _of_groups(broker: Broker, rules: Rules, range_: Range, settings: Settings, progress: Progress) -> Found:
+    """A group lies in several partitions: they are read together, by one process."""
+    found = await stretches(broker, rules, range_)
+    begins = {place: offset for each in found for place, offset in each.begins.items()}
+    ends = {place: offset for each in found for place, offset in each.ends.items()}
+    groups: set[SortedLabels] = set()
+    transitions = await group_alerts_on(broker, rules, begins, ends, settings.windows, progress=progress, seen=groups)
+    return Found(fired(transitions, range_), groups, any(each.is_cut for each in found))
 
 
 async def stretches(broker: Broker, rules: Rules, range_: Range) -> list[Stretch]:

@@ -84,13 +84,15 @@ def parse(text: str, variables: Mapping[str, str], functions: Collection[Functio
     """
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"it has {len(text)} characters; at most {MAX_LENGTH} are read")
-    written = _with_doubles(text)
-    environment = _environment(frozenset(variables.items()), frozenset(functions))
+    written = _as_read(text)
+    names = {_identifier(name): name for name in variables}
+    declared = frozenset((written_as, variables[name]) for written_as, name in names.items())
+    environment = _environment(declared, frozenset(functions))
     try:
         checked = environment.compile(written)
     except RuntimeError as error:
         raise ExpressionError(_said(str(error), text)) from None
-    return _Tree(checked.serialize(), variables).root, {"BOOL": TRUTH, "DOUBLE": NUMBER}.get(
+    return _Tree(checked.serialize(), variables, names).root, {"BOOL": TRUTH, "DOUBLE": NUMBER}.get(
         checked.return_type().name(), TEXT
     )
 
@@ -150,33 +152,63 @@ def _reason(error: str) -> str:
 
 _TOKEN: Final = re.compile(
     r"""(?P<text>[rRbB]*(?:\"\"\".*?\"\"\"|'''.*?'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'))"""
-    r"""|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)|(?P<number>(?:\d+\.\d+|\d+|\.\d+)(?:[eE][+-]?\d+)?[uU]?)|(?P<other>.)""",
+    r"""|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|(?<=\bgauges)\[(?:"[^"\\\n]+"|'[^'\\\n]+')\])*)|(?P<number>(?:\d+\.\d+|\d+|\.\d+)(?:[eE][+-]?\d+)?[uU]?)|(?P<other>.)""",
     re.DOTALL,
 )
 
 
 def names_in(text: str) -> Iterator[str]:
     """The identifiers of an expression, dotted ones as one; those inside texts are none."""
-    return (found["name"] for found in _TOKEN.finditer(text) if found["name"])
+    return (_plain(found["name"]) for found in _TOKEN.finditer(text) if found["name"])
 
 
-def _with_doubles(text: str) -> str:
-    """The same with ``10`` as ``10.0``."""
-    return "".join(_as_double(found) for found in _TOKEN.finditer(text))
+def _plain(name: str) -> str:
+    """``gauges.a-b.last``, which was written as ``gauges["a-b"].last``."""
+    return re.sub(r"""\[["'](.+?)["']\]""", r".\1", name)
 
 
-def _as_double(token: re.Match[str]) -> str:
+def as_field(name: str) -> str:
+    """How an expression names a field of a window: ``gauges["a-b"].last``, where a dot would not do."""
+    first, *middle, last = name.split(".")
+    if first != "gauges" or all(map(_IDENTIFIER.fullmatch, middle)):
+        return name
+    return f'gauges["{".".join(middle)}"].{last}'
+
+
+_IDENTIFIER: Final = re.compile(r"(?!(?:in|true|false|null)$)[A-Za-z_]\w*")
+
+
+def _identifier(name: str) -> str:
+    """A name as the library takes it, which knows dots and no other signs."""
+    if not name.startswith("gauges.") or all(map(_IDENTIFIER.fullmatch, name.split("."))):
+        return name
+    return f"gauges._{name.encode().hex()}"
+
+
+def _as_written(text: str) -> str:
+    """What the library says, with the names that a person wrote."""
+    return re.sub(r"gauges\._([0-9a-f]+)", lambda found: as_field(bytes.fromhex(found[1]).decode()), text)
+
+
+def _as_read(text: str) -> str:
+    """The same with ``10`` as ``10.0``, and names as the library takes them."""
+    return "".join(map(_token, _TOKEN.finditer(text)))
+
+
+def _token(token: re.Match[str]) -> str:
+    if token["name"]:
+        return _identifier(_plain(token[0]))
     return f"{token[0]}.0" if (token["number"] or "").isdecimal() else token[0]
 
 
 def _column(written: int, text: str) -> int:
-    """Where column ``written`` (from 1) of `_with_doubles` is in the text."""
+    """Where column ``written`` (from 1) of `_as_read` is in the text."""
     at = added = 0
     for token in _TOKEN.finditer(text):
         if at + added >= written - 1:
             break
         at = token.end()
-        added += len(_as_double(token)) - len(token[0])
+        added += len(_token(token)) - len(token[0])
     return max(1, written - added) if at + added <= written - 1 else at
 
 
@@ -196,7 +228,8 @@ def _said(message: str, text: str) -> str:
     what = re.sub(r" expecting \{.*| \[INVALID_ARGUMENT\]$", "", found[3].replace(" (in container '')", ""))
     for theirs, ours in _TYPES.items():
         what = re.sub(rf"\b{theirs}\b", ours, what)
-    unknown = re.search(r"undeclared reference to '([\w.]+)'", what)
+    what = _as_written(what)
+    unknown = re.search(r"undeclared reference to '(.+?)'", what)
     if unknown:
         what = f"{unknown[1]!r} is not known here"
     return f"column {column}: {what}" if line == 1 else f"line {line}, column {column}: {what}"
@@ -208,12 +241,14 @@ def _said(message: str, text: str) -> str:
 class _Tree:
     """Reads a ``google.protobuf.Any`` with a CheckedExpr: field 2 names what identifiers mean, field 4 is the tree."""
 
-    def __init__(self, serialized: bytes, variables: Mapping[str, str]) -> None:
+    def __init__(self, serialized: bytes, variables: Mapping[str, str], plain: Mapping[str, str]) -> None:
+        """``plain``: the names of variables, by those that the library was given."""
         self._kind_of = variables
         [checked] = _fields(serialized)[2]
         fields = _fields(checked)
         entries = [_fields(entry) for entry in fields.get(2, ())]
-        self._names = {_one(entry, 1): _text(_one(_fields(_one(entry, 2)), 1)) for entry in entries}
+        told = {_one(entry, 1): _text(_one(_fields(_one(entry, 2)), 1)) for entry in entries}
+        self._names = {number: plain.get(name, name) for number, name in told.items()}
         self.root = self._node(_one(fields, 4))
 
     def _node(self, expression: bytes) -> Node:

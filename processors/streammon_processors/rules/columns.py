@@ -23,11 +23,11 @@ from streammon.broker import Headers, Outgoing
 from streammon.errors import ConfigError
 from streammon.events import SCHEMA
 from streammon.results import DISTRIBUTIONS, Gauge
-from streammon.sketch import Sketch
+from streammon.sketch import MAX_COUNT, Sketch
 from streammon.tick import TICK
 from streammon_processors.rules.description import path_of
 from streammon_processors.rules.expression import Bools, Floats
-from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, Seen, SortedLabels
+from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, LogTime, Seen, SortedLabels
 from streammon_processors.rules.past import Ints, Look
 from streammon_processors.rules.task import Log, News, RulesTask, sorted_labels
 
@@ -78,7 +78,7 @@ class Panel:
         if field not in self.alike:
             return None
         value, count = (float(self.numbers[f"{field}.{name}"][row, column]) for name in ("p50", "count"))
-        return None if np.isnan(value) or count <= 0 else Sketch.of(np.full(int(count), value))
+        return None if np.isnan(value) or count <= 0 else Sketch.of_equal(value, int(count))
 
     def window(self, row: int, column: int) -> dict[str, Any]:
         """The window as a record holds it."""
@@ -121,7 +121,7 @@ def panel(  # what people give, completed by what follows from it
     whole number, and throughput follow from it.
 
     Raises:
-        ConfigError: windows of this source have no such number.
+        ConfigError: windows of this source have no such number, or it cannot be one.
     """
     known = np.logical_or.reduce([~np.isnan(column) for column in numbers.values()]) if numbers else None
     exists = there if there is not None else known
@@ -130,6 +130,8 @@ def panel(  # what people give, completed by what follows from it
     events = np.where(exists, EVENTS_WITH_ERRORS if "error_rate" in found else 1.0, np.nan)
     given = found.get("count", events)
     found["count"] = np.where(np.isnan(given), events, given)
+    for each in found.keys() & {"count", "error_count"}:
+        _check_counts(each, found[each])
     alike = frozenset(name for name in numbers if name not in found and source == "inference" and name in DISTRIBUTIONS)
     for name in numbers.keys() - found.keys():
         found |= _spread(source, name, np.asarray(numbers[name], dtype=float), found["count"])
@@ -147,15 +149,21 @@ def panel(  # what people give, completed by what follows from it
     return Panel(source, size_s, labels, np.asarray(starts, dtype=float), ordered, exists, alike)
 
 
+def _check_counts(name: str, column: Floats) -> None:
+    known = column[~np.isnan(column)]
+    wrong = known[(known < 0) | (known >= MAX_COUNT) | (known != np.floor(known))]
+    if len(wrong):
+        raise ConfigError(f"a {name} is {wrong[0]:g}, and has to be a whole number from 0 to below 2^53")
+
+
 def _spread(source: str, name: str, column: Floats, count: Floats) -> dict[str, Floats]:
     """All statistics of values that are alike."""
+    known = np.where(np.isnan(column), np.nan, count)
     if source == "inference" and name in DISTRIBUTIONS:
-        known = np.where(np.isnan(column), np.nan, count)
-        return {f"{name}.{each}": column * known if each == "sum" else column for each in _ALIKE} | {
-            f"{name}.count": known
-        }
+        alike = {f"{name}.{each}": column * known if each == "sum" else column for each in _ALIKE}
+        return alike | {f"{name}.count": known}
     if path_of(source, f"{name}.last"):
-        return {f"{name}.{each}": column for each in Gauge.__struct_fields__}
+        return {f"{name}.{each}": known if each == "count" else column for each in Gauge.__struct_fields__}
     raise ConfigError(f"{source} windows have no number {name!r}")
 
 
@@ -239,10 +247,16 @@ class ColumnTask(RulesTask):
         )
 
     def _let_time_pass(self, place: int, end: float, news: News) -> int:
-        """The ticks before a wave; where nobody waits, none could say anything."""
-        for stamp in ticks(self._newest_end, end) if self._silences else ():
+        """The ticks before a wave; while nobody waits, none could say anything, and they pass at once."""
+        stamps = ticks(self._newest_end, end) if self._silences else ()
+        for stamp in stamps:
             self._pass(place, stamp, news)
             place += 1
+            if not self._log.waits:
+                before, last = self._log.time, stamps[-1]
+                self._log.time = LogTime(before.passed_ms + last - before.newest_ms, last)
+                self._pass(place, last, news)
+                break
         self._newest_end = end
         return place
 

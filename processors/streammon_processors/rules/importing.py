@@ -7,7 +7,7 @@ translated with differences, or not; recording rules are put into the alerts tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
@@ -120,7 +120,7 @@ def _translated(rule: Written, condition: Condition, names: set[str]) -> Outcome
     if others := {label: value for label, value in rule.labels.items() if label != "severity"}:
         shown = ", ".join(f'{label}="{value}"' for label, value in others.items())
         differences += (f"its alerts have no {shown}: route them by rule or by the labels of the series",)
-    summary, notes = _texts(rule, condition.labels)
+    summary, notes = _texts(rule, condition.labels, condition.fields.get("by"))
     fields = {"name": name, **condition.fields, **_times(rule, condition), "severity": severity, "summary": summary}
     if url := rule.annotations.get("runbook_url") or rule.annotations.get("runbook"):
         fields["runbook_url"] = url
@@ -169,23 +169,24 @@ _LABEL: Final = re.compile(r"(?:\$labels|\.Labels)\.(\w+)(?:\s*\|.*)?", re.DOTAL
 _VALUE: Final = re.compile(r'(?:printf\s+"[^"]*"\s+)?(?:\$value|\.Value)(?:\s*\|.*)?', re.DOTALL)
 
 
-def _texts(rule: Written, labels: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """The summary, and what of the texts is not in it."""
+def _texts(rule: Written, labels: Mapping[str, str], by: Collection[str] | None) -> tuple[str, tuple[str, ...]]:
+    """The summary, and what of the texts is not in it. ``by``: the labels of alerts that do not have all."""
     said = rule.annotations
     summary = said.get("summary") or said.get("title") or said.get("message") or said.get("description") or rule.name
-    filled, notes = _filled(" ".join(summary.split()), labels)
+    filled, notes = _filled(" ".join(summary.split()), labels, by)
     for name, text in said.items():
         if name not in _TAKEN or (name in ("description", "message") and text != summary):
             notes = (*notes, f"{name}: {' '.join(text.split())}")
     return filled, notes
 
 
-def _filled(text: str, labels: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+def _filled(text: str, labels: Mapping[str, str], by: Collection[str] | None) -> tuple[str, tuple[str, ...]]:
     """With our placeholders, ``{host}``, instead of ``{{ $labels.instance }}``."""
     unknown: list[str] = []
 
     def placeholder(found: re.Match[str]) -> str:
-        if label := _LABEL.fullmatch(found[1]):
+        label = _LABEL.fullmatch(found[1])
+        if label and (by is None or labels.get(label[1]) in by):
             return "{" + labels.get(label[1], label[1]) + "}"
         if _VALUE.fullmatch(found[1]):
             return "{value}"

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct, field
 
 from streammon.errors import ConfigError
+from streammon.wire import MAX_TIME_UNIX_S
 from streammon.yaml_files import load_yaml, place_of
 from streammon_processors.rules.backtest import Incident
 from streammon_processors.rules.numbers_csv import utc
@@ -41,6 +42,8 @@ def load_incidents(file: Path, csv_names: Sequence[str] = ()) -> list[Incident]:
         ConfigError: naming the place.
     """
     if (windows := _nab(file)) is not None:
+        if not any(name.endswith(Path(key).name) for key in windows for name in csv_names):
+            raise ConfigError(f"{file} is about other files than --csv: {', '.join(map(repr, windows)) or 'none'}")
         return [
             _made(file, (key, place), begin, end, {"file": name}, "")
             for key, pairs in windows.items()
@@ -56,11 +59,12 @@ def load_incidents(file: Path, csv_names: Sequence[str] = ()) -> list[Incident]:
 
 def _nab(file: Path) -> Mapping[str, list[tuple[str, str]]] | None:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, list[tuple[str, str]]])
+        found = msgspec.json.decode(file.read_bytes(), type=dict[str, list[tuple[str, str]]])
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return None if "incidents" in found else found
 
 
 def _made(
@@ -70,6 +74,6 @@ def _made(
         from_unix_s, to_unix_s = utc(str(begin)), utc(str(end))
     except ValueError as error:
         raise ConfigError(f"{place_of(file, keys)}: {error}; expected an ISO time or Unix seconds") from None
-    if from_unix_s >= to_unix_s:
-        raise ConfigError(f"{place_of(file, keys)}: it ends before it begins")
+    if not 0 <= from_unix_s < to_unix_s < MAX_TIME_UNIX_S:
+        raise ConfigError(f"{place_of(file, keys)}: it begins at {begin} and ends at {end}")
     return Incident(from_unix_s=from_unix_s, to_unix_s=to_unix_s, labels=labels, name=name)

@@ -28,6 +28,7 @@ from msgspec import Meta, Struct
 from streammon.durations import Duration, seconds, shown
 from streammon.results import DISTRIBUTIONS, Severity
 from streammon_processors.rules.description import Rule, digest
+from streammon_processors.rules.past import allowed
 
 MIN_WINDOW_S: Final = 3 * 86_400.0
 MAX_WINDOW_S: Final = 90 * 86_400.0
@@ -125,7 +126,7 @@ class ServiceLevel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def allowed(self) -> float:
         """The share of requests that may be bad."""
-        return round(1 - self.objective, 15)  # 1 - 0.9 is not quite 0.1
+        return allowed(self.objective)
 
     def burn_threshold(self, burn: Burn) -> float:
         """The burn rate that uses this share of the budget within the long window; see the module for its bounds."""

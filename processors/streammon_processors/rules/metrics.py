@@ -142,7 +142,7 @@ HINTS: Final[Mapping[str, str]] = {
 }
 """Why a metric is not known, by how its name begins."""
 
-_SPEC: Final = re.compile(r"(?:(resource|inference):)?([\w.]+)(?:\{(.*)\})?")
+_SPEC: Final = re.compile(r"(?:(resource|inference):)?([\w.-]+)(?:\{(.*)\})?")
 _WHERE: Final = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*"([^"\\]*)"\s*(?:,|$)')
 _AMOUNTS: Final = ("count", "error_count", *(f"{name}.{part}" for name in DISTRIBUTIONS for part in ("sum", "count")))
 

@@ -54,12 +54,11 @@ def csv_panel(
     if not len(rows.times):
         raise ConfigError(f"{file} has no rows")
     size_s = size_s or _usual_step(file, rows)
-    slots = np.floor(rows.times / size_s).astype(np.int64)
-    numbers, place = slots - slots.min(), rows.series
-    shape = (int(numbers.max()) + 1, len(rows.labels))
+    slots, numbers = np.unique(np.floor(rows.times / size_s).astype(np.int64), return_inverse=True)
+    shape = (len(slots), len(rows.labels))
     if shape[0] * shape[1] > MAX_WINDOWS:
         raise ConfigError(f"{file}: {shape[0]:,} windows of {size_s:g} s for {shape[1]} series are too many")
-    cells = numbers * shape[1] + place
+    cells = numbers * shape[1] + rows.series
     cells_there, counts = np.unique(cells, return_counts=True)
     there = np.zeros(shape, dtype=bool)
     there.flat[cells_there] = True
@@ -68,8 +67,11 @@ def csv_panel(
     found = {"count": count}
     for name, values in rows.numbers.items():
         found |= _in_windows(file, name, cells, values, shape)
-    starts = (slots.min() + np.arange(shape[0])) * size_s
-    return panel(source, size_s, [dict(each) for each in rows.labels], starts, found, there)
+    starts: Floats = size_s * slots.astype(float)
+    try:
+        return panel(source, size_s, [dict(each) for each in rows.labels], starts, found, there)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def _usual_step(file: Path, rows: _Rows) -> float:
@@ -86,17 +88,17 @@ def _in_windows(file: Path, name: str, cells: Ints, values: Floats, shape: tuple
     cells, values = cells[known], values[known]
     last = np.full(shape, np.nan)
     last.flat[cells] = values  # the last of several wins
-    if not name.startswith("gauges.") or path_of("resource", name):
-        if len(np.unique(cells)) < len(cells):
-            raise ConfigError(f"{file}: several rows of one series lie in one window; only a gauge can hold them")
+    if len(np.unique(cells)) == len(cells):
         return {name: last}
+    if not name.startswith("gauges.") or path_of("resource", name):
+        raise ConfigError(f"{file}: several rows of one series lie in one window; only a gauge can hold them")
     least, most, total, count = np.full(shape, np.inf), np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
     np.minimum.at(least.reshape(-1), cells, values)
     np.maximum.at(most.reshape(-1), cells, values)
     np.add.at(total.reshape(-1), cells, values)
     np.add.at(count.reshape(-1), cells, 1)
     seen = count > 0
-    parts = {"min": least, "max": most, "mean": total / np.maximum(count, 1), "last": last}
+    parts = {"min": least, "max": most, "mean": total / np.maximum(count, 1), "last": last, "count": count}
     return {f"{name}.{part}": np.where(seen, column, np.nan) for part, column in parts.items()}
 
 
@@ -105,8 +107,8 @@ def _in_windows(file: Path, name: str, cells: Ints, values: Floats, shape: tuple
 
 def _read(file: Path, source: Source, field: str, labels: Mapping[str, str]) -> _Rows:
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            return _rows(file, csv.reader(opened), source, field, labels)
+        with file.open(newline="", encoding="utf-8-sig") as opened:  # Excel begins with a mark
+            return _rows(file, csv.reader(opened, strict=True), source, field, labels)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -117,8 +119,14 @@ def _rows(file: Path, lines: Iterator[list[str]], source: Source, field: str, la
     header = [name.strip() for name in next(lines, [])]
     if "timestamp" not in header:
         raise ConfigError(f"{file}:1: there is no column `timestamp`; there are {', '.join(header) or 'none'}")
+    if "" in header:
+        raise ConfigError(f"{file}:1: column {header.index('') + 1} has no name")
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ConfigError(f"{file}:1: two columns are called {twice[0]!r}")
     names = {at: field if name == "value" else name for at, name in enumerate(header) if name != "timestamp"}
     numbers = {at: name for at, name in names.items() if is_number(source, name)}
+    if len(set(numbers.values())) < len(numbers):
+        raise ConfigError(f"{file}:1: `value` is {field}, and there is a column of that name, too; say --field")
     if "value" in header and not is_number(source, field):
         raise ConfigError(f"--field is {field!r}: {source} windows have no such number")
     if not numbers:

@@ -16,8 +16,9 @@ are left out.
 ``share_above(field, t)``              the share of values above ``t`` in this window alone (no past)
 =====================================  =========================================================================
 
-``delta`` and ``rate`` need two values, ``burn_rate`` one event. The argument may be any calculation, and holds no
-function of the past itself. Sums are made in order of time, so equal windows give equal bits.
+``delta`` and ``rate`` need two values, ``burn_rate`` one event. The argument may be any calculation over the window,
+``share_above`` included, and holds no function of the past itself. Sums are made in order of time, so equal windows
+give equal bits.
 
 Functions that learn a series, such as ``anomaly(x)``, are in `learning`: they have a state instead of a ring.
 """
@@ -60,6 +61,7 @@ FUNCTIONS: Final = (
 )
 NAMES: Final = tuple(each.name for each in FUNCTIONS)
 _LEARNING: Final = (*(each.name for each in learning.FUNCTIONS), *learning.USUAL)
+_OF_THE_PAST: Final = tuple(name for name in NAMES if name != "share_above")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def understand(call: Call) -> Look:
     name, arguments = call.function, call.arguments
     if name == "share_above":
         return Look(call, (), _field(arguments[0]), 0.0, (number_in(call, arguments[1]),))
-    if name in (*_OVER, *_LEARNING) and next(calls_of(arguments[0], dict.fromkeys(NAMES)), None):
+    if name in (*_OVER, *_LEARNING) and next(calls_of(arguments[0], dict.fromkeys(_OF_THE_PAST)), None):
         raise ExpressionError(f"{name}: its argument may not hold a function of the past")
     if name in _LEARNING:
         lesson = lesson_of(call)
@@ -166,7 +168,12 @@ def _burnt(bad: Floats, total: Floats, objective: float) -> Floats:
     known = ~np.isnan(bad) & ~np.isnan(total)
     bad_sum = np.sum(np.where(known, bad, 0.0), axis=1)
     total_sum = np.sum(np.where(known, total, 0.0), axis=1)
-    return _ratio(bad_sum, total_sum) / (1 - objective)
+    return _ratio(bad_sum, total_sum) / allowed(objective)
+
+
+def allowed(objective: float) -> float:
+    """The share that may be bad. 1 - 0.9 is not quite 0.1, and an objective that is just met would be missed."""
+    return round(1 - objective, 15)
 
 
 def share_above(sketch: Sketch | None, threshold: float) -> float:

@@ -2,9 +2,9 @@
 
 Nothing is guessed. A construct, metric or label that is not known refuses the whole expression, and where ours means
 something slightly different, a `remark` says what. The main difference: Prometheus aggregates any series, while a rule
-of streammon looks at one series of windows at a time. An aggregation that only removes labels which we do not have is
-that series; of one that adds up several of ours, ratios and quantiles are translated with a remark, and everything else
-is refused.
+of streammon looks at one series of windows at a time, or at the sum of several. An aggregation that only removes labels
+which we do not have is that series, and a sum of requests over several of ours is a group. Of the rest, ratios and
+quantiles are translated with a remark, and everything else is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 import msgspec
 
 from streammon_processors.rules import promql
+from streammon_processors.rules.cel import ExpressionError, as_field, matches
+from streammon_processors.rules.forecast import BLOCKS
 from streammon_processors.rules.metrics import ANY, CPU_MODES, HINTS, KNOWN, LEFT_OUT, UPTIME, Meaning
 from streammon_processors.rules.promql import (
     Aggregation,
@@ -39,6 +41,7 @@ MAX_INLINED: Final = 20
 """How deep recorded expressions are put into those that use them."""
 _LOOK_BACKS_S: Final = ((3600.0, None), (24_000.0, "1m"), (120_000.0, "5m"), (1_440_000.0, "1h"))
 """How far is looked back on windows of which length; see `description.MAX_SLOTS`."""
+_YEAR_S: Final = 366 * 86_400.0
 _ATOM, _PRODUCT, _SUM = 9, 5, 4
 _SIGNS: Final = {"+": _SUM, "-": _SUM, "*": _PRODUCT, "/": _PRODUCT}
 _ERRORS: Final = (
@@ -99,6 +102,10 @@ class Value:
     """A ratio or a quantile: of some series together it is between those of each."""
     per_s: float = 1.0
     """What ``text`` has to be divided by still: of a rate."""
+    adds: bool = False
+    """It is made of what is added up for a group: of counts, sums and sketches."""
+    by: tuple[str, ...] | None = None
+    """It is of a group: the labels of ours that are kept."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class Truth:
     kept: tuple[str, ...] | None = None
     constant: bool | None = None
     """Of a comparison of constants, which somebody said that metrics are."""
+    by: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,8 @@ class _Translation:
     def __init__(self, knowledge: Knowledge) -> None:
         self._knows = knowledge
         self._span_s = 0.0
+        self._learned_s = math.inf
+        self._summed_s: set[float] = set()
         self._inlined = 0
         self.remarks: list[str] = []
         self.names: dict[str, str] = {}
@@ -192,15 +202,26 @@ class _Translation:
             refuse(f"it is always {found.text}")
         conditions = [*sorted(found.place.conditions)]
         parts = [*conditions, found.text if found.binding >= 2 or not conditions else f"({found.text})"]
-        window = next((name for most_s, name in _LOOK_BACKS_S if self._span_s <= most_s), "")
+        window = next((name for most_s, name in self._look_backs(found) if self._span_s <= most_s), "")
         if window == "":
-            refuse(f"it looks back {self._span_s / 86_400:g} d, further than streammon remembers of a series")
+            short = " in windows that are short enough for predict_linear()" if self._learned_s < math.inf else ""
+            refuse(f"it looks back {self._span_s / 86_400:g} d, further than streammon remembers of a series{short}")
+        if window and (ragged := [each for each in sorted(self._summed_s) if each % promql.duration_s(window)]):
+            refuse(f"its range of {lasting(ragged[0])} is no whole number of windows of {window}")
         return {
             "source": found.place.source,
             **({"where": dict(sorted(found.place.where))} if found.place.where else {}),
             **({"window": window} if window else {}),
+            **({"by": list(found.by)} if found.by is not None else {}),
             "expr": " && ".join(parts),
         }
+
+    def _look_backs(self, found: Truth) -> Iterable[tuple[float, str | None]]:
+        """Those that will do: groups, and what is learned, are of longer windows, of which there must be enough."""
+        if self._learned_s == math.inf and found.by is None:
+            return _LOOK_BACKS_S
+        longest_s = self._learned_s / BLOCKS
+        return [(most_s, name) for most_s, name in _LOOK_BACKS_S if name and promql.duration_s(name) <= longest_s]
 
     # -- every kind of expression
 
@@ -331,12 +352,12 @@ class _Translation:
                 return f"{'!' if matcher.operator == '=' else ''}has(labels.{name})"
             value = msgspec.json.encode(_host_of(matcher.value)).decode() if matcher.label == "instance" else quoted
             return f"(!has(labels.{name}) || labels.{name} != {value})"
-        pattern = msgspec.json.encode(f"^(?:{anchored(matcher.value)})$").decode()
-        matches = f"labels.{name}.matches({pattern})"
-        empty = re.fullmatch(matcher.value, "") is not None
+        pattern = f"^(?:{regular(matcher.value)})$"
+        said = f"labels.{name}.matches({msgspec.json.encode(pattern).decode()})"
+        empty = matches("", pattern)
         if matcher.operator == "=~":
-            return f"(!has(labels.{name}) || {matches})" if empty else f"(has(labels.{name}) && {matches})"
-        return f"(has(labels.{name}) && !{matches})" if empty else f"(!has(labels.{name}) || !{matches})"
+            return f"(!has(labels.{name}) || {said})" if empty else f"(has(labels.{name}) && {said})"
+        return f"(has(labels.{name}) && !{said})" if empty else f"(!has(labels.{name}) || !{said})"
 
     def _value(self, meaning: Meaning, place: Place, text: str, binding: int = _ATOM, per_s: float = 1.0) -> Value:
         labels = {**meaning.labels, **self._knows.labels}
@@ -353,6 +374,8 @@ class _Translation:
             return self._quantile(*arguments)
         if name in _OVER_TIME and len(arguments) == 1:
             return _OVER_TIME[name](self, *self._ranged(name, arguments[0]))
+        if name == "predict_linear" and len(arguments) == 2:
+            return self._forecast(*arguments)
         if name == "abs" and len(arguments) == 1:
             return self._around(arguments[0], lambda text: f"abs({text})")
         if name in ("clamp_min", "clamp_max") and len(arguments) == 2:
@@ -376,13 +399,17 @@ class _Translation:
         return value.text
 
     def _ranged(self, name: str, tree: Expression) -> tuple[Selector, float]:
+        selector, range_s = self._selected(name, tree)
+        self._span_s = max(self._span_s, range_s)
+        return selector, range_s
+
+    def _selected(self, name: str, tree: Expression) -> tuple[Selector, float]:
         if isinstance(tree, Subquery):
             refuse("subqueries ([5m:1m]) have no equal")
         if not isinstance(tree, Selector) or tree.range_s is None:
             refuse(f"{name}() is wanted around a metric with a range such as [5m]")
         if tree.metric in self._knows.recorded:
             refuse(f"{tree.metric} is recorded, and here it is looked back on: only as it is can it be put in")
-        self._span_s = max(self._span_s, tree.range_s)
         return tree, tree.range_s
 
     def _rate(self, tree: Selector, range_s: float) -> Value:
@@ -396,10 +423,11 @@ class _Translation:
         over = lasting(range_s)
         match meaning.kind:
             case "amount":
-                text = f'sum_over({meaning.field}, "{over}")'
-                return self._value(meaning, place, text, per_s=range_s if is_rate else 1.0)
+                self._summed_s.add(range_s)
+                value = self._value(meaning, place, f'sum_over({meaning.field}, "{over}")')
+                return replace(value, per_s=range_s if is_rate else 1.0, adds=True)
             case "rate":
-                value = self._value(meaning, place, f'avg_over({meaning.field}.mean, "{over}")')
+                value = self._value(meaning, place, f'avg_over({_statistic(meaning, "mean")}, "{over}")')
             case "gauge" if meaning.is_users:
                 value = self._value(meaning, place, f'rate({_statistic(meaning, "last")}, "{over}")')
             case "histogram":
@@ -412,7 +440,7 @@ class _Translation:
         meaning, place = self._found(tree)
         if meaning.kind != "rate":
             refuse("irate() is translated only of what the host agent measures as a rate")
-        return self._value(meaning, place, f"{meaning.field}.last")
+        return self._value(meaning, place, _statistic(meaning, "last"))
 
     def _delta(self, tree: Selector, range_s: float) -> Value:
         meaning, place = self._gauge("delta", tree)
@@ -424,6 +452,20 @@ class _Translation:
             return self._value(meaning, place, f'{function}({_statistic(meaning, statistic)}, "{lasting(range_s)}")')
 
         return over
+
+    def _forecast(self, tree: Expression, ahead: Expression) -> Value:
+        ahead_s = float(self._number_in("predict_linear", ahead))
+        selector, history_s = self._selected("predict_linear", tree)
+        meaning, place = self._gauge("predict_linear", selector)
+        if not (60 * BLOCKS <= history_s <= _YEAR_S and 60 <= ahead_s <= _YEAR_S):
+            refuse(f"predict_linear() is translated of {BLOCKS} min to a year, and for a minute to a year")
+        self._learned_s = min(self._learned_s, history_s)
+        self.remarks.append(
+            "predict_linear() draws its line by least squares, forecast() by the median of slopes, through means; it "
+            "knows nothing before half of the range is there, and goes on at the level where there is no trend"
+        )
+        text = f'forecast({_statistic(meaning, "mean")}, "{lasting(ahead_s)}", "{lasting(history_s)}")'
+        return self._value(meaning, place, text)
 
     def _gauge(self, function: str, tree: Selector) -> tuple[Meaning, Place]:
         meaning, place = self._found(tree)
@@ -449,7 +491,7 @@ class _Translation:
         text = f'quantile({quantile}, "{over}")'
         if meaning.field != "duration_s":
             text = f'quantile({meaning.field}, {quantile}, "{over}")'
-        value = self._value(meaning, place, text)
+        value = replace(self._value(meaning, place, text), adds=True)
         if aggregation:
             value = self._summed_buckets(aggregation, value)
         return self._freed(replace(value, merges={name: how for name, how in value.merges.items() if name != "le"}))
@@ -492,7 +534,7 @@ class _Translation:
     def _grouped(self, tree: Aggregation, value: Value) -> Value:
         if value.place is None:
             refuse(f"{tree.name}() of a constant")
-        if value.over:
+        if value.over or value.by is not None:
             refuse("an aggregation of what is aggregated already has no equal")
         merges = dict(value.merges)
         gone = [name for name in merges if _is_removed(name, tree)]
@@ -507,12 +549,21 @@ class _Translation:
         kept = ("by", *sorted(tree.by)) if tree.by is not None else ("without", *sorted(tree.without or ()))
         if ANY in gone and any(not self._here(name, value) for name in tree.by or ()):
             merges[ANY] = "sum"  # still apart by a label that we do not have
+        if over and tree.name == "sum" and self._is_group(value, by := tuple(sorted(self._kept(tree, value) - {""}))):
+            return replace(value, merges=merges, kept=kept, by=by)
         free = value.is_free and tree.name != "sum"
         if over and value.is_free and not free:
             refuse("a sum of ratios or quantiles has no equal")
         if over and free:
             refuse(f"{tree.name}() of ratios or quantiles of several series has no equal")
         return replace(value, merges=merges, kept=kept, over=over, how=tree.name if over else "", is_free=value.is_free)
+
+    def _is_group(self, value: Value, by: Collection[str]) -> bool:
+        """Whether the windows of groups by these labels say it."""
+        assert value.place is not None
+        asked = re.findall(r"\blabels\.(\w+)", " ".join(value.place.conditions))
+        there = self._identity(value.place) | value.place.pinned
+        return value.adds and not value.is_free and set(asked) <= set(by) <= there
 
     def _identity(self, place: Place) -> frozenset[str]:
         """The labels that tell series of ours apart, but those that are given."""
@@ -610,10 +661,10 @@ class _Translation:
         for value, sign in ((left, operator), (right, _MIRRORED[operator])):
             if value.place is not None:
                 self._check_whole(value, sign, is_alone=left.place is None or right.place is None)
-        place = left.place or right.place
-        assert place is not None
+        value = left if left.place else right
+        assert value.place is not None
         texts = (_inside(_divided(each), 0) for each in (left, right))
-        return Truth(f" {operator} ".join(texts), 3, place, left.kept if left.place else right.kept)
+        return Truth(f" {operator} ".join(texts), 3, value.place, value.kept, by=value.by)
 
     def _check_whole(self, value: Value, sign: str, *, is_alone: bool) -> None:
         """Whether what is compared is one series of ours, or may stand for it."""
@@ -630,7 +681,7 @@ class _Translation:
             )
         if not value.over:
             return
-        known = ", ".join(sorted(value.over - {ANY})) or "its own labels"
+        known = ", ".join(value.by or sorted(value.over - {ANY})) or "its own labels"
         if value.is_free:
             theirs = "each of its own series" if value.kept is None else f"one number {_grouping(value.kept)}"
             self.remarks.append(
@@ -641,20 +692,19 @@ class _Translation:
         else:
             refuse(
                 f"it takes the {value.how if value.how != 'mixed' else 'aggregate'} of series that streammon keeps "
-                f"apart by {known}, and a rule looks at one at a time: write one with a threshold for a single series"
+                f"apart by {known}; write a rule with a threshold for a single one, or with `by` for the sum of several"
             )
 
     def _check_same(self, left: Value, right: Value, matching: Matching) -> None:
         assert left.place is not None
         assert right.place is not None
         _same_place(left.place, right.place)
-        if left.kept != right.kept and matching.on is None and not matching.ignoring:
-            refuse("its two sides have different labels, so that Prometheus finds no pairs")
+        _check_kept(left, right, matching)
         self._check_matching(matching, left)
 
     def _check_matching(self, matching: Matching, value: Value) -> None:
         assert value.place is not None
-        identity = self._identity(value.place) - value.over
+        identity = self._identity(value.place) - value.over if value.by is None else frozenset(value.by)
         if matching.on is not None and (lost := identity - {self._here(name, value) for name in matching.on}):
             refuse(f"on({', '.join(matching.on)}) pairs series without regard to {', '.join(sorted(lost))}")
         if lost := identity & {self._here(name, value) for name in matching.ignoring}:
@@ -664,16 +714,15 @@ class _Translation:
         if left.constant is not None or right.constant is not None:
             return _with_known(operator, left, right)
         _same_place(left.place, right.place)
-        if left.kept != right.kept and matching.on is None and not matching.ignoring:
-            refuse("its two sides have different labels, so that Prometheus finds no pairs")
+        _check_kept(left, right, matching)
         if matching.on is not None or matching.ignoring:
             labels = {**self.names, **self._knows.labels}
-            self._check_matching(matching, Value("", place=left.place, labels=labels))
+            self._check_matching(matching, Value("", place=left.place, labels=labels, by=left.by))
         negated = f"!({right.text})"
         binding = 1 if operator == "or" else 2
         one = left.text if left.binding >= binding else f"({left.text})"
         other = negated if operator == "unless" else right.text if right.binding >= binding else f"({right.text})"
-        return Truth(f"{one} {'||' if operator == 'or' else '&&'} {other}", binding, left.place, left.kept)
+        return Truth(f"{one} {'||' if operator == 'or' else '&&'} {other}", binding, left.place, left.kept, by=left.by)
 
 
 _OVER_TIME: Final[Mapping[str, Callable[[_Translation, Selector, float], Value]]] = {
@@ -690,7 +739,6 @@ _WHY_NOT: Final = {
     "count_over_time": "count_over_time() counts scrapes, and there are none here",
     "quantile_over_time": "quantile_over_time() of a gauge: windows keep its min, max, mean and last, and no quantiles",
     "stddev_over_time": "stddev_over_time(): windows keep min, max, mean and last",
-    "predict_linear": "predict_linear() has no equal; see forecasts",
     "deriv": "deriv() has no equal; delta() has",
     "time": "time() is translated in `time() - node_boot_time_seconds` only",
     "vector": "vector() has no series to look at",
@@ -761,7 +809,7 @@ def _undivided(value: Value) -> Value:
 
 
 def _statistic(meaning: Meaning, statistic: str) -> str:
-    return f"{meaning.field}.{statistic}" if meaning.field.startswith("gauges.") else meaning.field
+    return as_field(f"{meaning.field}.{statistic}") if meaning.field.startswith("gauges.") else meaning.field
 
 
 def lasting(seconds: float) -> str:
@@ -796,6 +844,13 @@ def _same_place(one: Place, other: Place) -> None:
     if one != other:
         refuse("it compares different series of streammon with each other, and a rule looks at one: "
                f"{_told(one)} and {_told(other)}")  # fmt: skip
+
+
+def _check_kept(one: Value | Truth, other: Value | Truth, matching: Matching) -> None:
+    if one.kept != other.kept and matching.on is None and not matching.ignoring:
+        refuse("its two sides have different labels, so that Prometheus finds no pairs")
+    if one.by != other.by:
+        refuse("its two sides are of groups by different labels, and a rule looks at one kind of them")
 
 
 def _told(place: Place) -> str:
@@ -845,22 +900,14 @@ def _with_status(meaning: Meaning, matchers: tuple[LabelMatcher, ...]) -> tuple[
     refuse(f'{asked[0]}: windows know failed requests, code=~"5..", and no other status')
 
 
-_PLAIN: Final = re.compile(
-    r"(?:[A-Za-z0-9_ \-/:,;@%&=~<>!#\"'.|]|\\[.\-/+*?()\[\]{}|^$]"
-    r"|\(\?:|\(|\)|\[\^?(?:[A-Za-z0-9_ \-./:])+\]|[*+?]|\{\d{1,3}(?:,\d{0,3})?\})*"
-)
-
-
-def anchored(pattern: str) -> str:
-    """A regular expression that means the same to Prometheus and to us.
+def regular(pattern: str) -> str:
+    """A regular expression: Prometheus, Alertmanager and we read them with RE2, so it means the same.
 
     Raises:
-        UntranslatedError: it may not.
+        UntranslatedError: it is none.
     """
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        refuse(f"the regular expression {pattern!r} is not understood")
-    if not _PLAIN.fullmatch(pattern) or re.search(r"[*+?}][+]", pattern):
-        refuse(f"the regular expression {pattern!r} uses what may mean something else here")
+        matches("", pattern)
+    except ExpressionError as error:
+        refuse(str(error))
     return pattern

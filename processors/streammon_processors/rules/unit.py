@@ -39,6 +39,7 @@ from streammon.errors import ConfigError
 from streammon.results import Alert, AlertState, Severity
 from streammon.yaml_files import load_yaml, place_of
 from streammon_processors.rules.backtest import alerts_of
+from streammon_processors.rules.backtest_groups import group_alerts_of, of_series
 from streammon_processors.rules.columns import Panel, panel
 from streammon_processors.rules.description import Rules, Source
 from streammon_processors.rules.expression import Floats
@@ -135,7 +136,10 @@ def _run(
     checks = [_check(file, (number, at), each, rules) for at, each in enumerate(test.alerts)]
     given = _panel(file, number, test, size_s)
     until = START_UNIX_S + max([at_s for at_s, _ in checks], default=0.0)
-    transitions = list(alerts_of(rules, given, settings, until_unix_s=until))
+    transitions = [
+        *alerts_of(of_series(rules), given, settings, until_unix_s=until),
+        *group_alerts_of(rules, [given], settings, until_unix_s=until),
+    ]
     for place, (at_s, check) in enumerate(checks):
         found = _active(transitions, check.rule, START_UNIX_S + at_s)
         if not _fits(check.expect, found):
