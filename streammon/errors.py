@@ -36,7 +36,7 @@ class Reason(StrEnum):
     NEGATIVE = "negative"  # a negative duration, count or amount
     BAD_TIME = "bad_time"  # not a time in seconds since 1970
     FUTURE = "future"  # more than max_future_s ahead of the broker's time
-    TOO_LATE = "too_late"  # more than max_late_s behind the watermark
+    TOO_LATE = "too_late"  # more than max_late_s behind the watermark; of a result: older than another of its series
     REFUSED = "refused"  # the destination of a sink refused the document
 
 

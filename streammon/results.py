@@ -163,16 +163,35 @@ class Drift(Result, tag_field="type", tag="drift"):
     end_unix_s: float
     p_value: float | None = None
     reference: str | None = None
+    service: str | None = None
+    """Whose model it is; with the version, the target and the detector, it tells the series."""
+    model_version: str | None = None
 
 
 class Run(Result, tag_field="type", tag="run"):
-    """The folded state of one pipeline run."""
+    """The folded state of one pipeline run; one record each time that it is in another one."""
 
     job: str
     run_id: str
     state: str
     started_unix_s: float | None = None
     ended_unix_s: float | None = None
+    nominal_time_unix_s: float | None = None
+    """When it should begin."""
+    updated_unix_s: float | None = None
+    """Since when it is in this state; of a run that never began, or is lost, nothing else says that."""
+
+    @property
+    def time_unix_s(self) -> float | None:
+        """Since when it is in this state, as far as it says."""
+        known = (self.updated_unix_s, self.ended_unix_s, self.started_unix_s, self.nominal_time_unix_s)
+        return next((time for time in known if time is not None), None)
+
+    @property
+    def duration_s(self) -> float | None:
+        """How long it took, or has taken so far; None if it has not begun."""
+        until = self.ended_unix_s if self.ended_unix_s is not None else self.time_unix_s
+        return None if self.started_unix_s is None or until is None else until - self.started_unix_s
 
 
 AlertState = Literal["pending", "firing", "acknowledged", "resolved", "no_data"]

@@ -82,7 +82,7 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = PROCESSORS) -> l
         for name in INPUT_TOPICS
     ]
     results = [
-        TopicSpec(name, partitions, 30 * DAY_S, log_append_time=name in ("windows", "grouped", "commands"))
+        TopicSpec(name, partitions, 30 * DAY_S, log_append_time=True)
         for name in ("windows", "grouped", "drift", "runs", "commands")
     ]
     results.append(TopicSpec(REGROUPED, partitions, 1 * DAY_S, log_append_time=True))

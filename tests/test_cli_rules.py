@@ -120,6 +120,94 @@ def test_a_wrong_file_is_named_with_its_place(file: Path, right: str, wrong: str
     assert re.search(says, str(done.exception)), str(done.exception)
 
 
+ON_RESULTS = """
+rules:
+  - {name: failed, source: run, expr: 'state in ["failed", "lost"]', clear: state == "succeeded",
+     severity: warning, summary: "{job}: {value}"}
+  - {name: drifted, source: drift, expr: drifted && sample_size > 1000, severity: info, summary: "{target} {value}",
+     no_data: fire, no_data_for: 3h}
+"""
+TESTS_OF_RESULTS = """
+rules: [rules.yaml]
+tests:
+  - name: a failed run pages until one is good
+    source: run
+    results:
+      - {at: 4h, job: train, run_id: b, state: succeeded}
+      - {at: 2h, job: train, run_id: a, state: failed, started_unix_s: 1h, ended_unix_s: 2h}
+      - {at: 3h, job: train, run_id: b, state: running, started_unix_s: 3h}
+    alerts:
+      - {at: 119m, rule: failed, expect: []}
+      - at: 2h
+        rule: failed
+        expect: [{state: firing, labels: {job: train}, summary: "train: failed", condition: state failed}]
+      - {at: 3h, rule: failed, expect: [{state: firing}]}
+      - {at: 4h, rule: failed, expect: []}
+  - name: drift fires, is over, and is missed
+    source: drift
+    interval: 1h
+    results:
+      - &first {at: 1h, model: m, target: age, detector: psi, statistic: 0.1, threshold: 0.2, drifted: no, sample_size: 5000}
+      - {<<: *first, at: 2h, statistic: 0.3, drifted: yes}
+      - {<<: *first, at: 3h}
+    alerts:
+      - at: 2h
+        rule: drifted
+        expect: [{state: firing, value: 0.3, summary: age 0.3}]
+      - {at: 3h, rule: drifted, expect: []}
+      - {at: 5h59m, rule: drifted, expect: []}
+      - {at: 6h1m, rule: drifted, expect: [{state: no_data}]}
+"""  # noqa: E501
+
+
+@pytest.fixture
+def results_file(tmp_path: Path) -> Path:
+    (tmp_path / "rules.yaml").write_text(ON_RESULTS)
+    (tmp_path / "tests.yaml").write_text(TESTS_OF_RESULTS)
+    return tmp_path / "tests.yaml"
+
+
+def test_results_that_no_rule_looks_at_make_no_alert(results_file: Path) -> None:
+    tests = results_file.with_name("others.yaml")
+    results_file.with_name("rules.yaml").write_text(
+        "rules: [{name: failed, source: inference, expr: count > 1, severity: info, summary: x}]"
+    )
+    tests.write_text(
+        TESTS_OF_RESULTS.partition("    alerts:")[0] + "    alerts: [{at: 3h, rule: failed, expect: []}]\n"
+    )
+    done = run("rules", "test", tests)
+    assert done.stdout == f"{tests}: 1 test, 1 check, all good\n", done.output
+
+
+def test_rules_on_results_have_unit_tests_too(results_file: Path) -> None:
+    done = run("rules", "test", results_file)
+    assert done.stdout == f"{results_file}: 2 tests, 8 checks, all good\n", done.output
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("source: run", "source: inference", "tests.yaml:7:7: of inference windows, give `series` with `values`"),
+        (
+            "results:",
+            "series: [{labels: {job: train}, values: {a: 1}}]\n    results:",
+            ":6:13: of runs, give `results`",
+        ),
+        ("at: 4h, job", "job", "tests.yaml:7:9: `at` must be given: when it comes"),
+        ("at: 4h, job", "at: soon, job", "tests.yaml:7:14: 'soon' is no duration"),
+        ("ended_unix_s: 2h", "ended_unix_s: soon", "tests.yaml:8:90: 'soon' is no duration"),
+        ("run_id: b, state: succeeded", "state: succeeded", "tests.yaml:7:9: Object missing required field `run_id`"),
+        ("state: succeeded}", "state: [succeeded]}", "tests.yaml:7:48: Expected `str`, got `array`"),
+        ("state: succeeded}", "stat: x, state: succeeded}", "tests.yaml:7:47: there is no field 'stat'; allowed: at, "),
+    ],
+)
+def test_a_wrong_result_is_named_with_its_place(results_file: Path, right: str, wrong: str, says: str) -> None:
+    results_file.write_text(TESTS_OF_RESULTS.replace(right, wrong, 1))
+    done = run("rules", "test", results_file)
+    assert isinstance(done.exception, ConfigError)
+    assert says in str(done.exception)
+
+
 # ---------------------------------------------------------------- backtest
 
 

@@ -58,7 +58,7 @@ def test_compacted_topics_are_kept_for_ever_and_others_are_not() -> None:
     assert {name for name, spec in SPECS.items() if spec.retention_s is None} == COMPACTED
 
 
-@pytest.mark.parametrize("name", INPUT_TOPICS)
+@pytest.mark.parametrize("name", [*INPUT_TOPICS, "windows", "grouped", "drift", "runs", "commands"])
 def test_the_broker_stamps_every_input(name: str) -> None:
     """Lateness and ticks are judged by the broker's clock, not by the senders'."""
     assert SPECS[name].log_append_time

@@ -24,6 +24,8 @@ ROLLUPS_TICK_S = 5.0
 """Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
 REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
+RULES_TICK_S = 5.0
+"""How exact the silence of a series is. On `drift` and `runs`, hardly anything is there but ticks."""
 GROUP_TICK_S = 2.0
 """How exact the patience of `streammon_processors.rules.group` is."""
 
@@ -56,15 +58,16 @@ def rollups_processor(settings: Settings) -> Processor:
 
 
 def rules_processor(settings: Settings) -> Processor:
-    """Windows to alerts; and what people say of them."""
-    rules, base_s = _rules(settings), settings.windows.size_s
+    """Windows and results to alerts; and what people say of them."""
+    rules, windows = _rules(settings), settings.windows
     outputs = (Output("alerts", time_field("updated_unix_s"), compact=True),)
     inputs = (*rules.topics, "commands")
     return Processor(
         "rules",
         inputs,
-        lambda partition: RulesTask(rules, partition, base_s=base_s),
+        lambda partition: RulesTask(rules, partition, base_s=windows.size_s, max_future_s=windows.max_future_s),
         outputs,
+        idle_tick_s=max(windows.idle_tick_s, RULES_TICK_S),
         files=settings.rules.files,
     )
 

@@ -186,7 +186,7 @@ def rules_check(
 
 @command(rules_app, "default")
 def rules_default(settings: Settings) -> None:
-    """Print rules to begin with, for any service and any host: `streammon rules default > rules.yaml`."""
+    """Print rules to begin with, for any service, host, model and job: `streammon rules default > rules.yaml`."""
     from streammon_processors.rules import DEFAULT_RULES
 
     print(DEFAULT_RULES.read_text(encoding="utf-8"), end="")

@@ -272,7 +272,7 @@ async def _on_log(rules: Rules, range_: Range, settings: Settings, seen: set[Any
     found = await backtest_log(settings, rules, range_, _SayingByPartition())
     seen |= found.series
     if found.is_cut:
-        _say("retention has taken windows that rules would have looked at: the beginning is an approximation")
+        _say("retention has taken what rules would have looked at: the beginning is an approximation")
     return found.alerts
 
 

@@ -13,7 +13,7 @@ import msgspec
 from streammon.broker import Outgoing
 from streammon.commands import Acknowledge
 from streammon.config import Settings, WindowSettings
-from streammon.results import Completeness, Gauge, Window
+from streammon.results import Completeness, Drift, Gauge, Run, Window
 from streammon.tick import TICK
 from streammon_processors.builtin import (
     gather_processor,
@@ -258,6 +258,71 @@ class TestRulesByGroups(ProcessorContract):
 
     def logs(self, seed: int) -> Logs:
         return {**rule_logs(seed), "grouped": grouped_log(group_logs(seed), BY)}
+
+
+ON_RESULTS = Rules(
+    (
+        rule("drifted", "drifted && sample_size > 10", source="drift", for_="3h", where={"service": "shop"}),
+        rule("not-tested", "statistic > 0.2", source="drift", no_data="fire", no_data_for="2h", warm_up="1h"),
+        rule("failed", 'state in ["failed", "lost"]', source="run", clear='state == "succeeded"'),
+        rule(
+            "long", "duration_s > 600", source="run", keep_firing_for="1h", no_data="resolve", no_data_for="6h",
+            ladder=(Worse(severity="critical", expr='duration_s > 3000 && state != "succeeded"'),),
+        ),
+    )
+)  # fmt: skip
+
+
+@cache
+def result_log(seed: int, topic: str) -> list[Stored]:
+    """Two days of results of a few series: late ones, some of one instant, too far ahead, ticks, silences and junk."""
+    rng = random.Random(f"{seed} {topic}")
+    found, now = list[Stored](), 1_700_000_000.0
+    while len(found) < 250:
+        now += rng.choice((0.0, 5.0, 5.0, 300.0, 900.0, 4000.0))
+        late_s = rng.choice((0.0, 0.0, 0.0, 60.0, 7200.0, -30.0, -300.0))
+        made = _drift if topic == "drift" else _run
+        value = rng.choice((TICK, TICK, b"{", b'{"type":"window"}', None)) if rng.random() < 0.3 else None
+        value = value or made(now - late_s, rng)
+        found.append(Stored(value, len(found), round(now * 1000)))
+    return found
+
+
+def _drift(at: float, rng: random.Random) -> bytes:
+    lasted, statistic = rng.choice((0.0, 600.0, 3600.0, 86_400.0)), rng.random() / 2
+    return msgspec.json.encode(
+        Drift(
+            service=rng.choice(("shop", "else", None)), model="ranker", target=rng.choice("ab"), detector="psi",
+            statistic=statistic, threshold=0.2, drifted=statistic > 0.2, sample_size=rng.choice((5, 500)),
+            start_unix_s=at - lasted, end_unix_s=at,
+        )
+    )  # fmt: skip
+
+
+def _run(at: float, rng: random.Random) -> bytes:
+    state = rng.choice(("running", "succeeded", "succeeded", "failed", "lost"))
+    started = rng.choice((None, at - rng.choice((10.0, 1000.0, 5000.0))))
+    run = Run(job=rng.choice("ab"), run_id=f"{at}", state=state, started_unix_s=started)
+    return msgspec.json.encode(msgspec.structs.replace(run, updated_unix_s=at))
+
+
+class TestRulesOnResults(ProcessorContract):
+    processor = replace(
+        rules_processor(SETTINGS),
+        inputs=("windows", "drift", "runs", "commands"),
+        task=lambda number: RulesTask(Rules((*ON_RESULTS, *RECENT)), number),
+    )
+
+    def logs(self, seed: int) -> Logs:
+        return {**rule_logs(seed), "drift": result_log(seed, "drift"), "runs": result_log(seed, "runs")}
+
+    def test_the_logs_have_every_kind_of_trouble_and_every_rule_of_results_fires(self) -> None:
+        outputs = [output for _, topic, some in self._undisturbed() if topic != "windows" for output in some]
+        alerts = [msgspec.json.decode(each.value or b"") for each in outputs if each.topic == "alerts"]
+        firing = {each["rule"] for each in alerts if each["state"] in ("firing", "no_data")}
+        assert firing == {each.name for each in ON_RESULTS}
+        reasons = {dict(each.headers)["reason"] for each in outputs if each.topic == "deadletter"}
+        assert reasons == {b"too_late", b"future", b"invalid_json", b"invalid_event"}
 
 
 class TestGather(ProcessorContract):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace as replaced
 
-from streammon.broker import Outgoing
+from streammon.broker import Broker, Outgoing, TopicPartition
 from streammon.broker.embedded import EmbeddedBroker
-from streammon.broker.reading import read
+from streammon.broker.reading import Places, read
 from streammon.config import Settings, WindowSettings
 from streammon.errors import ConfigError
-from streammon.results import Alert
+from streammon.results import Alert, Drift, Run
 from streammon.topics import topic_specs
 from streammon_processors.builtin import rollups_processor, rules_processor
 from streammon_processors.contract import JUNK
@@ -33,7 +36,7 @@ from streammon_processors.rules.backtest import (
     judge,
     look_back_s,
 )
-from streammon_processors.rules.backtest_log import backtest_log, stretches
+from streammon_processors.rules.backtest_log import Stretch, backtest_log, stretches
 from streammon_processors.rules.columns import Panel, panel, records_of
 from streammon_processors.rules.incidents import load_incidents
 from streammon_processors.rules.numbers_csv import csv_panel
@@ -53,6 +56,8 @@ rules:
   - {name: past, source: inference, expr: 'avg_over(duration_s.p99, "2m") > 0.6', severity: info, summary: "{value}"}
   - {name: long, source: inference, window: 1m, expr: duration_s.p90 > 0.7, severity: info, summary: "{value}"}
   - {name: longer, source: inference, window: 3m, expr: error_rate > 0.5, severity: info, summary: "{value}"}
+  - {name: failed, source: run, expr: state == "failed", clear: state == "succeeded", severity: info, summary: "{job}"}
+  - {name: drifted, source: drift, expr: drifted, for: 5m, severity: info, summary: "{target}"}
 """
 
 
@@ -66,7 +71,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def world(settings: Settings) -> AsyncIterator[World[EmbeddedBroker]]:
-    """A log with an hour of windows on two partitions, their rollups, and what the rules have said of them."""
+    """A log with an hour of windows and results on two partitions, rollups, and what the rules have said of them."""
     clock = [START]
     broker = await EmbeddedBroker.open(settings, clock=lambda: clock[0])
     await broker.create_topics(topic_specs(partitions=PARTITIONS))
@@ -76,11 +81,41 @@ async def world(settings: Settings) -> AsyncIterator[World[EmbeddedBroker]]:
         for number in range(PARTITIONS)
         for record in records_of(of_partition(number))
     ]
+    entries += [entry for number in range(PARTITIONS) for entry in results(number)]
     await world.append(sorted(entries, key=lambda entry: entry[0]))
     for processor in (rollups_processor(settings), rules_processor(settings)):
         await world.run(replace(processor))
     yield world
     await broker.close()
+
+
+def results(partition: int) -> Iterator[tuple[int, Outgoing]]:
+    """Runs that may fail, others that never do and come late, some that fail for long; and tests of drift."""
+    rng = random.Random(partition)
+    for at, state in ((300, "failed"), (1300, "failed"), (2300, "failed"), (3300, "succeeded")):
+        run = Run(job=f"l{partition}", run_id=f"{at}", state=state, updated_unix_s=START + at)
+        yield _entry("runs", partition, at, run)
+    for at in range(300, 3600, 300):
+        run = Run(
+            job=f"j{partition}", run_id=f"{at}", state=rng.choice(("failed", "succeeded")), updated_unix_s=START + at
+        )
+        yield _entry("runs", partition, at, run)
+        yield _entry(
+            "runs",
+            partition,
+            at,
+            replaced(run, job=f"k{partition}", state="succeeded", updated_unix_s=START + at - 200),
+        )
+        drifted = rng.random() < 0.7
+        drift = Drift(
+            model=f"m{partition}", target="age", detector="psi", statistic=1, threshold=0.5, drifted=drifted,
+            sample_size=9, start_unix_s=START + at - 300, end_unix_s=START + at,
+        )  # fmt: skip
+        yield _entry("drift", partition, at, drift)
+
+
+def _entry(topic: str, partition: int, at: float, result: Run | Drift) -> tuple[int, Outgoing]:
+    return round(1000 * (START + at)), Outgoing(topic, b"key", msgspec.json.encode(result), (), partition)
 
 
 def of_partition(number: int) -> Panel:
@@ -102,9 +137,38 @@ async def test_a_backtest_of_the_running_rules_finds_what_they_published(
     expected = fired(await published(world), range_)
     found = await backtest_log(world.settings, rules, Range(max(range_.from_unix_s, 0.0), range_.to_unix_s))
     assert found.alerts == expected
-    assert found.series == {labels for number in range(PARTITIONS) for labels in of_partition(number).keys}
+    of_windows = {labels for number in range(PARTITIONS) for labels in of_partition(number).keys}
+    jobs = {(("job", f"{job}{number}"),) for job in "jkl" for number in range(PARTITIONS)}
+    targets = {(("detector", "psi"), ("model", f"m{number}"), ("target", "age")) for number in range(PARTITIONS)}
+    assert found.series == of_windows | jobs | targets
     assert not found.is_cut
-    assert {"now", "held", "longer"} <= {each.rule for each in expected}
+    assert {"now", "held", "longer", "failed", "drifted"} <= {each.rule for each in expected}
+
+
+async def test_of_results_all_is_known_that_began_before_the_range(world: World[EmbeddedBroker]) -> None:
+    """As of windows nothing is that rules do not look back on: an alert that fires all the while is no news."""
+    [failed] = [each for each in load_rules(world.settings.rules.files) if each.name == "failed"]
+    rules, range_ = Rules((failed,)), Range(START + 2000, inf)
+    parts = await stretches(world.broker, rules, range_)
+    assert {each.topic for part in parts for each in part.ends} == {"runs"}
+    found = (await backtest_log(world.settings, rules, range_)).alerts
+    assert {each.labels["job"][0] for each in found} == {"j"}
+
+
+@pytest.mark.parametrize(("from_unix_s", "is_cut"), [(START + 100, True), (START + 1000, False)])
+async def test_a_backtest_is_cut_where_results_may_be_gone_that_decide_and_not_where_older_ones_are(
+    from_unix_s: float, is_cut: bool, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """Retention has left those from START on."""
+    here = TopicPartition("runs", 0)
+
+    async def bounds(broker: object, topics: object, start: float | str) -> tuple[Places, Places]:
+        return {here: 5 if start == "earliest" or float(start) <= START else 7}, {here: 9}
+
+    monkeypatch.setattr("streammon_processors.rules.backtest_log.bounds", bounds)
+    [failed] = [each for each in load_rules(settings.rules.files) if each.name == "failed"]
+    found = await stretches(cast("Broker", None), Rules((failed,)), Range(from_unix_s, inf))
+    assert found == [Stretch(0, {here: 5}, {here: 9}, is_cut)]
 
 
 async def test_processes_that_share_the_work_find_the_same(
@@ -138,14 +202,14 @@ time.sleep(60)
 async def test_a_backtest_reads_no_more_than_rules_look_back_on(world: World[EmbeddedBroker]) -> None:
     rules = load_rules(world.settings.rules.files)
     parts = await stretches(world.broker, rules, Range(START + 3000, inf))
-    first = min(begin for part in parts for begin in part.begins.values())
+    first = min(begin for part in parts for each, begin in part.begins.items() if each.topic == "windows")
     assert first > 4 * 0.7 * (3000 - look_back_s(rules)) / SIZE_S > 0
 
 
 def test_longer_windows_are_made_of_columns_too(settings: Settings) -> None:
     rules = load_rules(settings.rules.files)
     found = fired(alerts_of(rules, random_panel(0, rows=360), settings.windows), Range(-inf, inf))
-    assert {each.rule for each in found} == set(rules.by_name)
+    assert {each.rule for each in found} == {each.name for each in rules if each.topic == "windows"}
 
 
 # ---------------------------------------------------------------- folding, comparing, judging

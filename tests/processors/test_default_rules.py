@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streammon.config import Settings
-from streammon.results import Alert, Completeness, Distribution, Gauge, Window
+from streammon.results import Alert, Completeness, Distribution, Drift, Gauge, Run, Window
 from streammon.sketch import Sketch
 from streammon_processors.contract import Stored
 from streammon_processors.rules import DEFAULT_RULES, Rules, RulesTask, load_rules, refuse_incomplete
@@ -188,3 +188,40 @@ def test_requests_that_stop_are_told_of_once_they_came_for_a_day() -> None:
     others = [window(heard[-1].end_unix_s + at * MINUTES_S, other) for at in range(1, 6)]
     found = [each for each in alerts([*heard, *others]) if each.transition]
     assert [(each.rule, each.state) for each in found] == [("unusual-throughput", "no_data")]
+
+
+# ---------------------------------------------------------------- models and pipelines
+
+
+def told(topic: str, *results: Drift | Run) -> list[tuple[str, str, str]]:
+    """What the shipped rules say of results that come when they are about."""
+    task, found = RulesTask(DEFAULT, 0), list[Alert]()
+    for offset, each in enumerate(results):
+        end = each.end_unix_s if isinstance(each, Drift) else each.time_unix_s
+        record = Stored(msgspec.json.encode(each), offset, round(1000 * (end or 0.0)))
+        found += [msgspec.json.decode(output.value or b"", type=Alert) for output in task.process(topic, [record])]
+    return [(each.rule, each.state, each.summary) for each in found]
+
+
+def drift(hour: int, statistic: float) -> Drift:
+    return Drift(
+        model="ranker", target="age", detector="psi", statistic=statistic, threshold=0.2, drifted=statistic > 0.2,
+        sample_size=5000, start_unix_s=BEGIN_UNIX_S + (hour - 1) * HOUR_S, end_unix_s=BEGIN_UNIX_S + hour * HOUR_S,
+    )  # fmt: skip
+
+
+def test_drift_is_told_of_until_three_hourly_tests_find_none() -> None:
+    said = "age of ranker has drifted from its reference, by psi: 0.31"
+    tested = [drift(hour, statistic) for hour, statistic in enumerate([0.1, 0.31, 0.1, 0.1, 0.31, 0.1, 0.1, 0.1])]
+    assert told("drift", *tested) == [("drifted", "firing", said), ("drifted", "resolved", said)]
+
+
+@pytest.mark.parametrize("state", ["failed", "missed", "lost"])
+def test_a_run_that_is_no_good_is_told_of_until_one_is(state: str) -> None:
+    states = ["running", "succeeded", "scheduled", state, "scheduled", "running", "overdue", "succeeded"]
+    runs = [
+        Run(job="train", run_id="a", state=each, updated_unix_s=BEGIN_UNIX_S + 60 * at)
+        for at, each in enumerate(states)
+    ]
+    said = f"train: a run is {state}"
+    assert told("runs", *runs) == [("run-failed", "firing", said), ("run-failed", "resolved", said)]

@@ -12,7 +12,8 @@ from streammon.durations import seconds
 from streammon.errors import ConfigError
 from streammon_processors.rules import Rule, load_rules
 from streammon_processors.rules.cel import Call, Constant, Variable
-from streammon_processors.rules.description import MAX_LOOK_BACK_S, MAX_SLOTS, fields_of, path_of
+from streammon_processors.rules.description import MAX_LOOK_BACK_S, MAX_SLOTS
+from streammon_processors.rules.sources import SOURCES, path_of
 
 BOUND: Final = {"field": "error_rate", "above": 0.1}
 BASE: Final = {"name": "r", "source": "inference", "severity": "warning", "summary": "s"}
@@ -363,7 +364,7 @@ def test_the_limits_are_those_that_are_told() -> None:
 
 @pytest.mark.parametrize("source", ["inference", "resource"])
 def test_every_field_that_a_refusal_names_is_one(source: str) -> None:
-    for group in fields_of(source).removeprefix("allowed: ").split(", "):
+    for group in SOURCES[source].allowed.removeprefix("allowed: ").split(", "):
         heads, _, tails = group.partition(" with .")
         for head in heads.split("|") if tails else [group.rpartition(".")[0]]:
             for tail in (tails or group.rpartition(".")[2]).split("|"):

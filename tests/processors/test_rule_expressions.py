@@ -31,6 +31,8 @@ from streammon_processors.rules.expression import (
     MATHS,
     Evaluation,
     Floats,
+    Reason,
+    Said,
     Truth,
     both,
     calls_of,
@@ -50,14 +52,18 @@ LABELS: Final = ("x", "y")
 KINDS: Final = {
     **dict.fromkeys((*FIELDS, "duration_s.p99", "error_rate", "count", "output_tokens.sum"), NUMBER),
     "duration_s": DISTRIBUTION,
+    "said": TEXT,
+    "flag": TRUTH,
 }
 
 
 class Seen(NamedTuple):
-    """A window: the numbers and labels that it has."""
+    """A window or result: the numbers and labels that it has, and what else it says."""
 
     numbers: Mapping[str, float]
     labels: Mapping[str, str]
+    said: str | None = None
+    flag: bool | None = None
 
 
 class Windows:
@@ -67,10 +73,15 @@ class Windows:
         self._windows, self._past = windows, past or {}
 
     def number(self, name: str) -> Floats:
+        if name == "flag":
+            return np.array([each.flag for each in self._windows], dtype=float)
         return np.array([each.numbers.get(name, np.nan) for each in self._windows])
 
+    def text(self, name: str) -> Sequence[str | None]:
+        return [each.said for each in self._windows]
+
     def of_labels(self, predicate: Node) -> Truth:
-        said = [of_labels(predicate, each.labels) for each in self._windows]
+        said = [of_labels(predicate, each.labels, {"said": each.said}) for each in self._windows]
         yes, no = ([each is known for each in said] for known in (True, False))
         return Truth(np.array(yes, dtype=bool), np.array(no, dtype=bool))
 
@@ -115,7 +126,8 @@ def oracle() -> Any:
         "max": (max, 2),
     }
     return cel.NewEnv(
-        variables=dict.fromkeys(FIELDS, double) | {"labels": cel.Type.Map(cel.Type.STRING, cel.Type.STRING)},
+        variables=dict.fromkeys(FIELDS, double)
+        | {"labels": cel.Type.Map(cel.Type.STRING, cel.Type.STRING), "said": cel.Type.STRING, "flag": cel.Type.BOOL},
         functions=[
             cel.FunctionDecl(name, [cel.Overload(f"{name}_of", double, [double] * arity, impl=impl)])
             for name, (impl, arity) in impls.items()
@@ -125,7 +137,8 @@ def oracle() -> Any:
 
 def by_cel(text: str, window: Seen) -> bool | None:
     """What CEL says of a window; None for an error, of which the text must say where it is one."""
-    value = oracle().compile(text).eval(data={**window.numbers, "labels": dict(window.labels)})
+    fields = {name: value for name, value in (("said", window.said), ("flag", window.flag)) if value is not None}
+    value = oracle().compile(text).eval(data={**window.numbers, **fields, "labels": dict(window.labels)})
     said = value.value()
     assert isinstance(said, bool) or value.type().name() == "ERROR"
     return said if isinstance(said, bool) else None
@@ -150,7 +163,7 @@ def _constant(value: float) -> Written:
 
 NUMBERS: Final = st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5, 3.0, -2.5, 1e3])
 leaves: Final = st.sampled_from(FIELDS).map(lambda name: Written(name, name)) | NUMBERS.map(_constant)
-texts: Final = st.sampled_from(["labels.x", 'labels["y"]', '"u"', '"v"', '""', "(labels.x + labels.y)"]).map(
+texts: Final = st.sampled_from(["labels.x", 'labels["y"]', '"u"', '"v"', '""', "(labels.x + labels.y)", "said"]).map(
     lambda text: Written(text, text)
 )
 SIGNS: Final = st.sampled_from([">", ">=", "<", "<=", "==", "!="])
@@ -187,6 +200,9 @@ def conditions_on(numbers: st.SearchStrategy[Written]) -> st.SearchStrategy[Writ
         st.sampled_from(
             ["true", "false", "has(labels.x)", '"y" in labels', 'labels.x.matches("^u+$")', 'labels.y.matches("v")']
         ).map(lambda text: Written(text, text)),
+        st.sampled_from(
+            ["flag", "(flag == true)", "(false == flag)", "(flag != true)", "(('u' == said) != false)"]
+        ).map(lambda text: Written(text, text)),
     )
 
 
@@ -211,6 +227,8 @@ seen: Final = st.builds(
     Seen,
     numbers=st.dictionaries(st.sampled_from(FIELDS), NUMBERS),
     labels=st.dictionaries(st.sampled_from(LABELS), st.sampled_from(["", "u", "uu", "v", "uv"])),
+    said=st.sampled_from([None, "", "u", "v"]),
+    flag=st.sampled_from([None, True, False]),
 )
 
 
@@ -241,7 +259,7 @@ def test_both_is_true_where_both_are(one: Written, other: Written, windows: list
 # ---------------------------------------------------------------- what is not known
 
 
-EMPTY, FULL = Seen({}, {}), Seen({"a": 2.0, "b": 0.0}, {"x": "u"})
+EMPTY, FULL = Seen({}, {}), Seen({"a": 2.0, "b": 0.0}, {"x": "u"}, "u", flag=True)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +293,13 @@ EMPTY, FULL = Seen({}, {}), Seen({"a": 2.0, "b": 0.0}, {"x": "u"})
         ("(has(labels.x) ? a : 5) == 5", True, False),
         ("2 > 1", True, True),
         ("1 in [2, 3]", False, False),
+        ("flag", None, True),
+        ("!flag || a > 1", None, True),
+        ("flag && false", False, False),
+        ("flag == false", None, False),
+        ("said in ['u', 'v']", None, True),
+        ("said == labels.x", None, True),
+        ("said != 'u' || has(labels.x)", None, True),
     ],
 )
 def test_what_is_missing_decides_nothing(text: str, of_empty: bool | None, of_full: bool | None) -> None:
@@ -327,7 +352,7 @@ NO_NUMBER = "takes numbers here; texts and labels go with each other only, by ==
         ("duration_s in [duration_s]", f"`in` {NO_NUMBER}"),
         ("labels == labels", f"`==` {NO_NUMBER}"),
         ("labels.x > 'a'", f"`>` {NO_NUMBER}"),
-        ("(count > 1) == true", f"`==` {NO_NUMBER}"),
+        ("(count > 1) == (count > 2)", f"`==` {NO_NUMBER}"),
         ("(count > 1) in [true]", f"`in` {NO_NUMBER}"),
         ("labels.x == (count > 1 ? 'a' : 'b')", f"`==` {NO_NUMBER}"),
         ("count > 1 && [1] == [1]", f"`==` {NO_NUMBER}"),
@@ -468,7 +493,12 @@ def test_what_two_conditions_share_is_read_once() -> None:
 
 # ---------------------------------------------------------------- in words
 
-SLOW = Seen({"duration_s.p99": 0.512, "error_rate": 0.25, "count": 12.0, "output_tokens.sum": 12345.0}, {"x": "u"})
+SLOW = Seen(
+    {"duration_s.p99": 0.512, "error_rate": 0.25, "count": 12.0, "output_tokens.sum": 12345.0},
+    {"x": "u"},
+    "failed",
+    True,
+)
 
 
 @pytest.mark.parametrize(
@@ -509,6 +539,12 @@ SLOW = Seen({"duration_s.p99": 0.512, "error_rate": 0.25, "count": 12.0, "output
         ("burn_rate(0.99, '5m') > 0.2", True, ["burn_rate(0.99, 5m) 0.75 > 0.2"]),
         ("share_above(duration_s, 0.3) > 0.2", True, ["share_above(duration_s, 0.3) 0.75 > 0.2"]),
         ("duration_s.p99 / 0 > 1", True, ["(p99 of duration_s / 0) inf > 1"]),
+        ("flag", True, ["flag"]),
+        ("!flag", False, ["flag"]),
+        ("flag && count > 10", True, ["flag", "count 12 > 10"]),
+        ("said == 'failed'", True, ["said failed"]),
+        ("said in ['lost', 'failed'] && labels.x == 'u'", True, ["said failed"]),
+        ("said != 'failed' || count > 20", False, ["said failed", "count 12 ≤ 20"]),
     ],
 )
 def test_why_it_came_out_is_told_in_the_units_of_the_fields(text: str, came_out: bool, said: list[str]) -> None:
@@ -530,8 +566,17 @@ def test_every_reason_that_is_told_is_true_of_the_window(written: Written, windo
             found = list(reasons(node, came_out, evaluation, row))
             assert said is came_out or not found
             for reason in found:
+                if isinstance(reason, Said):
+                    assert getattr(windows[row], reason.about.name) is not None
+                    continue
                 assert judged(Call(compare[reason.sign], (reason.left, reason.right)), windows)[row]
                 assert f" {reason.sign} " in tell(reason, evaluation, row)
+
+
+def test_a_text_that_is_not_there_is_no_reason() -> None:
+    windows = [Seen({}, {"x": "u"})]
+    evaluation = Evaluation(Windows(windows))
+    assert list(reasons(tree("said == 'v' || labels.x == 'u'"), True, evaluation, 0)) == []
 
 
 def test_the_number_of_one_window_is_read_also_where_it_is_the_same_for_all() -> None:
@@ -540,6 +585,7 @@ def test_the_number_of_one_window_is_read_also_where_it_is_the_same_for_all() ->
     assert math.isnan(value_at(Variable("count"), evaluation, 0))
     assert value_at(Constant(3.0), evaluation, 1) == 3
     [reason] = reasons(tree("10 < count"), True, evaluation, 1)
+    assert isinstance(reason, Reason)
     assert value_at(reason.about, evaluation, 1) == 12
 
 

@@ -58,6 +58,9 @@ class Windows:
     def number(self, name: str) -> Floats:
         return np.array([float(_NUMBERS[name](each)) for each in self._windows])
 
+    def text(self, name: str) -> Sequence[str | None]:
+        raise AssertionError(name)
+
     def of_labels(self, predicate: Node) -> Truth:
         raise AssertionError(predicate)
 

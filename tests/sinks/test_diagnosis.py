@@ -479,6 +479,31 @@ def test_a_deploy_of_the_version_with_which_a_series_began_is_suspected() -> Non
     assert START < first.at_unix_s < fired.started_unix_s
 
 
+def test_an_alert_on_a_result_is_no_cause_of_itself_but_what_came_with_it_may_be() -> None:
+    built = build("input drift", 100)
+    own = next(each for each in built.drift if each.target == "price")
+    labels = {"service": "shop", "model": own.model, "target": own.target, "detector": own.detector}
+    fired = replace(built.alert, labels=labels, value=own.statistic, evidence={"drift": msgspec.to_builtins(own)})
+    deploy = Change(time_unix_s=own.start_unix_s - 60, service="shop", kind="deploy", model=own.model)
+    drift = [replace(own, service=service, target=target) for service, target in
+             (("shop", own.target), (None, own.target), ("shop", "hour"), ("else", "hour"))]  # fmt: skip
+    causes = diagnosed(built._replace(alert=fired, changes=[deploy], drift=drift)).causes
+    assert [each.labels for each in causes if each.kind == "drift"] == [
+        {"model": own.model, "target": "hour", "service": "shop"},
+        {"model": own.model, "target": "hour", "service": "else"},
+    ]
+    assert {"deploy", "drift"} <= {each.kind for each in causes}
+
+
+def test_a_failed_run_is_no_cause_of_the_alert_on_it() -> None:
+    built = build("bad deploy", 100)
+    at = built.alert.started_unix_s
+    fired = replace(built.alert, labels={"job": "train"}, value=None, evidence={"run": {"job": "train"}})
+    failed = [replace(run("a", at, "failed"), job=job) for job in ("train", "train-features")]
+    causes = diagnosed(built._replace(alert=fired, pipelines=failed)).causes
+    assert [each.labels["job"] for each in causes if each.kind == "run_failed"] == ["train-features"]
+
+
 def test_what_others_wrote_cannot_move_the_cursor_of_who_asks_why() -> None:
     fired = alert(1, summary="\x1b[2J", evidence={"window": {"exemplars": ["no exemplar"]}})
     cause = Cause(what="deploy by \x1b]0;x\x07", why="a\nb", kind="deploy", score=1, at_unix_s=0, lag_s=0)

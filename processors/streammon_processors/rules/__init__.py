@@ -1,7 +1,8 @@
-"""Rules: from windows to alerts that a person can act on.
+"""Rules: from windows, drift results and runs to alerts that a person can act on.
 
-A `Rule` describes when the windows of a series are a breach, in CEL, and what a person should know then; `load_rules`
-reads rules from YAML files. A `RulesTask` evaluates them in event time::
+A `Rule` describes when what a series says is a breach, in CEL, and what a person should know then; `load_rules` reads
+rules from YAML files. What follows is told of windows, and holds of results, too, but for their order. A `RulesTask`
+evaluates them in event time::
 
     inactive ──breach──► pending ──held for `for`──► firing ──clear for `keep_firing_for`──► resolved
         ▲                   │                         │  ▲
@@ -9,7 +10,7 @@ reads rules from YAML files. A `RulesTask` evaluates them in event time::
 
 * **breach**: `expr` is true. **clear**: it is false; or, of a rule that has one, `clear` is true. Else it goes on.
 * **held**: from the start of the first breaching window to the end of the newest, with no other verdict in between.
-  ``for: 0`` fires on the first. Silence is no recovery, so a pending series may skip windows; only after `_PATIENCE_S`
+  ``for: 0`` fires on the first. Silence is no recovery, so a pending series may skip windows; only after five minutes
   (or ``for``, if longer) without one it begins anew.
 * A window that does not say what is asked for is neither: what is not known decides nothing.
 * A series that vanishes while firing goes on, unless the rule's ``no_data`` says that silence is an alert or an end.
@@ -20,7 +21,7 @@ Promises
   restored between them.
 - **One page an episode.** Evaluating a window again changes nothing, and a window that begins before the newest of its
   source, kind and length is not evaluated: in one partition, these come in order of start. (Sessions come in order of
-  their ends, and all are evaluated.)
+  their ends, and all are evaluated. Results are in order within a series, by their ends.)
 - An alert's id is made of the rule, the series and the start, so whoever reads `alerts` twice can tell.
 - A rule that was removed or changed while firing is resolved at the next window of any series, and its evidence says
   so. Texts may be corrected without that: `Rule.version` names only what decides.
@@ -30,11 +31,11 @@ Promises
 It does not look at supplements (``part: "late"``). Several series together are a window of a group: see
 `streammon_processors.rules.groups`.
 
-Where things are: `description` (what a rule is), `files` (from YAML), `cel` and `expression` (conditions, on columns),
-`past`, `learning`, `anomaly`, `forecast` (what is known of a series before), `lanes` (the windows of one kind, as
-columns), `episodes` (the life of one alert, a pure function), `alerts` (what is said), `task` (all of it, on a
-partition); `levels` (SLOs as rules), `groups` (`by`); `backtest`, `backtest_log`, `backtest_groups`, `columns`, `unit`
-(what would have been, and tests); `prometheus`, `promql` (import).
+Where things are: `description` (what a rule is), `sources` (what it looks at), `files` (from YAML), `cel` and
+`expression` (conditions, on columns), `past`, `learning`, `anomaly`, `forecast` (what is known of a series before),
+`lanes` (the windows of one kind, as columns), `episodes` (the life of one alert, a pure function), `alerts` (what is
+said), `task` (all of it, on a partition); `levels` (SLOs as rules), `groups` (`by`); `backtest`,
+`backtest_log`, `backtest_groups`, `columns`, `unit` (what would have been, and tests); `prometheus`, `promql` (import).
 """
 
 from __future__ import annotations

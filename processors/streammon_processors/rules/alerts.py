@@ -12,17 +12,28 @@ from msgspec.structs import replace
 from streammon.commands import Acknowledge
 from streammon.durations import shown as shown_duration
 from streammon.results import Alert
+from streammon_processors.rules.cel import Node, Variable
 from streammon_processors.rules.description import Level, Rule
 from streammon_processors.rules.episodes import Episode
-from streammon_processors.rules.expression import Evaluation, Reason, came_out_of, quantity, reasons, tell, value_at
+from streammon_processors.rules.expression import (
+    Evaluation,
+    Reason,
+    Said,
+    came_out_of,
+    quantity,
+    reasons,
+    tell,
+    value_at,
+)
 from streammon_processors.rules.words import shown
 
 _MAX_EVIDENCE_BYTES: Final = 100_000
-_MAX_CONDITION: Final = 200
+_MAX_CONDITION_BYTES: Final = 200
+_MAX_SHOWN_BYTES: Final = 30
 
 
 class Sight(NamedTuple):
-    """The window that decided: its place among those that were evaluated together, and the whole of it."""
+    """The window or result that decided: its place among those that were evaluated together, and the whole of it."""
 
     evaluation: Evaluation
     row: int
@@ -32,13 +43,12 @@ class Sight(NamedTuple):
 def of_window(rule: Rule, episode: Episode, sight: Sight) -> tuple[Episode, Alert]:
     """What a window has made of an episode, told; the episode remembers what was said."""
     found, held = _why(rule, episode, sight)
-    value = value_at(found[0].about, sight.evaluation, sight.row) if found else None
-    said = " and ".join(tell(reason, sight.evaluation, sight.row) for reason in found) or _without_numbers(rule, sight)
-    condition = said[:_MAX_CONDITION] + held
-    if episode.state != "resolved" and found and value is not None:
-        unit = quantity(found[0].about)
-        episode = replace(episode, value=value, shown=shown(unit, value), condition=condition)
-    return episode, _alert(rule, episode, condition, _evidence(sight.value), value)
+    value, shown_ = _measured(rule, found[0], sight) if found else (None, "")
+    said = " and ".join(dict.fromkeys(_said(rule, reason, sight) for reason in found)) or _without_numbers(rule, sight)
+    condition = _cut(said, _MAX_CONDITION_BYTES) + held
+    if episode.state != "resolved" and found:
+        episode = replace(episode, value=value, shown=shown_, condition=condition)
+    return episode, _alert(rule, episode, condition, _evidence(rule.origin.evidence, sight.value), value)
 
 
 def of_silence(rule: Rule, episode: Episode) -> tuple[Episode, Alert]:
@@ -81,7 +91,7 @@ def orphaned(episode: Episode, rule: Rule | None, now_unix_s: float) -> Alert:
     )
 
 
-def _why(rule: Rule, episode: Episode, sight: Sight) -> tuple[Sequence[Reason], str]:
+def _why(rule: Rule, episode: Episode, sight: Sight) -> tuple[Sequence[Reason | Said], str]:
     """The comparisons that made it so, and for how long they had to hold."""
     if episode.state == "resolved":
         return _over(rule.levels[0], episode, sight), ""
@@ -93,13 +103,47 @@ def _why(rule: Rule, episode: Episode, sight: Sight) -> tuple[Sequence[Reason], 
     return breached or [*reasons(level.clear, False, sight.evaluation, sight.row)], held
 
 
+def _said(rule: Rule, reason: Reason | Said, sight: Sight) -> str:
+    """A reason in words, and the numbers that go with it."""
+    said = tell(reason, sight.evaluation, sight.row)
+    about = ", ".join(_number(Variable(name), sight) for name in _told_of(rule, reason))
+    return f"{said} ({about})" if about else said
+
+
+def _number(field: Variable, sight: Sight) -> str:
+    return f"{field.name} {shown(quantity(field), value_at(field, sight.evaluation, sight.row))}"
+
+
+def _measured(rule: Rule, reason: Reason | Said, sight: Sight) -> tuple[float | None, str]:
+    """The number that a reason is about, if there is one, and what to call it."""
+    if isinstance(reason, Reason):
+        return _shown(reason.about, sight)
+    if told := _told_of(rule, reason):
+        return _shown(Variable(told[0]), sight)
+    return None, _cut(sight.evaluation.text(reason.about.name)[sight.row] or "", _MAX_SHOWN_BYTES)
+
+
+def _shown(node: Node, sight: Sight) -> tuple[float, str]:
+    value = value_at(node, sight.evaluation, sight.row)
+    return value, shown(quantity(node), value)
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """An episode remembers it, and has only so much room."""
+    return text.encode()[:max_bytes].decode(errors="ignore")
+
+
+def _told_of(rule: Rule, reason: Reason | Said) -> Sequence[str]:
+    return rule.origin.tells.get(reason.about.name, ()) if isinstance(reason, Said) else ()
+
+
 def _without_numbers(rule: Rule, sight: Sight) -> str:
     """Why, where no comparison of numbers has decided."""
     said = (came_out_of(condition, sight.evaluation, sight.row) for condition in rule.conditions)
     return "heard again" if all(each is None for each in said) else "its labels say so"
 
 
-def _over(level: Level, episode: Episode, sight: Sight) -> Sequence[Reason]:
+def _over(level: Level, episode: Episode, sight: Sight) -> Sequence[Reason | Said]:
     evaluation, row, _ = sight
     cleared, unbreached = (
         [*reasons(level.clear, True, evaluation, row)],
@@ -139,13 +183,14 @@ def _fill(template: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\{([\w.-]+)\}", lambda found: names.get(found[1], found[0]), template)
 
 
-def _evidence(value: bytes) -> dict[str, Any]:
+def _evidence(name: str, value: bytes) -> dict[str, Any]:
+    """The record that decided, under its name: ``window``, ``drift`` or ``run``."""
     try:
-        window = {name: _without_sketch(part) for name, part in msgspec.json.decode(value).items()}
+        record = {field: _without_sketch(part) for field, part in msgspec.json.decode(value).items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {"note": "window_unreadable"}  # what no rule reads is not looked at before
-    fits = len(msgspec.json.encode(window)) <= _MAX_EVIDENCE_BYTES
-    return {"window": window} if fits else {"note": "window_too_large"}
+        return {"note": f"{name}_unreadable"}  # what no rule reads is not looked at before
+    fits = len(msgspec.json.encode(record)) <= _MAX_EVIDENCE_BYTES
+    return {name: record} if fits else {"note": f"{name}_too_large"}
 
 
 def _without_sketch(part: object) -> object:

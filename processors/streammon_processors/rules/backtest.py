@@ -1,9 +1,9 @@
 """Backtests: what rules would have told on a stretch of history, and how good that would have been.
 
 `alerts_of` gives the transitions that rules make of a panel of numbers, and `streammon_processors.rules.backtest_log`
-what they make of the windows on a log. `fired` folds transitions into what a person would have got, `compare` says how
-two sets of rules differ, and `judge` how one fares against incidents that are known. All of it is pure: same windows,
-same bytes.
+what they make of the windows and results on a log. `fired` folds transitions into what a person would have got,
+`compare` says how two sets of rules differ, and `judge` how one fares against incidents that are known. All of it is
+pure: same log, same bytes.
 
 It is the rules task itself that runs, from a while before the range, so that the past that rules look back on is there
 (`look_back_s`). What it cannot know: who acknowledged what, and an alert that had been firing for longer than that.
@@ -28,8 +28,8 @@ from streammon_processors.replay import Range
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import group
-from streammon_processors.rules.columns import TICK_S, ColumnTask, Panel, Written, records_of
-from streammon_processors.rules.description import SEVERITIES, Rules
+from streammon_processors.rules.columns import TICK_S, ColumnTask, Panel, Written, as_log, records_of
+from streammon_processors.rules.description import SEVERITIES, Rule, Rules
 from streammon_processors.rules.lanes import SortedLabels
 from streammon_processors.rules.task import RulesTask
 from streammon_processors.shapes import Asked, Shape, plan, tumbling
@@ -55,10 +55,10 @@ def about(rules: Rules, sources: Collection[str]) -> Rules:
     return Rules(tuple(rule for rule in rules if rule.source in sources))
 
 
-def look_back_s(rules: Rules) -> float:
+def look_back_s(rules: Iterable[Rule]) -> float:
     """How long before a range to begin, so that all is known that rules ask for in it."""
     each = [
-        rule.horizon_s
+        rule.past_s
         + max(level.hold_s for level in rule.levels)
         + rule.keep_firing_s
         + (rule.shape.size_s if rule.shape else 0.0)
@@ -135,7 +135,7 @@ class _WithRollups(Afresh):
     """A rules task, and before it the rollups that it looks at."""
 
     def __init__(self, rules: Rules, partition: int, settings: WindowSettings, met: set[SortedLabels] | None) -> None:
-        self.rules = RulesTask(rules, partition, base_s=settings.size_s, met=met)
+        self.rules = _plain(rules, partition, settings, met)
         self._rollups = Rollups(rules, partition, settings)
 
     @property
@@ -143,6 +143,8 @@ class _WithRollups(Afresh):
         return [*self.rules.waiting, *self._rollups.waiting]
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
+        if topic != "windows":
+            return self.rules.process(topic, records)
         outputs = self.rules.process(topic, list(chain.from_iterable(map(self._rollups.grown, records))))
         refused, self._rollups.refused = self._rollups.refused, []
         return [*outputs, *refused]
@@ -152,7 +154,11 @@ def task_of(rules: Rules, partition: int, settings: WindowSettings, met: set[Sor
     """The task that decides on base windows, with what it needs to know of longer ones."""
     if asked_beyond(rules, settings.size_s):
         return _WithRollups(rules, partition, settings, met)
-    return RulesTask(rules, partition, base_s=settings.size_s, met=met)
+    return _plain(rules, partition, settings, met)
+
+
+def _plain(rules: Rules, partition: int, settings: WindowSettings, met: set[SortedLabels] | None = None) -> RulesTask:
+    return RulesTask(rules, partition, base_s=settings.size_s, max_future_s=settings.max_future_s, met=met)
 
 
 # ---------------------------------------------------------------- transitions
@@ -180,6 +186,15 @@ def alerts_of(
     for block in given.blocks():
         yield from decoded(task.take(block))
         progress(float(block.starts[-1]))
+
+
+def alerts_of_results(
+    rules: Rules, topic: str, results: Iterable[tuple[float, bytes]], settings: WindowSettings, until_unix_s: float
+) -> Iterator[Alert]:
+    """The transitions that rules make of results, which are in the order of the times at which they come."""
+    task = _plain(rules, 0, settings)
+    for batch in batches(as_log(results, until_unix_s + CLOSING_S)) if topic in rules.topics else ():
+        yield from decoded(task.process(topic, batch))
 
 
 def log_of(given: Panel, until_unix_s: float | None = None) -> Iterator[Written]:

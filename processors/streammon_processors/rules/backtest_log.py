@@ -1,4 +1,4 @@
-"""Backtests on a log: the rules task over the windows of each partition, one partition a core at a time.
+"""Backtests on a log: the rules task over the windows and results of each partition, one partition a core at a time.
 
 A partition is whole in itself, as it is for the rules that run, so partitions may be read by processes of their own;
 but for rules with ``by``, about which `backtest_groups` reads all of them together.
@@ -35,13 +35,13 @@ Progress = Callable[[int, float], None]
 
 
 class Stretch(NamedTuple):
-    """What one partition holds of the windows that a backtest reads."""
+    """What one partition holds of the windows and results that a backtest reads."""
 
     partition: int
     begins: Places
     ends: Places
     is_cut: bool
-    """Retention has taken windows that rules would have looked at."""
+    """Retention has taken what rules would have looked at."""
 
     @property
     def records(self) -> int:
@@ -104,11 +104,31 @@ async def _of_groups(broker: Broker, rules: Rules, range_: Range, settings: Sett
 
 
 async def stretches(broker: Broker, rules: Rules, range_: Range) -> list[Stretch]:
-    """From where to where each partition is to be read."""
-    begins, ends = await bounds(broker, ["windows"], range_.from_unix_s - look_back_s(rules))
-    firsts, _ = await bounds(broker, ["windows"], "earliest")
+    """From where to where each partition is to be read, of what rules look at."""
+    topics = sorted({rule.origin.topic for rule in rules}) or ["windows"]
+    found = [each for topic in topics for each in await _stretches(broker, rules, topic, range_.from_unix_s)]
     return [
-        Stretch(each.partition, {each: begin}, {each: ends[each]}, 0 < firsts[each] == begin)
+        Stretch(
+            number,
+            {each: begin for part in parts for each, begin in part.begins.items()},
+            {each: end for part in parts for each, end in part.ends.items()},
+            any(part.is_cut for part in parts),
+        )
+        for number in sorted({each.partition for each in found})
+        for parts in [[each for each in found if each.partition == number]]
+    ]
+
+
+async def _stretches(broker: Broker, rules: Rules, topic: str, from_unix_s: float) -> list[Stretch]:
+    """Of one topic. Results are few, so they are read for as long as series are known; windows, for what is needed."""
+    looking = [rule for rule in rules if rule.origin.topic == topic]
+    needed_s = look_back_s(looking)
+    known_s = max([needed_s, *(rule.origin.kept_s for rule in looking)])
+    firsts, ends = await bounds(broker, [topic], "earliest")
+    needed, _ = await bounds(broker, [topic], from_unix_s - needed_s)
+    begins, _ = await bounds(broker, [topic], from_unix_s - known_s)
+    return [
+        Stretch(each.partition, {each: begin}, {each: ends[each]}, 0 < firsts[each] == needed[each])
         for each, begin in sorted(begins.items())
     ]
 

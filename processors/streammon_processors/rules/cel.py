@@ -286,10 +286,20 @@ class _Tree:
             return Label(str(arguments[1].value))
         if function == "@in" and arguments[1] == Variable("labels") and isinstance(arguments[0], Constant):
             return Label(str(arguments[0].value), test=True)
+        if function in ("_==_", "_!=_") and (said := _compared_with_truth(function, *arguments)):
+            return said
         return Call(function, (*target, *arguments))
 
     def _options(self, fields: _Fields) -> Node:
         return Options(tuple(self._node(each) for each in fields.get(1, ())))
+
+
+def _compared_with_truth(function: str, one: Node, other: Node) -> Node | None:
+    """``drifted == true`` is ``drifted``, and ``drifted == false`` is ``!drifted``; None: something else."""
+    for side, constant in ((one, other), (other, one)):
+        if isinstance(constant, Constant) and isinstance(constant.value, bool):
+            return side if constant.value == (function == "_==_") else Call("!_", (side,))
+    return None
 
 
 _Fields = Mapping[int, list[Any]]

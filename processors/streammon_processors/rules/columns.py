@@ -10,7 +10,7 @@ longer than `TICK_S` and a rule waits for one, ticks let the time pass, as the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -25,11 +25,11 @@ from streammon.events import SCHEMA
 from streammon.results import DISTRIBUTIONS, Gauge
 from streammon.sketch import MAX_COUNT, Sketch
 from streammon.tick import TICK
-from streammon_processors.rules.description import path_of
 from streammon_processors.rules.expression import Bools, Floats
-from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, LogTime, Seen, SortedLabels
+from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, LogTime, Seen, SortedLabels, sorted_labels
 from streammon_processors.rules.past import Ints, Look
-from streammon_processors.rules.task import Log, News, RulesTask, sorted_labels
+from streammon_processors.rules.sources import path_of
+from streammon_processors.rules.task import Log, News, RulesTask
 
 TICK_S: Final = PATIENCE_S / 2
 """Half of what a gap in the log may count as, so that all of its time passes."""
@@ -188,20 +188,26 @@ class Written(NamedTuple):
 
 
 def records_of(panel_: Panel, until_unix_s: float | None = None, tick_s: float = TICK_S) -> Iterator[Written]:
-    """The panel as a log of `windows`; ticks wherever none is written, at the end up to ``until_unix_s``."""
+    """The panel as a log of `windows`, to which time goes on up to ``until_unix_s``."""
+    windows = (
+        (start + panel_.size_s, msgspec.json.encode(panel_.window(row, column)))
+        for row, start in enumerate(panel_.starts.tolist())
+        for column in np.flatnonzero(panel_.there[row]).tolist()
+    )
+    return as_log(windows, until_unix_s, tick_s)
+
+
+def as_log(
+    values: Iterable[tuple[float, bytes]], until_unix_s: float | None = None, tick_s: float = TICK_S
+) -> Iterator[Written]:
+    """A log that got these values at these times; ticks wherever it got none, at the end up to ``until_unix_s``."""
     offset, newest = 0, None
-    for row, start in enumerate(panel_.starts.tolist()):
-        columns = np.flatnonzero(panel_.there[row]).tolist()
-        if not columns:
-            continue
-        end = start + panel_.size_s
-        for stamp in ticks(newest, end, tick_s):
+    for at, value in values:
+        for stamp in ticks(newest, at, tick_s):
             yield Written(offset, stamp, TICK)
             offset += 1
-        for column in columns:
-            yield Written(offset, ms(end), msgspec.json.encode(panel_.window(row, column)))
-            offset += 1
-        newest = end
+        yield Written(offset, ms(at), value)
+        offset, newest = offset + 1, at
     for stamp in ticks(newest, newest if until_unix_s is None else until_unix_s, tick_s):
         yield Written(offset, stamp, TICK)
         offset += 1

@@ -15,16 +15,16 @@ from msgspec import Meta, Struct
 
 from streammon.durations import Duration, seconds
 from streammon.errors import ConfigError
-from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Gauge, Severity
+from streammon.results import Severity
 from streammon_processors.rules import cel
 from streammon_processors.rules.cel import Call, Constant, ExpressionError, Node, Variable
 from streammon_processors.rules.expression import MATHS, calls_of, check, labels_of, negated, variables_of
 from streammon_processors.rules.groups import GROUPED, Grouping
 from streammon_processors.rules.learning import Lesson, told_with
 from streammon_processors.rules.past import FUNCTIONS, NAMES, Look, understand
+from streammon_processors.rules.sources import SOURCES, Results, Source, SourceName
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
-Source = Literal["inference", "resource"]
 NoData = Literal["hold", "fire", "resolve"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "critical")
 """From mild to grave."""
@@ -34,14 +34,6 @@ MIN_LEARNED_S: Final = 60.0
 """What is learned of series is written again, with the snapshot, after each window: not every two seconds."""
 MAX_SLOTS: Final = 400
 """Of longer windows, how many are looked back on; they are kept in the snapshot."""
-
-_NUMBERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "inference": ("count", "throughput_per_s", "error_count", "error_rate"),
-    "resource": ("count", "throughput_per_s"),
-}
-_DISTRIBUTIONS: Final[Mapping[str, tuple[str, ...]]] = {"inference": DISTRIBUTIONS, "resource": ()}
-_STATISTICS: Final = tuple(name for name in Distribution.__struct_fields__ if name != "sketch")
-_GAUGE: Final = Gauge.__struct_fields__
 
 
 class WindowOf(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,8 +71,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     """What is wrong when, how bad that is, and what the person who is woken should know."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
-    source: Source
-    """Which windows."""
+    source: SourceName
+    """Which windows, or which results: see `sources`."""
     severity: Severity
     summary: str
     """One line for a person; ``{label}`` and ``{value}`` are filled in."""
@@ -130,6 +122,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
             raise ValueError("`for` and `for_s` are the same; keep one")
         if len({self.severity, *(rung.severity for rung in self.ladder)}) <= len(self.ladder):
             raise ValueError("`ladder`: each severity may be there once, that of the rule included")
+        if isinstance(self.origin, Results):
+            _check_results(self, self.origin)
         _ = self.shape, self.levels, self.keep_firing_s, self.silence_s, self.warm_up_s  # raise ValueError
         if self.shape and self.shape.kind == "session" and self.no_data != "hold":
             raise ValueError(
@@ -142,7 +136,12 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
             )
         _check_groups(self)
 
-    # -- which windows
+    # -- which windows or results
+
+    @property
+    def origin(self) -> Source:
+        """What is known of its source."""
+        return SOURCES[self.source]
 
     @cached_property
     def shape(self) -> Shape | None:
@@ -167,8 +166,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
 
     @property
     def topic(self) -> str:
-        """Where its windows are."""
-        return "windows" if self.grouping is None else GROUPED
+        """Where its windows or results are."""
+        return self.origin.topic if self.grouping is None else GROUPED
 
     @property
     def stream(self) -> str:
@@ -227,10 +226,15 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
         return tuple(understand(each) for call in dict.fromkeys(calls) for each in (call, *told_with(call)))
 
     @cached_property
-    def horizon_s(self) -> float:
-        """How much of the past of a series it wants to know."""
+    def past_s(self) -> float:
+        """How much of the past of a series it asks for."""
         silence_s = 0.0 if self.no_data == "hold" else self.silence_s + self.warm_up_s
         return max([silence_s, *(look.span_s for look in self.looks)])
+
+    @cached_property
+    def horizon_s(self) -> float:
+        """How long a series is known; of results, also to tell an older one from a newer."""
+        return max(self.origin.kept_s, self.past_s)
 
     @cached_property
     def is_kept(self) -> bool:
@@ -239,7 +243,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
 
     @cached_property
     def fields(self) -> frozenset[str]:
-        """The fields of a window that it reads, and the distributions whose sketches it reads."""
+        """The fields of a window or result that it reads, and the distributions whose sketches it reads."""
         tracks = (node for look in self.looks for node in look.tracks)
         read = {name for node in (*self.conditions, *tracks) for name in variables_of(node)}
         return frozenset(read | {look.sketches for look in self.looks if look.sketches})
@@ -247,13 +251,13 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     @cached_property
     def paths(self) -> frozenset[tuple[str, ...]]:
         """The keys in a window that lead to what it reads."""
-        plain = {path_of(self.source, name) for name in self.fields} - {()}
+        plain = {self.origin.path_of(name) for name in self.fields} - {()}
         return frozenset(plain | {(name, "sketch") for name in self.distributions & self.fields})
 
     @property
     def distributions(self) -> frozenset[str]:
         """The distributions it looks at."""
-        return frozenset(name.partition(".")[0] for name in self.fields) & set(_DISTRIBUTIONS[self.source])
+        return frozenset(name.partition(".")[0] for name in self.fields) & set(self.origin.distributions)
 
     @cached_property
     def version(self) -> str:
@@ -305,8 +309,8 @@ def _level(rule: Rule, written: _Bound) -> Level:
         return Level(written.severity, breach, clear, hold_s)
     if rule.field is None:
         raise ValueError("`expr`, or `field` with `above` or `below`, must be given")
-    if not path_of(rule.source, rule.field):
-        raise ValueError(f"`field` is not a number in {rule.source} windows; {fields_of(rule.source)}")
+    if rule.origin.kind_of(rule.field) != cel.NUMBER:
+        raise ValueError(f"`field` is not a number in {rule.origin.noun}; {rule.origin.allowed}")
     return Level(written.severity, *_bounds(rule.field, written), hold_s)
 
 
@@ -330,26 +334,31 @@ def _bounds(field: str, written: _Bound) -> tuple[Node, Node]:
 
 def _parsed(rule: Rule, name: str, text: str) -> Node:
     try:
-        node, kind = cel.parse(text, _variables(rule.source, text), (*MATHS, *FUNCTIONS))
+        node, kind = cel.parse(text, _variables(rule.origin, text), (*MATHS, *FUNCTIONS))
         if kind != cel.TRUTH:
             raise ExpressionError(f"it gives a {kind}; a condition is true or false")  # noqa: TRY301  # told with the rest
         check(node, {name: lambda call: _check_look(rule, call) for name in NAMES})
+        _check_labels(rule.origin, node)
     except ExpressionError as error:
-        known = f"; {fields_of(rule.source)}" if "is not known here" in str(error) else ""
+        known = f"; {rule.origin.allowed}" if "is not known here" in str(error) else ""
         raise ValueError(f"`{name}`: {error}{known}") from None
     return node
 
 
-def _variables(source: str, text: str) -> dict[str, str]:
-    """The fields of windows that a text names, and their types."""
-    found = {name: cel.NUMBER for name in cel.names_in(text) if path_of(source, name)}
-    return found | {name: cel.DISTRIBUTION for name in cel.names_in(text) if name in _DISTRIBUTIONS[source]}
+def _variables(source: Source, text: str) -> dict[str, str]:
+    """The fields that a text names, and their types; of texts, also where a function is called: ``state.contains``."""
+    names = set(cel.names_in(text))
+    called = {name.rpartition(".")[0] for name in names}
+    found = {name: kind for name in sorted(names) if (kind := source.kind_of(name))}
+    return found | {name: cel.TEXT for name in sorted(called) if source.kind_of(name) == cel.TEXT}
 
 
 def _check_look(rule: Rule, call: Call) -> None:
     look = understand(call)
     if not look.span_s:
         return
+    if isinstance(rule.origin, Results):
+        raise ExpressionError(f"{call.function}: {rule.origin.noun} come when they come, and have no regular past")
     if rule.source != "inference" and call.function in ("burn_rate", "quantile"):
         raise ExpressionError(f"{call.function} is about requests; these windows have none")
     shape = rule.shape
@@ -394,17 +403,6 @@ class Rules:
     def by_name(self) -> Mapping[str, Rule]:
         return {rule.name: rule for rule in self.rules}
 
-    def looking_at(self, source: str, shape: Shape | None) -> Sequence[Rule]:
-        """The rules for such windows; None: for base windows, however long they are."""
-        return self.by_windows.get((source, shape), ())
-
-    @cached_property
-    def by_windows(self) -> Mapping[tuple[str, Shape | None], Sequence[Rule]]:
-        found: dict[tuple[str, Shape | None], list[Rule]] = {}
-        for rule in self.rules:
-            found.setdefault((rule.source, rule.shape), []).append(rule)
-        return found
-
     @cached_property
     def asked(self) -> Sequence[Asked]:
         """The rollups that rules look at."""
@@ -412,8 +410,8 @@ class Rules:
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Where the windows are that they look at: those of series, and, if a rule says ``by``, those of groups."""
-        return ("windows", GROUPED) if self.groupings else ("windows",)
+        """What they look at: windows, and if a rule asks for them, those of groups, and results."""
+        return tuple(dict.fromkeys(["windows", *sorted({rule.topic for rule in self.rules})]))
 
     @cached_property
     def groupings(self) -> Sequence[Grouping]:
@@ -422,6 +420,30 @@ class Rules:
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
+
+
+def _check_results(rule: Rule, source: Results) -> None:
+    """Raises ValueError: results are no windows, and their labels are known."""
+    if rule.window is not None:
+        raise ValueError(f"`window`: {source.noun} are no windows, each is about the time that it says; leave it out")
+    if rule.by is not None:
+        raise ValueError(
+            f"`by`: {source.noun} do not add up; leave it out, and let the notifier put alerts together, `group_by`"
+        )
+    allowed = f"{source.noun} have {', '.join(source.labels)}"
+    if lost := sorted(rule.where.keys() - set(source.labels)):
+        raise ValueError(f"`where` names the label {lost[0]!r}; {allowed}")
+    if lost := sorted({*_PLACE.findall(rule.summary)} - {"value", *source.labels}):
+        raise ValueError(f"`summary` names {{{lost[0]}}}; {allowed}, and there is {{value}}")
+
+
+def _check_labels(source: Source, node: Node) -> None:
+    """Raises ExpressionError: it asks for a label that no series can have."""
+    if source.labels is not None and (lost := sorted({*labels_of(node)} - {*source.labels})):
+        raise ExpressionError(f"'labels.{lost[0]}' is not known here")
+
+
+_PLACE: Final = re.compile(r"\{([\w.-]+)\}")
 
 
 def _check_groups(rule: Rule) -> None:
@@ -437,7 +459,7 @@ def _check_groups(rule: Rule) -> None:
         )
     if lost := sorted({name for node in rule.conditions for name in labels_of(node)} - set(rule.by)):
         raise ValueError(f"`expr` asks for labels.{lost[0]}, which `by` does not keep; ask for it in `where`")
-    if lost := sorted({*re.findall(r"\{([\w.-]+)\}", rule.summary)} - {"value", *rule.by}):
+    if lost := sorted({*_PLACE.findall(rule.summary)} - {"value", *rule.by}):
         raise ValueError(f"`summary` names {{{lost[0]}}}, which `by` does not keep")
     if last := sorted(name for name in rule.fields if name.startswith("gauges.") and name.endswith(".last")):
         raise ValueError(f"{last[0]}: of several series, none is the last; take min, max or mean")
@@ -470,30 +492,6 @@ def _hopping(size_s: float, every_s: float) -> Shape:
     if not 1 <= overlap <= MAX_OVERLAP or abs(overlap - round(overlap)) > 1e-9:
         raise ValueError(f"`window`: `size` must be 1 to {MAX_OVERLAP} times `every`, a whole number of times")
     return hopping(size_s, every_s)
-
-
-def path_of(source: str, field: str) -> tuple[str, ...]:
-    """The keys that lead to the field, or none if such windows cannot have it. Gauge names may hold dots."""
-    match field.split("."):
-        case [number] if number in _NUMBERS[source]:
-            return (number,)
-        case [name, statistic] if source == "inference" and name in DISTRIBUTIONS and statistic in _STATISTICS:
-            return (name, statistic)
-        case ["gauges", *name, statistic] if name and statistic in _GAUGE:
-            return ("gauges", ".".join(name), statistic)
-        case ["completeness", number] if number in COUNTERS:
-            return ("completeness", number)
-        case ["cost", *name] if name and source == "inference":
-            return ("cost", ".".join(name))
-    return ()
-
-
-def fields_of(source: str) -> str:
-    gauges = f"gauges.NAME.{'|'.join(_GAUGE)}"
-    numbers = [*_NUMBERS[source], gauges, f"completeness.{'|'.join(COUNTERS)}"]
-    if source == "inference":
-        numbers += [f"{'|'.join(DISTRIBUTIONS)} with .{'|'.join(_STATISTICS)}", "cost.CURRENCY"]
-    return f"allowed: {', '.join(numbers)}"
 
 
 def digest(parts: object, size: int) -> str:

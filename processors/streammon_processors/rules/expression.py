@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from math import isfinite
+from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from streammon_processors.rules.cel import (
     NUMBER,
+    TEXT,
+    TRUTH,
     Call,
     Constant,
     ExpressionError,
@@ -40,6 +43,7 @@ from streammon_processors.rules.words import UNTIL, quantity_of, shown, words_of
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
 Labels: TypeAlias = Mapping[str, str]
+Texts: TypeAlias = Mapping[str, str | None]
 
 
 class Truth(NamedTuple):
@@ -56,8 +60,12 @@ class Columns(Protocol):
         """A field of the windows; NaN where a window has none."""
         ...
 
+    def text(self, name: str) -> Sequence[str | None]:
+        """A field that is a text; None where there is none."""
+        ...
+
     def of_labels(self, predicate: Node) -> Truth:
-        """What `of_labels` says of each window's series."""
+        """What `of_labels` says of each window's series, and of the texts in it."""
         ...
 
     def of_past(self, call: Call) -> Floats:
@@ -116,6 +124,9 @@ class Evaluation:
             self._numbers[node] = self._number(node)
         return self._numbers[node]
 
+    def text(self, name: str) -> Sequence[str | None]:
+        return self._columns.text(name)
+
     def truth(self, node: Node) -> Truth:
         if node not in self._truths:
             self._truths[node] = self._truth(node)
@@ -135,6 +146,9 @@ class Evaluation:
     def _truth(self, node: Node) -> Truth:  # noqa: PLR0911  # one case a construct of the language
         if is_about_labels(node):
             return self._columns.of_labels(node)
+        if isinstance(node, Variable):
+            said = self.number(node)
+            return Truth(said == 1, said == 0)
         assert isinstance(node, Call)
         match node.function, node.arguments:
             case "_&&_", (one, other):
@@ -166,17 +180,18 @@ class Evaluation:
 
 
 def is_about_labels(node: Node) -> bool:
-    """Whether it is decided by the labels of a series alone."""
+    """Whether it is decided by the labels of a series, and by texts that are no labels, alone."""
     match node:
         case Label():
             return True
+        case Variable(_, kind):
+            return kind == TEXT
         case Constant(value):
             return not isinstance(value, float)
         case Options(items):
             return all(map(is_about_labels, items))
         case Call(function, arguments):
             return (function in _TEXT or function in _LOGIC) and all(map(is_about_labels, arguments))
-    return False
 
 
 _LOGIC: Final = ("_&&_", "_||_", "!_", "_?_:_", "_==_", "_!=_", "@in")
@@ -192,28 +207,30 @@ _TEXT: Final[Mapping[str, Callable[..., object]]] = {
 }
 
 
-def of_labels(node: Node, labels: Labels) -> object:  # noqa: PLR0911  # one case a construct of the language
-    """What a condition on labels says of these; None if that is not known, because one is missing."""
+def of_labels(node: Node, labels: Labels, texts: Texts = MappingProxyType({})) -> object:  # noqa: PLR0911  # one case a construct of the language
+    """What a condition on labels and texts says of these; None if that is not known, because one is missing."""
     match node:
         case Label(name, test):
             return name in labels if test else labels.get(name)
+        case Variable(name):
+            return texts.get(name)
         case Constant(value):
             return value
         case Options(items):
-            options = [of_labels(item, labels) for item in items]
+            options = [of_labels(item, labels, texts) for item in items]
             return None if None in options else options
         case Call("!_", (one,)):
-            said = of_labels(one, labels)
+            said = of_labels(one, labels, texts)
             return None if said is None else not said
         case Call("_&&_", parts):
-            return _junction([of_labels(part, labels) for part in parts], decides=False)
+            return _junction([of_labels(part, labels, texts) for part in parts], decides=False)
         case Call("_||_", parts):
-            return _junction([of_labels(part, labels) for part in parts], decides=True)
+            return _junction([of_labels(part, labels, texts) for part in parts], decides=True)
         case Call("_?_:_", (condition, one, other)):
-            chosen = of_labels(condition, labels)
-            return None if chosen is None else of_labels(one if chosen else other, labels)
+            chosen = of_labels(condition, labels, texts)
+            return None if chosen is None else of_labels(one if chosen else other, labels, texts)
         case Call(function, arguments):
-            values = [of_labels(argument, labels) for argument in arguments]
+            values = [of_labels(argument, labels, texts) for argument in arguments]
             return None if None in values else _TEXT[function](*values)
     raise AssertionError(node)
 
@@ -236,6 +253,8 @@ def check(node: Node, past: Mapping[str, Callable[[Call], object]]) -> None:
     match node:
         case _ if is_about_labels(node):
             _check_labels(node)
+        case Variable(_, kind) if kind == TRUTH:
+            return
         case Call("_&&_" | "_||_" | "!_" | "_?_:_", arguments):
             for argument in arguments:
                 check(argument, past)
@@ -300,14 +319,19 @@ def _misplaced(node: Node) -> ExpressionError:
     return ExpressionError(f"{name!r} has no place in a rule")
 
 
-def variables_of(node: Node) -> Iterator[str]:
-    """The fields that it reads."""
+def fields_of(node: Node) -> Iterator[Variable]:
+    """The fields that it reads, wherever it does."""
     match node:
-        case Variable(name):
-            yield name
+        case Variable():
+            yield node
         case Call(_, arguments) | Options(arguments):
             for argument in arguments:
-                yield from variables_of(argument)
+                yield from fields_of(argument)
+
+
+def variables_of(node: Node) -> Iterator[str]:
+    """Their names."""
+    return (field.name for field in fields_of(node))
 
 
 def labels_of(node: Node) -> Iterator[str]:
@@ -333,6 +357,13 @@ def calls_of(node: Node, functions: Mapping[str, object]) -> Iterator[Call]:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A field that has decided by what it says, and by no comparison of numbers: a text or a truth value."""
+
+    about: Variable
+
+
+@dataclass(frozen=True)
 class Reason:
     """A comparison that came out as it should not, or should again."""
 
@@ -347,9 +378,13 @@ class Reason:
         return side.arguments[0] if _tells_of_its_argument(side) else side
 
 
-def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Iterator[Reason]:
-    """The comparisons that made it so, of one window; none if it is not so. Conditions on labels are no news."""
-    if is_about_labels(node) or not isinstance(node, Call) or came_out_of(node, evaluation, row) is not came_out:
+def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Iterator[Reason | Said]:
+    """What made it so, of one window; none if it is not so. Labels are no news, and say nothing here."""
+    if came_out_of(node, evaluation, row) is not came_out:
+        return
+    if is_about_labels(node) or not isinstance(node, Call):
+        known = (each for each in dict.fromkeys(fields_of(node)) if _is_known(each, evaluation, row))
+        yield from map(Said, known)
         return
     match node.function, node.arguments:
         case "!_", (one,):
@@ -368,17 +403,29 @@ def reasons(node: Node, came_out: bool, evaluation: Evaluation, row: int) -> Ite
             yield Reason(left, sign if came_out else opposite, right)
 
 
+def _is_known(field: Variable, evaluation: Evaluation, row: int) -> bool:
+    return field.kind != TEXT or evaluation.text(field.name)[row] is not None
+
+
 def came_out_of(condition: Node, evaluation: Evaluation, row: int) -> bool | None:
     """What a condition says of one window; None: it does not say."""
     yes, no = (known[row] if np.ndim(known) else known for known in evaluation.truth(condition))
     return True if yes else False if no else None
 
 
-def tell(reason: Reason, evaluation: Evaluation, row: int) -> str:
-    """``p99 of duration_s 512 ms > 300 ms``."""
+def tell(reason: Reason | Said, evaluation: Evaluation, row: int) -> str:
+    """``p99 of duration_s 512 ms > 300 ms``, ``state failed``, ``not drifted``."""
+    if isinstance(reason, Said):
+        return _tell_what_is_said(reason.about, evaluation, row)
     unit = quantity(reason.right if isinstance(reason.left, Constant) else reason.left)
     sides = (_side(each, unit, evaluation, row) for each in (reason.left, reason.right))
     return f" {reason.sign} ".join(sides)
+
+
+def _tell_what_is_said(field: Variable, evaluation: Evaluation, row: int) -> str:
+    if field.kind == TEXT:
+        return f"{field.name} {evaluation.text(field.name)[row]}"
+    return field.name if came_out_of(field, evaluation, row) else f"not {field.name}"
 
 
 def value_at(node: Node, evaluation: Evaluation, row: int) -> float:

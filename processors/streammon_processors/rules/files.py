@@ -15,7 +15,7 @@ from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.levels import ServiceLevel
 
 DEFAULT_RULES: Final = Path(__file__).with_name("default_rules.yaml")
-"""Rules to begin with, for any service and host."""
+"""Rules to begin with, for any service, host, model and job."""
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):

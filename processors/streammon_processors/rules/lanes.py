@@ -2,13 +2,16 @@
 
 Windows come in *waves*: all that start at one time, each of another series. What a rule wants to know of the window
 alone is worked out for many waves at once; what it wants to know of the past, wave by wave, in order.
+
+Results (`sources.Results`) have a lane, too, and each is a wave of its own: they are in order only within a series, by
+their ends.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
 from operator import attrgetter
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
@@ -16,17 +19,20 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from streammon.errors import Reason, Rejected
 from streammon.events import SCHEMA
 from streammon.results import Kind
 from streammon.sketch import Sketch
-from streammon.wire import MAX_TIME_UNIX_S
+from streammon.wire import MAX_TIME_UNIX_S, read_message
 from streammon_processors.rules.cel import Call, Node
-from streammon_processors.rules.description import Rule, Rules, path_of
+from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.episodes import ROUNDING_S, Labels
-from streammon_processors.rules.expression import Bools, Evaluation, Floats, Truth, of_labels
+from streammon_processors.rules.expression import Bools, Evaluation, Floats, Truth, of_labels, variables_of
 from streammon_processors.rules.past import Ints, Look, Past, share_above, understand
+from streammon_processors.rules.sources import Results
 from streammon_processors.shapes import Shape
 
 MAX_PAST_BYTES: Final = 64 * 1024 * 1024
@@ -37,11 +43,19 @@ MAX_KEPT_BYTES: Final = 448 * 1024
 PATIENCE_S: Final = 10.0
 """How long a window may be under way; and as how much time a longer gap in the log counts, in which nobody wrote."""
 _ROW_BYTES: Final = 32  # of a series in the snapshot, beside its past and its labels: its times
+SIMULTANEOUS_S: Final = 1e-3
+"""Results of a series that end less than this apart are taken in the order of the log."""
 _MARKS: Final = 32  # places to read again from, spread over what is looked back on
 
 SortedLabels = tuple[tuple[str, str], ...]
 LaneKey: TypeAlias = tuple[str, Shape | None, bool]
 """What the windows are of (`Rule.stream`), shape (None: base windows), and whether its past is in the snapshot."""
+
+
+def sorted_labels(series: Mapping[str, str]) -> SortedLabels:
+    return tuple(sorted(series.items()))
+
+
 _Time = Annotated[float, Meta(ge=0, lt=MAX_TIME_UNIX_S)]
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -67,6 +81,12 @@ class Seen(Struct, tag_field="type", tag="window", gc=False):
     def stream(self) -> str:
         """What it is a window of: a source, or a grouping."""
         return self.grouping or self.source
+
+
+class Told(Seen, tag="told"):
+    """A result, as if it was a window."""
+
+    result: Any = None
 
 
 def window_decoder(rules: Iterable[Rule]) -> msgspec.json.Decoder[Seen]:
@@ -109,6 +129,20 @@ def getter(path: tuple[str, ...]) -> Callable[[Any], Any]:
         return window
 
     return get
+
+
+def reader(lanes: Sequence[Lane]) -> Callable[[bytes], Seen]:
+    """What reads the values of a topic for its lanes. It raises Rejected."""
+    for lane in lanes:
+        if isinstance(lane.source, Results):
+            return partial(_read_result, lane.source, msgspec.json.Decoder(lane.source.type).decode)
+    return partial(read_message, window_decoder(rule for lane in lanes for rule in lane.rules).decode)
+
+
+def _read_result(source: Results, decode: Callable[[bytes], Any], value: bytes) -> Told:
+    result = read_message(decode, value)
+    start, end = source.span_of(result)
+    return Told(source.name, "main", source.series_of(result), start, end, 1, result=result)
 
 
 class Wave(NamedTuple):
@@ -215,6 +249,7 @@ class Row(Struct, array_like=True, frozen=True):
     heard: float
     streak: float
     quiet: list[str]
+    newest: float = -1.0
 
 
 class Rows(Struct, array_like=True, frozen=True):
@@ -250,11 +285,12 @@ class Room:
 
 
 class Lane:
-    """The windows of one source or grouping, and shape (None: the base windows), and the rules that look at them.
+    """The windows of one source or grouping, and shape (None: the base windows), and the rules that look at them; or
+    the results of one source.
 
     A lane remembers its series only where a rule asks for their past or their silence. Up to `MAX_LOOK_BACK_S` back,
     that is read again from the log at a start, from the oldest of its marks; what goes further back, or is as old as
-    the series, is in the snapshot.
+    the series, is in the snapshot. Of results, that is how far each series has come.
     """
 
     def __init__(
@@ -262,12 +298,14 @@ class Lane:
     ) -> None:
         self.key, self.rules = key, rules
         _, shape, self.is_kept = key
-        self.source, self.topic = rules[0].source, rules[0].topic
+        self.source, self.topic = rules[0].origin, rules[0].topic
+        self.is_of_results = isinstance(self.source, Results)
+        self.goes_by_ends = self.is_of_results or bool(shape and shape.kind == "session")
         self.step_s = shape.every_s if shape and shape.every_s else base_s
         looks = (look for rule in rules for look in rule.looks if look.span_s)
         self.past = Past(looks, self.step_s, shape.size_s if shape else base_s)
         self.silences = tuple(rule for rule in rules if rule.no_data != "hold")
-        self.remembers = self.past.keeps or bool(self.silences)
+        self.remembers = self.past.keeps or bool(self.silences) or self.is_of_results
         self.horizon_s = max((rule.horizon_s for rule in rules), default=0.0) + self.step_s
         self._room, self._met = room, met
         self._row_bytes = self.past.row_bytes + _ROW_BYTES + sum(len(rule.name) + 5 for rule in self.silences)
@@ -283,6 +321,7 @@ class Lane:
         self._dumped: bytes | None = None  # while nothing has changed since
         self.heard = np.zeros(0)  # the end of each series' newest window; -1: nobody's row
         self.streak = np.zeros(0)  # since when it has been heard without a silence; -1: not remembered
+        self.newest = np.zeros(0)  # of results: the end of its newest; as `heard`, but no gap in the log moves it
         self._quiet = {rule.name: np.zeros(0, dtype=bool) for rule in self.silences}
         self._predicates: dict[Node, Truth] = {}
         asked = [rule.name for rule in rules if rule.where and rule.by is None]
@@ -296,7 +335,7 @@ class Lane:
         if row is None:
             row = self._rows[labels] = self._free.pop() if self._free else self._new_row()
             self.labels[row] = labels
-            self.heard[row] = self.streak[row] = -1.0
+            self.heard[row] = self.streak[row] = self.newest[row] = -1.0
             self._judge(row)
             if self._met is not None:
                 self._met.add(labels)
@@ -316,8 +355,8 @@ class Lane:
         self.labels.append(())
         if row >= len(self.heard):
             more = max(64, len(self.heard))
-            self.heard, self.streak = (
-                np.concatenate((each, np.full(more, -1.0))) for each in (self.heard, self.streak)
+            self.heard, self.streak, self.newest = (
+                np.concatenate((each, np.full(more, -1.0))) for each in (self.heard, self.streak, self.newest)
             )
             self._where = {name: _longer(each, more) for name, each in self._where.items()}
             self._quiet = {name: _longer(each, more) for name, each in self._quiet.items()}
@@ -370,8 +409,9 @@ class Lane:
         """Give up the series that were not heard for so long that nobody asks for them any more. It was told before."""
         keep_s = max(self.horizon_s, 600.0)
         newest = self.clock.newest_end
+        heard = self.newest if self.is_of_results else self.heard  # else nobody who writes seldom is ever forgotten
         if newest // (keep_s / 4) != before_end // (keep_s / 4):
-            for row in np.flatnonzero((self.heard >= 0) & (self.heard < newest - keep_s)).tolist():
+            for row in np.flatnonzero((self.heard >= 0) & (heard < newest - keep_s)).tolist():
                 self._drop(row)
 
     def forget_if_idle(self, time: LogTime) -> None:
@@ -398,17 +438,41 @@ class Lane:
         return any((there & ~quiet).any() for quiet in self._quiet.values())
 
     def is_back_in_time(self, window: Seen) -> bool:
-        return window.start_unix_s < self.clock.newest_start
+        return not self.goes_by_ends and window.start_unix_s < self.clock.newest_start
+
+    def news(self, result: Seen, latest_unix_s: float) -> Seen:
+        """A result that nothing newer is known of, as far as it lies after the one before it, of its series.
+
+        It ends later than that one, if only by as much as a number can tell, so that no two alerts begin together.
+
+        Raises:
+            Rejected: there is a newer one; or it ends later than anything may.
+        """
+        if result.end_unix_s > latest_unix_s:
+            ahead_s = result.end_unix_s - latest_unix_s
+            raise Rejected(Reason.FUTURE, f"it ends {ahead_s:.6g} s later than windows.max_future_s allows")
+        row = self._rows.get(sorted_labels(result.series))
+        if row is None or self.streak[row] < 0:
+            return result
+        newest, end = float(self.newest[row]), result.end_unix_s
+        if end < newest - SIMULTANEOUS_S:
+            said = f"it ends {newest - end:.6g} s before the newest of its series, {newest:.15g}"
+            raise Rejected(Reason.TOO_LATE, said)
+        start, end = max(result.start_unix_s, newest), max(end, float(np.nextafter(newest, np.inf)))
+        return replace(result, start_unix_s=start, end_unix_s=end)
 
     def advance(self, window: Seen, offset: int, before: LogTime, time: LogTime) -> bool:
-        """Take note of the time of a window; whether that goes on. Sessions end in order, and do not begin so."""
+        """Take note of the time of a window; whether that goes on. Sessions and results may begin in any order."""
         if self.remembers and not self.is_kept:
             self._mark(Mark(offset, self.clock, before))
-        last, is_session = self.clock, window.kind == "session"
-        start = last.newest_start if is_session else window.start_unix_s
-        self.clock = last.after(start, window.end_unix_s, time)
+        last, start, end = self.clock, window.start_unix_s, window.end_unix_s
+        if self.goes_by_ends:
+            if end <= last.now(time):
+                return False
+            start = end
+        self.clock = last.after(start, end, time)
         self._pass_over(self.clock.passed_over_s - last.passed_over_s)
-        return self.clock.newest_end > last.newest_end if is_session else start != last.newest_start
+        return start != last.newest_start
 
     def _pass_over(self, gap_s: float) -> None:
         """No series fell silent while nobody wrote anything."""
@@ -462,7 +526,12 @@ class Lane:
                 quiet[rows] = False
         self.heard[rows] = end
         self._dumped = None
-        self._waves.append(Wave(start, rows, places, self.streak[rows] >= 0, windows))
+        remembered = self.streak[rows] >= 0
+        self._waves.append(Wave(start, rows, places, remembered, windows))
+        if self.is_of_results:
+            self.newest[rows] = end
+            for row in rows[~remembered].tolist():
+                self._drop(row)  # nobody else bounds how many series of them there are
         return misfits
 
     def batch(self) -> Batch:
@@ -495,7 +564,7 @@ class Lane:
 
     def _row(self, row: int) -> Row:
         quiet = [name for name, each in self._quiet.items() if each[row]]
-        return Row(self.labels[row], float(self.heard[row]), float(self.streak[row]), quiet)
+        return Row(self.labels[row], float(self.heard[row]), float(self.streak[row]), quiet, float(self.newest[row]))
 
     def load(self, kept: Kept, next_offset: int) -> LogTime | None:
         """Go on from a `dump`; of which log time, if records are to be read again."""
@@ -517,7 +586,7 @@ class Lane:
     def _load_row(self, kept: Row) -> int:
         row = self.row_of(kept.labels)
         self._remember(row, kept.streak)
-        self.heard[row] = kept.heard
+        self.heard[row], self.newest[row] = kept.heard, kept.newest
         for name in kept.quiet:
             if name in self._quiet:
                 self._quiet[name][row] = True
@@ -567,6 +636,7 @@ class Batch:
         self.places: Ints = _joined([wave.places for wave in waves], np.int64)
         self._remembered: Bools = _joined([wave.remembered for wave in waves], np.bool_)
         self._numbers: dict[str, Floats] = {}
+        self._texts: dict[str, list[str | None]] = {}
         self._found: dict[Call, Floats] = {}
         self.evaluation = Evaluation(self)
         if lane.past.keeps:
@@ -585,11 +655,29 @@ class Batch:
         return self._numbers[name]
 
     def _column(self, name: str) -> Floats:
-        return np.array(list(map(getter(path_of(self.lane.source, name)), self._windows)), dtype=float)
+        return np.array(self._values(name), dtype=float)
+
+    def text(self, name: str) -> Sequence[str | None]:
+        if name not in self._texts:
+            self._texts[name] = self._values(name)
+        return self._texts[name]
+
+    def _values(self, name: str) -> list[Any]:
+        return list(map(getter(self.lane.source.path_of(name)), self._windows))
 
     def of_labels(self, predicate: Node) -> Truth:
+        if fields := set(variables_of(predicate)):
+            return self._of_texts(predicate, {name: self.text(name) for name in sorted(fields)})
         yes, no = self.lane.predicate(predicate)
         return Truth(yes[self.rows], no[self.rows])
+
+    def _of_texts(self, predicate: Node, texts: Mapping[str, Sequence[str | None]]) -> Truth:
+        """Of each result by itself, since its texts are others than those of the one before."""
+        said = [
+            of_labels(predicate, each.series, {name: text[at] for name, text in texts.items()})
+            for at, each in enumerate(self._windows)
+        ]
+        return Truth(*(np.array([each is known for each in said], dtype=bool) for known in (True, False)))
 
     def of_past(self, call: Call) -> Floats:
         if call not in self._found:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from streammon.results import DISTRIBUTIONS, Gauge
-from streammon_processors.rules.description import Source, path_of
+from streammon_processors.rules.sources import SourceName, path_of
 
 Kind = Literal["gauge", "rate", "amount", "histogram", "constant"]
 
@@ -45,7 +45,7 @@ class Meaning:
 
     field: str
     kind: Kind
-    source: Source
+    source: SourceName
     where: Mapping[str, str] = dataclasses.field(default_factory=dict)
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Labels there, and what they are here."""
@@ -167,7 +167,7 @@ def _of_field(text: str) -> Meaning:
     if not found:
         raise ValueError(f'{text!r} is no field; write gauges.NAME, ttft_s, count … or gauges.NAME{{entity="gpu"}}')
     name, where = found[2], _where(found[3] or "", text)
-    source: Source = "resource" if name.startswith("gauges.") else "inference"
+    source: SourceName = "resource" if name.startswith("gauges.") else "inference"
     source = found[1] or source  # type: ignore[assignment]  # the pattern allows no other
     parts = name.split(".")
     if parts[0] == "gauges" and parts[-1] in Gauge.__struct_fields__ and len(parts) > 2:

@@ -20,11 +20,10 @@ import numpy as np
 from streammon.errors import ConfigError
 from streammon.results import DISTRIBUTIONS
 from streammon_processors.rules.columns import Panel, panel
-from streammon_processors.rules.description import Source, path_of
 from streammon_processors.rules.expression import Floats
-from streammon_processors.rules.lanes import SortedLabels
+from streammon_processors.rules.lanes import SortedLabels, sorted_labels
 from streammon_processors.rules.past import Ints
-from streammon_processors.rules.task import sorted_labels
+from streammon_processors.rules.sources import SourceName, path_of
 
 MAX_WINDOWS = 100_000_000
 """Of all series together, those without a number included."""
@@ -40,7 +39,7 @@ class _Rows(NamedTuple):
 def csv_panel(
     file: Path,
     *,
-    source: Source,
+    source: SourceName,
     field: str,
     labels: Mapping[str, str],
     size_s: float | None = None,
@@ -105,7 +104,7 @@ def _in_windows(file: Path, name: str, cells: Ints, values: Floats, shape: tuple
 # ---------------------------------------------------------------- reading
 
 
-def _read(file: Path, source: Source, field: str, labels: Mapping[str, str]) -> _Rows:
+def _read(file: Path, source: SourceName, field: str, labels: Mapping[str, str]) -> _Rows:
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:  # Excel begins with a mark
             return _rows(file, csv.reader(opened, strict=True), source, field, labels)
@@ -115,7 +114,7 @@ def _read(file: Path, source: Source, field: str, labels: Mapping[str, str]) -> 
         raise ConfigError(f"{file} is no CSV: {error}") from None
 
 
-def _rows(file: Path, lines: Iterator[list[str]], source: Source, field: str, labels: Mapping[str, str]) -> _Rows:
+def _rows(file: Path, lines: Iterator[list[str]], source: SourceName, field: str, labels: Mapping[str, str]) -> _Rows:
     header = [name.strip() for name in next(lines, [])]
     if "timestamp" not in header:
         raise ConfigError(f"{file}:1: there is no column `timestamp`; there are {', '.join(header) or 'none'}")
@@ -158,7 +157,7 @@ def _rows(file: Path, lines: Iterator[list[str]], source: Source, field: str, la
     )
 
 
-def is_number(source: Source, name: str) -> bool:
+def is_number(source: SourceName, name: str) -> bool:
     """Whether windows have it: a number, a gauge as a whole, or a distribution as a whole."""
     gauge = path_of(source, f"{name}.last") if name.startswith("gauges.") else ()
     return bool(path_of(source, name) or gauge or (source == "inference" and name in DISTRIBUTIONS))

@@ -42,7 +42,8 @@ from streammon_processors.rules.lanes import (
     Silence,
     SortedLabels,
     lanes_of,
-    window_decoder,
+    reader,
+    sorted_labels,
 )
 from streammon_processors.shapes import Shape
 
@@ -50,7 +51,6 @@ SKIPPED = Counter("streammon_rules_skipped", "Windows that rules did not look at
 MAX_STATE_BYTES: Final = MAX_RECORD_BYTES // 2
 """What is pending or firing in one partition; with what is kept of the past, it has to fit into one record."""
 
-_PATIENCE_S: Final = 300.0  # as long as Prometheus takes a silent series to be there still
 _MAX_SERIES_BYTES: Final = 4096
 _EPISODE_BYTES: Final = 350  # of an episode, beside its series: numbers, and what it says
 _Key = tuple[str, SortedLabels]  # the rule's name and the series
@@ -88,11 +88,15 @@ _EXPIRED, _RETIRED, _SILENT, _STEPPED = range(4)
 
 
 class Log:
-    """A topic of windows: the lanes that they are in, and how far its time has come."""
+    """A topic of windows or results: the lanes that they are in, and how far its time has come."""
 
     def __init__(self, topic: str, lanes: Iterable[Lane]) -> None:
         self.topic = topic
         self.lanes = [lane for lane in lanes if lane.topic == topic]
+        self.read = reader(self.lanes)
+        """What a value says. Raises Rejected."""
+        self.results = next((lane for lane in self.lanes if lane.is_of_results), None)
+        """The lane of a topic of results, which is the only one."""
         self.time = LogTime()  # of the record that was read last
         self.decided = LogTime()  # of the newest record that was ever read: another one while some are read again
         self._lanes_of: dict[tuple[str, Shape | None], list[Lane]] = {}
@@ -103,6 +107,13 @@ class Log:
     def waits(self) -> bool:
         """Whether the passing of time alone could say something."""
         return any(lane.waits for lane in self.lanes)
+
+    def likeness(self, windows: Sequence[Seen | None]) -> Sequence[object]:
+        """Of each window, what is equal for those that differ in their series only, as far as their way to a rule goes.
+
+        What a result says depends on the one before it; none is like another.
+        """
+        return [each and place for place, each in enumerate(windows)] if self.results else list(map(_likeness, windows))
 
     def lanes_for(self, window: Seen) -> Sequence[Lane]:
         asked_for = self._lanes_of.get((window.stream, Shape.of(window)), [])
@@ -121,7 +132,7 @@ class Log:
 
 
 class RulesTask:
-    """Evaluates rules on one partition of `windows` and `grouped` and writes to the same partition of `alerts`.
+    """Evaluates rules on one partition of what they look at and writes to the same partition of `alerts`.
 
     ``met`` is for those who want to know of which series there were windows: it grows with each.
     """
@@ -132,11 +143,13 @@ class RulesTask:
         partition: int,
         *,
         base_s: float = 2.0,
+        max_future_s: float = 60.0,
         max_state_bytes: int = MAX_STATE_BYTES,
         met: set[SortedLabels] | None = None,
     ) -> None:
         self._rules = rules
         self._partition = partition
+        self._max_future_s = max_future_s
         self._max_state_bytes = max_state_bytes
         self._state_bytes = 0
         self._next: dict[str, int] = {}
@@ -144,7 +157,6 @@ class RulesTask:
         self._lanes = [lanes[key] for key in sorted(lanes, key=str)]
         self._logs = {topic: Log(topic, self._lanes) for topic in rules.topics}
         self._order = {rule.name: place for place, rule in enumerate(rules)}
-        self._decode = window_decoder(rules)
         self._episodes: dict[str, dict[SortedLabels, Episode]] = {rule.name: {} for rule in rules}
         self._orphans: list[Episode] = []  # their rule is gone, or decides otherwise now
 
@@ -219,28 +231,31 @@ class RulesTask:
         """The records, cut wherever one is not like the one before it, or more than its series has to be looked at."""
         next_offset = self._next.get(log.topic, 0)
         again, times = records.offsets < next_offset, log.time.through(records.timestamps)
-        windows = self._read(log.topic, records, next_offset, news)
-        alike = list(map(_likeness, windows))
+        windows = self._read(log, records, next_offset, news)
+        alike = log.likeness(windows)
         apart = times.turns
         apart[0], apart[1:] = True, apart[1:] | (again[1:] != again[:-1])
         for cut in {lane.begins_at for lane in log.lanes if again[0]}:
             apart |= records.offsets == cut
         cuts = [at for at, cut in enumerate(apart.tolist()) if cut or alike[at] != alike[at - 1]]
         for first, after in pairwise([*cuts, len(windows)]):
-            yield Run(first, after, windows[first:after], records.offsets, times, bool(again[first]))
+            yield Run(first, after, windows[first:after], records, times, bool(again[first]))
 
-    def _read(self, topic: str, records: Records, next_offset: int, news: News) -> list[Seen | None]:
+    def _read(self, log: Log, records: Records, next_offset: int, news: News) -> list[Seen | None]:
         """None where it is a tick, or no window."""
         windows: list[Seen | None] = []
         for place, value in enumerate(records.values):
             try:
-                windows.append(None if value == TICK else read_message(self._decode.decode, value or b""))
+                windows.append(None if value == TICK else log.read(value or b""))
             except Rejected as error:
                 windows.append(None)
                 if records.offsets[place] >= next_offset:
-                    refused = dead_letter_of(topic, records[place], error, to_partition=self._partition)
-                    news.refused.append((place, refused))
+                    self._refuse(log, records, place, error, news)
         return windows
+
+    def _refuse(self, log: Log, records: Records, place: int, error: Rejected, news: News) -> None:
+        refused = dead_letter_of(log.topic, records[place], error, to_partition=self._partition)
+        news.refused.append((place, refused))
 
     def _take_in(self, log: Log, run: Run, news: News) -> None:
         """Bring time and lanes forward; what was decided on before is only remembered."""
@@ -256,6 +271,11 @@ class RulesTask:
             self._next[log.topic], log.decided = int(run.offsets[run.after - 1]) + 1, log.time
 
     def _take_windows(self, log: Log, run: Run, windows: Sequence[Seen], news: News) -> None:
+        try:
+            windows = self._news(log, run, windows)
+        except Rejected as error:
+            self._refuse(log, run.records, run.first, error, news)
+            return
         lanes = log.lanes_for(windows[0])
         if reason := self._reason_to_skip(windows[0], lanes):
             SKIPPED.labels(reason).inc(0 if run.again else len(windows))
@@ -269,6 +289,13 @@ class RulesTask:
                 self._advance(log, lane, run, windows, news)
                 if (misfits := lane.take(places, windows, labels)) and not run.again:
                     SKIPPED.labels(Skipped.TOO_MANY_SERIES).inc(misfits)
+
+    def _news(self, log: Log, run: Run, windows: Sequence[Seen]) -> Sequence[Seen]:
+        """Windows as they are; of a result, what lies after the one before it. Raises Rejected."""
+        if log.results is None:
+            return windows
+        latest_unix_s = int(run.records.timestamps[run.first]) / 1000 + self._max_future_s
+        return [log.results.news(each, latest_unix_s) for each in windows]
 
     def _advance(self, log: Log, lane: Lane, run: Run, windows: Sequence[Seen], news: News) -> None:
         """Bring a lane to the time of a run.
@@ -366,7 +393,7 @@ class RulesTask:
     def _expire(self, rules: Sequence[Rule], start: float) -> Iterable[Alert]:
         """What was pending and has not been heard of for too long is given up."""
         for rule in rules:
-            patience_s = max(_PATIENCE_S, *(level.hold_s for level in rule.levels))
+            patience_s = max(rule.origin.patience_s, *(level.hold_s for level in rule.levels))
             followed = self._episodes[rule.name]
             unheard = [
                 labels
@@ -443,11 +470,15 @@ class Run(NamedTuple):
     after: int
     """Their places in the batch, from the first to before the second."""
     windows: Sequence[Seen | None]
-    offsets: Ints
+    records: Records
     times: LogTimes
-    """Of the whole batch."""
+    """Both of the whole batch."""
     again: bool
     """They were decided on before, and are read again for the past that they are part of."""
+
+    @property
+    def offsets(self) -> Ints:
+        return self.records.offsets
 
 
 class News(NamedTuple):
@@ -481,10 +512,6 @@ def _key(episode: Episode) -> _Key:
     return episode.rule, sorted_labels(episode.series)
 
 
-def sorted_labels(series: Mapping[str, str]) -> SortedLabels:
-    return tuple(sorted(series.items()))
-
-
 @lru_cache(maxsize=2**16)
 def labels_of_series(items: tuple[tuple[str, str], ...]) -> SortedLabels:
     """As `sorted_labels`, of those that come again and again in one order."""
@@ -492,7 +519,6 @@ def labels_of_series(items: tuple[tuple[str, str], ...]) -> SortedLabels:
 
 
 def _likeness(window: Seen | None) -> object:
-    """Equal for windows that differ in their series only, as far as their way to a rule goes."""
     return window and (*_TIME_AND_KIND(window), not window.series and not window.count)
 
 

@@ -18,6 +18,15 @@
             expect:                      # all there are; [] for none
               - {state: firing, severity: critical, labels: {model: ranker}}
 
+Rules on results are tested by ``results`` instead, each as it would be on the wire, but for its times: ``at`` is when
+it comes and what it is about, and every other time counts from the beginning, too::
+
+      - name: a run that failed pages until one is good
+        source: run
+        results:
+          - {at: 1h, job: train, run_id: a, state: failed}
+          - {at: 2h, job: train, run_id: b, state: succeeded}
+
 ``0.1x20`` is 0.1 and then 20 times again, as for promtool; ``1+2x3`` is 1 3 5 7; ``_`` is a window without the number,
 and ``_x5`` five of them. Where none of its numbers is there, a series has no window. Time goes on after the last one.
 """
@@ -26,9 +35,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType, field
 
@@ -38,12 +49,13 @@ from streammon.durations import shown as shown_duration
 from streammon.errors import ConfigError
 from streammon.results import Alert, AlertState, Severity
 from streammon.yaml_files import load_yaml, place_of
-from streammon_processors.rules.backtest import alerts_of
+from streammon_processors.rules.backtest import alerts_of, alerts_of_results
 from streammon_processors.rules.backtest_groups import group_alerts_of, of_series
 from streammon_processors.rules.columns import Panel, panel
-from streammon_processors.rules.description import Rules, Source
+from streammon_processors.rules.description import Rules
 from streammon_processors.rules.expression import Floats
 from streammon_processors.rules.files import load_rules
+from streammon_processors.rules.sources import SOURCES, Results, SourceName, Windows
 
 START_UNIX_S: Final = 1_699_920_000.0
 """When tests begin: midnight, 14 November 2023."""
@@ -77,9 +89,10 @@ class _At(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Test(Struct, frozen=True, forbid_unknown_fields=True):
-    series: tuple[_Series, ...]
     alerts: tuple[_At, ...]
-    source: Source = "inference"
+    series: tuple[_Series, ...] = ()
+    results: tuple[dict[str, Any], ...] = ()
+    source: SourceName = "inference"
     name: str = ""
     interval: Duration | None = None
 
@@ -134,12 +147,8 @@ def _run(
     if not size_s:
         raise ConfigError(f"{place_of(file, ('tests', number, 'interval'))}: a window is longer than that")
     checks = [_check(file, (number, at), each, rules) for at, each in enumerate(test.alerts)]
-    given = _panel(file, number, test, size_s)
     until = START_UNIX_S + max([at_s for at_s, _ in checks], default=0.0)
-    transitions = [
-        *alerts_of(of_series(rules), given, settings, until_unix_s=until),
-        *group_alerts_of(rules, [given], settings, until_unix_s=until),
-    ]
+    transitions = list(_transitions(file, number, test, rules, size_s, until, settings))
     for place, (at_s, check) in enumerate(checks):
         found = _active(transitions, check.rule, START_UNIX_S + at_s)
         if not _fits(check.expect, found):
@@ -153,6 +162,25 @@ def _run(
                 [*map(_wanted, check.expect)],
                 [_shown(each, check.expect) for each in found],
             )
+
+
+def _transitions(
+    file: Path, number: int, test: _Test, rules: Rules, size_s: float, until: float, settings: WindowSettings
+) -> Iterator[Alert]:
+    source = SOURCES[test.source]
+    if isinstance(source, Windows):
+        _refuse(file, number, test, "results", f"of {source.noun}, give `series` with `values`")
+        given = _panel(file, number, test, size_s)
+        alone = alerts_of(of_series(rules), given, settings, until_unix_s=until)
+        return chain(alone, group_alerts_of(rules, [given], settings, until_unix_s=until))
+    _refuse(file, number, test, "series", f"of {source.noun}, give `results`")
+    results = [_result(file, (number, place), source, each, size_s) for place, each in enumerate(test.results)]
+    return alerts_of_results(rules, source.topic, sorted(results, key=lambda each: each[0]), settings, until)
+
+
+def _refuse(file: Path, number: int, test: _Test, name: str, instead: str) -> None:
+    if getattr(test, name):
+        raise ConfigError(f"{place_of(file, ('tests', number, name))}: {instead}")
 
 
 def _check(file: Path, place: tuple[int, int], check: _At, rules: Rules) -> tuple[float, _At]:
@@ -208,6 +236,39 @@ def _values(file: Path, keys: Sequence[str | int], text: str) -> Floats:
             first, step = float(match["number"]), float(match["step"] or 0.0)
             found += [first + step * each for each in range(times + 1)]
     return np.array(found)
+
+
+# ---------------------------------------------------------------- results
+
+
+def _result(
+    file: Path, place: tuple[int, int], source: Results, given: Mapping[str, Any], size_s: float
+) -> tuple[float, bytes]:
+    """When it comes, and the record. A result of two times is as long as a window, unless it says otherwise."""
+    keys = ("tests", place[0], "results", place[1])
+    fields = {
+        name: START_UNIX_S + _duration(file, (*keys, name), value) if _is_time(name) else value
+        for name, value in given.items()
+    }
+    at = fields.pop("at", None)
+    if at is None:
+        raise ConfigError(f"{place_of(file, keys)}: `at` must be given: when it comes")
+    times = dict(zip(reversed(source.times), (at, at - size_s), strict=False))
+    try:
+        found = msgspec.convert({"type": source.name} | times | fields, source.type, strict=False)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        raise ConfigError(f"{place_of(file, (*keys, path.rstrip('`')))}: {problem}") from None
+    if unknown := sorted(fields.keys() - set(source.type.__struct_fields__)):
+        allowed = ", ".join(["at", *source.type.__struct_fields__])
+        raise ConfigError(
+            f"{place_of(file, (*keys, unknown[0]))}: there is no field {unknown[0]!r}; allowed: {allowed}"
+        )
+    return at, msgspec.json.encode(found)
+
+
+def _is_time(name: str) -> bool:
+    return name == "at" or name.endswith("unix_s")
 
 
 # ---------------------------------------------------------------- what is there, and what should be

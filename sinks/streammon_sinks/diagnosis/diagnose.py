@@ -370,6 +370,8 @@ def _of_happenings(
 ) -> Iterator[_Found]:
     feeding = _feeding(near, around.happenings)
     for each in around.happenings:
+        if _is_told_of(each, alert):
+            continue
         weight, fades_s = EVENTS[each.kind]
         lag_s = onset_unix_s - each.at_unix_s
         if lag_s < -_SKEW_BINS * around.grid.step_s:
@@ -391,6 +393,16 @@ def _of_happenings(
             labels={name: value[:MAX_WORDS] for name, value in each.about.items()},
         )
         yield _Found((each.kind, *map(str, sorted(each.about.items()))), cause)
+
+
+_RESULTS: Final = {"drift": ("drift",), "run": ("run_failed", "run_late")}
+"""Of an alert on a result, the kinds of what it is about, by the name of the record in its evidence."""
+
+
+def _is_told_of(happening: Happening, alert: Alert) -> bool:
+    """Whether it is what the alert is about, and therefore no cause of it."""
+    own = any(happening.kind in kinds for name, kinds in _RESULTS.items() if name in alert.evidence)
+    return own and happening.about.items() <= alert.labels.items()
 
 
 def _feeding(near: _Nearness, happenings: Sequence[Happening]) -> list[Happening]:

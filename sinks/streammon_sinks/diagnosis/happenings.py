@@ -47,7 +47,8 @@ def of_change(change: Change) -> Happening:
 
 def of_drift(drift: Drift) -> Happening:
     what = f"{drift.target} of {drift.model} drifted ({drift.detector} {drift.statistic:.3g} > {drift.threshold:.3g})"
-    return Happening(drift.start_unix_s, "drift", {"model": drift.model, "target": drift.target}, what)
+    about = {"model": drift.model, "target": drift.target} | ({"service": drift.service} if drift.service else {})
+    return Happening(drift.start_unix_s, "drift", about, what)
 
 
 class Run:
