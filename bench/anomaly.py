@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from streammon_processors.rules.anomaly import KEEP_FIRING_S, Baseline, Tuning
-from streammon_processors.rules.forecast import BLOCKS, Forecast
+from streammon_processors.rules.conditions.anomaly import KEEP_FIRING_S, Baseline, Tuning
+from streammon_processors.rules.conditions.forecast import BLOCKS, Forecast
 from tests.series import BEGIN_UNIX_S, NAB_STEP_S, WEEK_S, Floats, episodes, incidents, quiet
 
 Method: TypeAlias = Callable[[Floats, Floats], list[list[float]]]

@@ -21,7 +21,7 @@ from streammon.broker import Outgoing, connect
 from streammon.config import Settings
 from streammon.topics import topic_specs
 from streammon_processors.rules import Rule, Rules, RulesTask
-from streammon_processors.rules.columns import ColumnTask, Panel, panel, records_of
+from streammon_processors.rules.backtest.columns import ColumnTask, Panel, panel, records_of
 
 SERIES = 100
 SIZE_S = 10.0

@@ -19,7 +19,7 @@ from streammon.errors import ConfigError
 from streammon.yaml_files import load_yaml
 
 if TYPE_CHECKING:
-    from streammon_processors.rules.prometheus import Knowledge
+    from streammon_processors.rules.prometheus.translation import Knowledge
 
 Target = Annotated[
     Path | None,
@@ -63,7 +63,7 @@ def rules_import(
     strict: Strict = False,
 ) -> int:
     """Turn Prometheus alerting rules into rules of streammon, and list what was not translated."""
-    from streammon_processors.rules.importing import as_yaml, import_rules, summary_of
+    from streammon_processors.rules.prometheus.importing import as_yaml, import_rules, summary_of
 
     outcomes = import_rules(files, _knowledge(settings, metric or (), label or (), mapping))
     _write(as_yaml(outcomes, contact=contact), output)
@@ -114,8 +114,8 @@ def _check_notifier(text: str) -> None:
 
 
 def _knowledge(settings: Settings, metrics: Iterable[str], labels: Iterable[str], mapping: Path | None) -> Knowledge:
-    from streammon_processors.rules.metrics import meaning_of
-    from streammon_processors.rules.prometheus import Knowledge
+    from streammon_processors.rules.prometheus.metrics import meaning_of
+    from streammon_processors.rules.prometheus.translation import Knowledge
 
     content = load_yaml(mapping, _Mapping) if mapping else _Mapping()
     fields = content.metrics | dict(_pairs(metrics, "--metric"))

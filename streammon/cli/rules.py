@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from streammon.results import Alert
     from streammon_processors.replay import Range
     from streammon_processors.rules import Rules
-    from streammon_processors.rules.backtest import Difference, Fired, Incident, Judgement
-    from streammon_processors.rules.columns import Panel
+    from streammon_processors.rules.backtest.columns import Panel
+    from streammon_processors.rules.backtest.judging import Difference, Fired, Incident, Judgement
 
 SAY_EVERY_S = 5.0
 WEEK = "/week"
@@ -47,7 +47,7 @@ def rules_test(
 
     The exit status is 1 if one fails, and 2 if a file is wrong.
     """
-    from streammon_processors.rules.unit import run_tests
+    from streammon_processors.rules.backtest.unit import run_tests
 
     failed = 0
     for file in files:
@@ -102,7 +102,7 @@ async def rules_backtest(
     soon, and how many false alarms there would have been. Nothing is written, and nobody is called.
     """
     from streammon_processors.rules import load_rules
-    from streammon_processors.rules.backtest import compare, judge
+    from streammon_processors.rules.backtest.judging import compare, judge
 
     checks = _checks(fail_on or [], against=bool(against), incidents=incidents)
     new_files = rules or list(settings.rules.files)
@@ -215,7 +215,7 @@ def _labels(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _incidents(file: Path, csv: Sequence[Path]) -> list[Incident]:
-    from streammon_processors.rules.incidents import load_incidents
+    from streammon_processors.rules.backtest.incidents import load_incidents
 
     return load_incidents(file, [each.name for each in csv])
 
@@ -226,7 +226,7 @@ def _incidents(file: Path, csv: Sequence[Path]) -> list[Incident]:
 def _panels(
     files: Sequence[Path], source: str, field: str, labels: Mapping[str, str], size_s: float | None
 ) -> dict[Path, Panel]:
-    from streammon_processors.rules.numbers_csv import csv_panel
+    from streammon_processors.rules.backtest.numbers_csv import csv_panel
 
     panels: dict[Path, Panel] = {}
     owners: dict[Any, Path] = {}
@@ -254,8 +254,9 @@ def _say_what_is_not_there(rules: Rules, panels: Sequence[Panel]) -> None:
 def _on_panels(
     rules: Rules, panels: Mapping[Path, Panel], range_: Range, settings: Settings, seen: set[Any]
 ) -> list[Fired]:
-    from streammon_processors.rules.backtest import about, alerts_of, fired
-    from streammon_processors.rules.backtest_groups import group_alerts_of, of_series
+    from streammon_processors.rules.backtest.by_groups import group_alerts_of, of_series
+    from streammon_processors.rules.backtest.judging import fired
+    from streammon_processors.rules.backtest.running import about, alerts_of
 
     transitions: list[Alert] = []
     for file, panel in panels.items():
@@ -267,7 +268,7 @@ def _on_panels(
 
 
 async def _on_log(rules: Rules, range_: Range, settings: Settings, seen: set[Any]) -> list[Fired]:
-    from streammon_processors.rules.backtest_log import backtest_log
+    from streammon_processors.rules.backtest.log import backtest_log
 
     found = await backtest_log(settings, rules, range_, _SayingByPartition())
     seen |= found.series

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammon.errors import ConfigError
-from streammon_processors.rules.anomaly import KEEP_FIRING_S, Baseline, Baselines, Direction, Scores
+from streammon_processors.rules.conditions.anomaly import KEEP_FIRING_S, Baseline, Baselines, Direction, Scores
 from tests.series import (
     BEGIN_UNIX_S,
     DAY_S,

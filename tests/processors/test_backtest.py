@@ -27,19 +27,12 @@ from streammon_processors.builtin import rollups_processor, rules_processor
 from streammon_processors.contract import JUNK
 from streammon_processors.replay import Range
 from streammon_processors.rules import Rule, Rules, load_rules
-from streammon_processors.rules.backtest import (
-    Fired,
-    Incident,
-    alerts_of,
-    compare,
-    fired,
-    judge,
-    look_back_s,
-)
-from streammon_processors.rules.backtest_log import Stretch, backtest_log, stretches
-from streammon_processors.rules.columns import Panel, panel, records_of
-from streammon_processors.rules.incidents import load_incidents
-from streammon_processors.rules.numbers_csv import csv_panel
+from streammon_processors.rules.backtest.columns import Panel, panel, records_of
+from streammon_processors.rules.backtest.incidents import load_incidents
+from streammon_processors.rules.backtest.judging import Fired, Incident, compare, fired, judge
+from streammon_processors.rules.backtest.log import Stretch, backtest_log, stretches
+from streammon_processors.rules.backtest.numbers_csv import csv_panel
+from streammon_processors.rules.backtest.running import alerts_of, look_back_s
 from tests.processors.test_replay import World
 from tests.processors.test_rule_columns import SIZE_S, START, random_panel
 
@@ -165,7 +158,7 @@ async def test_a_backtest_is_cut_where_results_may_be_gone_that_decide_and_not_w
     async def bounds(broker: object, topics: object, start: float | str) -> tuple[Places, Places]:
         return {here: 5 if start == "earliest" or float(start) <= START else 7}, {here: 9}
 
-    monkeypatch.setattr("streammon_processors.rules.backtest_log.bounds", bounds)
+    monkeypatch.setattr("streammon_processors.rules.backtest.log.bounds", bounds)
     [failed] = [each for each in load_rules(settings.rules.files) if each.name == "failed"]
     found = await stretches(cast("Broker", None), Rules((failed,)), Range(from_unix_s, inf))
     assert found == [Stretch(0, {here: 5}, {here: 9}, is_cut)]
@@ -176,7 +169,7 @@ async def test_processes_that_share_the_work_find_the_same(
 ) -> None:
     rules, range_ = load_rules(world.settings.rules.files), Range(0.0, inf)
     alone = await backtest_log(world.settings, rules, range_)
-    monkeypatch.setattr("streammon_processors.rules.backtest_log.WORTH_PROCESSES", 1)
+    monkeypatch.setattr("streammon_processors.rules.backtest.log.WORTH_PROCESSES", 1)
     assert await backtest_log(world.settings, rules, range_, print) == alone
     assert alone.alerts
 
@@ -186,7 +179,7 @@ def test_processes_that_share_the_work_end_with_one_that_is_killed() -> None:
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from streammon_processors.rules.backtest_log import end_with_parent
+from streammon_processors.rules.backtest.log import end_with_parent
 pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
 pool.submit(len, "").result()
 print("there", flush=True)

@@ -23,10 +23,10 @@ from streammon_processors.builtin import group_processor, regroup_processor, rol
 from streammon_processors.contract import JUNK
 from streammon_processors.replay import Range
 from streammon_processors.rules import Rule, Rules, load_rules
-from streammon_processors.rules.backtest import fired
-from streammon_processors.rules.backtest_groups import group_alerts_of, of_groups
-from streammon_processors.rules.backtest_log import Found, backtest_log
-from streammon_processors.rules.columns import Panel, panel, records_of
+from streammon_processors.rules.backtest.by_groups import group_alerts_of, of_groups
+from streammon_processors.rules.backtest.columns import Panel, panel, records_of
+from streammon_processors.rules.backtest.judging import fired
+from streammon_processors.rules.backtest.log import Found, backtest_log
 from streammon_processors.rules.lanes import SortedLabels
 from tests.processors.test_replay import World
 from tests.processors.test_rule_columns import SIZE_S, random_panel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streammon_processors.rules.cel import (
+from streammon_processors.rules.conditions.cel import (
     NUMBER,
     TEXT,
     TRUTH,

@@ -16,7 +16,7 @@ from streammon.results import Alert, Completeness, Distribution, Drift, Gauge, R
 from streammon.sketch import Sketch
 from streammon_processors.contract import Stored
 from streammon_processors.rules import DEFAULT_RULES, Rules, RulesTask, load_rules, refuse_incomplete
-from streammon_processors.rules.anomaly import KEEP_FIRING_S, Baseline
+from streammon_processors.rules.conditions.anomaly import KEEP_FIRING_S, Baseline
 from streammon_processors.shapes import plan
 from tests.series import DAY_S, NAB_STEP_S, Incidents, episodes, incidents
 

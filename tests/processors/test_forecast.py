@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammon.errors import ConfigError
-from streammon_processors.rules.forecast import Forecast, Forecasts, Outlook
+from streammon_processors.rules.conditions.forecast import Forecast, Forecasts, Outlook
 from tests.series import BEGIN_UNIX_S, DAY_S, Floats, autoregressive
 
 HOUR_S = 3600.0

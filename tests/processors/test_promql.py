@@ -15,12 +15,12 @@ from streammon.config import WindowSettings
 from streammon.results import Gauge
 from streammon_processors.replay import Range
 from streammon_processors.rules import Rule, Rules
-from streammon_processors.rules.backtest import fired
-from streammon_processors.rules.backtest_groups import group_alerts_of
-from streammon_processors.rules.columns import panel
-from streammon_processors.rules.metrics import meaning_of
-from streammon_processors.rules.prometheus import Knowledge, UntranslatedError, translate
-from streammon_processors.rules.promql import PromqlError, parse
+from streammon_processors.rules.backtest.by_groups import group_alerts_of
+from streammon_processors.rules.backtest.columns import panel
+from streammon_processors.rules.backtest.judging import fired
+from streammon_processors.rules.prometheus.metrics import meaning_of
+from streammon_processors.rules.prometheus.promql import PromqlError, parse
+from streammon_processors.rules.prometheus.translation import Knowledge, UntranslatedError, translate
 from tests.processors.test_rules import run, states, task, window
 
 HOST = {"entity": "host", "host": "web-1", "id": "web-1"}

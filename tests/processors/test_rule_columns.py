@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streammon.broker import Outgoing
 from streammon.errors import ConfigError
 from streammon_processors.rules import Rule, Rules, RulesTask
-from streammon_processors.rules.columns import ColumnTask, Panel, panel, records_of
+from streammon_processors.rules.backtest.columns import ColumnTask, Panel, panel, records_of
 from streammon_processors.rules.description import Worse
 
 SIZE_S = 10.0

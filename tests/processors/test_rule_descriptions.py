@@ -11,7 +11,7 @@ import pytest
 from streammon.durations import seconds
 from streammon.errors import ConfigError
 from streammon_processors.rules import Rule, load_rules
-from streammon_processors.rules.cel import Call, Constant, Variable
+from streammon_processors.rules.conditions.cel import Call, Constant, Variable
 from streammon_processors.rules.description import MAX_LOOK_BACK_S, MAX_SLOTS
 from streammon_processors.rules.sources import SOURCES, path_of
 

@@ -14,7 +14,7 @@ from cel_expr_python import cel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streammon_processors.rules.cel import (
+from streammon_processors.rules.conditions.cel import (
     DISTRIBUTION,
     MAX_LENGTH,
     NUMBER,
@@ -27,7 +27,7 @@ from streammon_processors.rules.cel import (
     Variable,
     parse,
 )
-from streammon_processors.rules.expression import (
+from streammon_processors.rules.conditions.expression import (
     MATHS,
     Evaluation,
     Floats,
@@ -44,8 +44,8 @@ from streammon_processors.rules.expression import (
     value_at,
     variables_of,
 )
-from streammon_processors.rules.past import FUNCTIONS, NAMES, understand
-from streammon_processors.rules.words import quantity_of, shown, words_of
+from streammon_processors.rules.conditions.past import FUNCTIONS, NAMES, understand
+from streammon_processors.rules.conditions.words import quantity_of, shown, words_of
 
 FIELDS: Final = ("a", "b", "c.d")
 LABELS: Final = ("x", "y")

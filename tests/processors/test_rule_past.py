@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streammon.sketch import EMPTY, Sketch, bucket_bounds, bucket_index
-from streammon_processors.rules.cel import DISTRIBUTION, NUMBER, Call, ExpressionError, Node, parse
-from streammon_processors.rules.expression import MATHS, Evaluation, Floats, Truth, calls_of
-from streammon_processors.rules.past import FUNCTIONS, NAMES, Look, Past, share_above, understand
+from streammon_processors.rules.conditions.cel import DISTRIBUTION, NUMBER, Call, ExpressionError, Node, parse
+from streammon_processors.rules.conditions.expression import MATHS, Evaluation, Floats, Truth, calls_of
+from streammon_processors.rules.conditions.past import FUNCTIONS, NAMES, Look, Past, share_above, understand
 
 STEP_S: Final = 10.0
 KINDS: Final = {

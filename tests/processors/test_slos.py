@@ -19,8 +19,8 @@ from streammon.sketch import bucket_index
 from streammon_processors.contract import Stored
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, ServiceLevel, load_rules, load_slos
+from streammon_processors.rules.conditions.past import Past
 from streammon_processors.rules.levels import BURNS
-from streammon_processors.rules.past import Past
 from streammon_processors.slos import SloTask
 from streammon_processors.slos import task as task_module
 from streammon_processors.slos.report import Compliance, Report

@@ -21,8 +21,8 @@ from streammon.commands import matcher
 from streammon.errors import ConfigError
 from streammon_processors.notifier.description import CONSOLE
 from streammon_processors.notifier.times import MONTHS, WEEKDAYS, Span
-from streammon_processors.rules.prometheus import UntranslatedError, lasting, refuse
-from streammon_processors.rules.promql import PromqlError, duration_s
+from streammon_processors.rules.prometheus.promql import PromqlError, duration_s
+from streammon_processors.rules.prometheus.translation import UntranslatedError, lasting, refuse
 
 Tree: TypeAlias = Any
 Fields: TypeAlias = Mapping[str, Any]

@@ -31,11 +31,10 @@ Promises
 It does not look at supplements (``part: "late"``). Several series together are a window of a group: see
 `streammon_processors.rules.groups`.
 
-Where things are: `description` (what a rule is), `sources` (what it looks at), `files` (from YAML), `cel` and
-`expression` (conditions, on columns), `past`, `learning`, `anomaly`, `forecast` (what is known of a series before),
-`lanes` (the windows of one kind, as columns), `episodes` (the life of one alert, a pure function), `alerts` (what is
-said), `task` (all of it, on a partition); `levels` (SLOs as rules), `groups` (`by`); `backtest`,
-`backtest_log`, `backtest_groups`, `columns`, `unit` (what would have been, and tests); `prometheus`, `promql` (import).
+Where things are: `sources` (what rules may look at), `conditions` (what they may say: CEL, the past, what is learned),
+`description` (what a rule is), `files` (from YAML), `levels` (SLOs as rules), `groups` (`by`); `lanes` (windows and
+results of one kind, as columns), `episodes` (the life of one alert, a pure function), `alerts` (what is said), `task`
+(all of it, on a partition); `backtest` (the past, and unit tests), `prometheus` (import).
 """
 
 from __future__ import annotations

@@ -12,10 +12,8 @@ from msgspec.structs import replace
 from streammon.commands import Acknowledge
 from streammon.durations import shown as shown_duration
 from streammon.results import Alert
-from streammon_processors.rules.cel import Node, Variable
-from streammon_processors.rules.description import Level, Rule
-from streammon_processors.rules.episodes import Episode
-from streammon_processors.rules.expression import (
+from streammon_processors.rules.conditions.cel import Node, Variable
+from streammon_processors.rules.conditions.expression import (
     Evaluation,
     Reason,
     Said,
@@ -25,7 +23,9 @@ from streammon_processors.rules.expression import (
     tell,
     value_at,
 )
-from streammon_processors.rules.words import shown
+from streammon_processors.rules.conditions.words import shown
+from streammon_processors.rules.description import Level, Rule
+from streammon_processors.rules.episodes import Episode
 
 _MAX_EVIDENCE_BYTES: Final = 100_000
 _MAX_CONDITION_BYTES: Final = 200

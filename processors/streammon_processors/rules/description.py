@@ -16,12 +16,12 @@ from msgspec import Meta, Struct
 from streammon.durations import Duration, seconds
 from streammon.errors import ConfigError
 from streammon.results import Severity
-from streammon_processors.rules import cel
-from streammon_processors.rules.cel import Call, Constant, ExpressionError, Node, Variable
-from streammon_processors.rules.expression import MATHS, calls_of, check, labels_of, negated, variables_of
+from streammon_processors.rules.conditions import cel
+from streammon_processors.rules.conditions.cel import Call, Constant, ExpressionError, Node, Variable
+from streammon_processors.rules.conditions.expression import MATHS, calls_of, check, labels_of, negated, variables_of
+from streammon_processors.rules.conditions.learning import Lesson, told_with
+from streammon_processors.rules.conditions.past import FUNCTIONS, NAMES, Look, understand
 from streammon_processors.rules.groups import GROUPED, Grouping
-from streammon_processors.rules.learning import Lesson, told_with
-from streammon_processors.rules.past import FUNCTIONS, NAMES, Look, understand
 from streammon_processors.rules.sources import SOURCES, Results, Source, SourceName
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 

@@ -27,11 +27,11 @@ from streammon.events import SCHEMA
 from streammon.results import Kind
 from streammon.sketch import Sketch
 from streammon.wire import MAX_TIME_UNIX_S, read_message
-from streammon_processors.rules.cel import Call, Node
+from streammon_processors.rules.conditions.cel import Call, Node
+from streammon_processors.rules.conditions.expression import Bools, Evaluation, Floats, Truth, of_labels, variables_of
+from streammon_processors.rules.conditions.past import Ints, Look, Past, share_above, understand
 from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.episodes import ROUNDING_S, Labels
-from streammon_processors.rules.expression import Bools, Evaluation, Floats, Truth, of_labels, variables_of
-from streammon_processors.rules.past import Ints, Look, Past, share_above, understand
 from streammon_processors.rules.sources import Results
 from streammon_processors.shapes import Shape
 

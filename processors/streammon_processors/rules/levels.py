@@ -27,8 +27,8 @@ from msgspec import Meta, Struct
 
 from streammon.durations import Duration, seconds, shown
 from streammon.results import DISTRIBUTIONS, Severity
+from streammon_processors.rules.conditions.past import allowed
 from streammon_processors.rules.description import Rule, digest
-from streammon_processors.rules.past import allowed
 
 MIN_WINDOW_S: Final = 3 * 86_400.0
 MAX_WINDOW_S: Final = 90 * 86_400.0

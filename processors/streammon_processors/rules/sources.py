@@ -28,7 +28,7 @@ from streammon.errors import Reason, Rejected
 from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Drift, Gauge, Run
 from streammon.topics import DAY_S
 from streammon.wire import MAX_TIME_UNIX_S
-from streammon_processors.rules.cel import DISTRIBUTION, NUMBER, TEXT, TRUTH
+from streammon_processors.rules.conditions.cel import DISTRIBUTION, NUMBER, TEXT, TRUTH
 
 SourceName = Literal["inference", "resource", "drift", "run"]
 _STATISTICS: Final = tuple(name for name in Distribution.__struct_fields__ if name != "sketch")

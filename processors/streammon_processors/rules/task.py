@@ -29,9 +29,9 @@ from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER, read_message
 from streammon_processors.rules.alerts import Sight, never_fired, of_command, of_silence, of_window, orphaned
+from streammon_processors.rules.conditions.expression import Bools
 from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.episodes import Episode, Step, Verdict, acknowledged, follow, given_up, silent
-from streammon_processors.rules.expression import Bools
 from streammon_processors.rules.lanes import (
     Batch,
     Kept,

@@ -22,7 +22,8 @@ from streammon.tick import TICK
 from streammon_processors.replay import merged
 from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import group
-from streammon_processors.rules.backtest import (
+from streammon_processors.rules.backtest.columns import TICK_S, Panel, Written, ms
+from streammon_processors.rules.backtest.running import (
     Afresh,
     Rollups,
     about,
@@ -31,7 +32,6 @@ from streammon_processors.rules.backtest import (
     decoded,
     log_of,
 )
-from streammon_processors.rules.columns import TICK_S, Panel, Written, ms
 from streammon_processors.rules.description import Rules
 from streammon_processors.rules.group import GroupTask
 from streammon_processors.rules.groups import GROUPED, REGROUPED

@@ -25,9 +25,9 @@ from streammon.events import SCHEMA
 from streammon.results import DISTRIBUTIONS, Gauge
 from streammon.sketch import MAX_COUNT, Sketch
 from streammon.tick import TICK
-from streammon_processors.rules.expression import Bools, Floats
+from streammon_processors.rules.conditions.expression import Bools, Floats
+from streammon_processors.rules.conditions.past import Ints, Look
 from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, LogTime, Seen, SortedLabels, sorted_labels
-from streammon_processors.rules.past import Ints, Look
 from streammon_processors.rules.sources import path_of
 from streammon_processors.rules.task import Log, News, RulesTask
 

@@ -18,11 +18,11 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import msgspec
 
-from streammon_processors.rules import promql
-from streammon_processors.rules.cel import ExpressionError, as_field, matches
-from streammon_processors.rules.forecast import BLOCKS
-from streammon_processors.rules.metrics import ANY, CPU_MODES, HINTS, KNOWN, LEFT_OUT, UPTIME, Meaning
-from streammon_processors.rules.promql import (
+from streammon_processors.rules.conditions.cel import ExpressionError, as_field, matches
+from streammon_processors.rules.conditions.forecast import BLOCKS
+from streammon_processors.rules.prometheus import promql
+from streammon_processors.rules.prometheus.metrics import ANY, CPU_MODES, HINTS, KNOWN, LEFT_OUT, UPTIME, Meaning
+from streammon_processors.rules.prometheus.promql import (
     Aggregation,
     Binary,
     Expression,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from streammon.durations import seconds
-from streammon_processors.rules.cel import Call, Constant, ExpressionError, Node
+from streammon_processors.rules.conditions.cel import Call, Constant, ExpressionError, Node
 
 
 def number_in(call: Call, node: Node) -> float:

@@ -19,10 +19,10 @@ import numpy as np
 
 from streammon.errors import ConfigError
 from streammon.results import DISTRIBUTIONS
-from streammon_processors.rules.columns import Panel, panel
-from streammon_processors.rules.expression import Floats
+from streammon_processors.rules.backtest.columns import Panel, panel
+from streammon_processors.rules.conditions.expression import Floats
+from streammon_processors.rules.conditions.past import Ints
 from streammon_processors.rules.lanes import SortedLabels, sorted_labels
-from streammon_processors.rules.past import Ints
 from streammon_processors.rules.sources import SourceName, path_of
 
 MAX_WINDOWS = 100_000_000

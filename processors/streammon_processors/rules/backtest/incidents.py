@@ -20,8 +20,8 @@ from msgspec import Struct, field
 from streammon.errors import ConfigError
 from streammon.wire import MAX_TIME_UNIX_S
 from streammon.yaml_files import load_yaml, place_of
-from streammon_processors.rules.backtest import Incident
-from streammon_processors.rules.numbers_csv import utc
+from streammon_processors.rules.backtest.judging import Incident
+from streammon_processors.rules.backtest.numbers_csv import utc
 
 
 class _Incident(Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,11 +26,11 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from streammon.errors import ConfigError
-from streammon_processors.rules.anomaly import Baseline, Baselines, Direction
-from streammon_processors.rules.arguments import choice_in, number_in, span_in
-from streammon_processors.rules.cel import NUMBER, TEXT, Call, ExpressionError, Function, Node
-from streammon_processors.rules.forecast import Forecast, Forecasts
-from streammon_processors.rules.rows import Floats, Rows
+from streammon_processors.rules.conditions.anomaly import Baseline, Baselines, Direction
+from streammon_processors.rules.conditions.arguments import choice_in, number_in, span_in
+from streammon_processors.rules.conditions.cel import NUMBER, TEXT, Call, ExpressionError, Function, Node
+from streammon_processors.rules.conditions.forecast import Forecast, Forecasts
+from streammon_processors.rules.conditions.rows import Floats, Rows
 
 Method: TypeAlias = Baseline | Forecast
 FUNCTIONS: Final = (

@@ -49,11 +49,11 @@ from streammon.durations import shown as shown_duration
 from streammon.errors import ConfigError
 from streammon.results import Alert, AlertState, Severity
 from streammon.yaml_files import load_yaml, place_of
-from streammon_processors.rules.backtest import alerts_of, alerts_of_results
-from streammon_processors.rules.backtest_groups import group_alerts_of, of_series
-from streammon_processors.rules.columns import Panel, panel
+from streammon_processors.rules.backtest.by_groups import group_alerts_of, of_series
+from streammon_processors.rules.backtest.columns import Panel, panel
+from streammon_processors.rules.backtest.running import alerts_of, alerts_of_results
+from streammon_processors.rules.conditions.expression import Floats
 from streammon_processors.rules.description import Rules
-from streammon_processors.rules.expression import Floats
 from streammon_processors.rules.files import load_rules
 from streammon_processors.rules.sources import SOURCES, Results, SourceName, Windows
 

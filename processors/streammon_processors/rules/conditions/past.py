@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streammon.sketch import Sketch, merge
-from streammon_processors.rules import learning
-from streammon_processors.rules.arguments import number_in, span_in
-from streammon_processors.rules.cel import (
+from streammon_processors.rules.conditions import learning
+from streammon_processors.rules.conditions.arguments import number_in, span_in
+from streammon_processors.rules.conditions.cel import (
     DISTRIBUTION,
     NUMBER,
     TEXT,
@@ -47,8 +47,8 @@ from streammon_processors.rules.cel import (
     Node,
     Variable,
 )
-from streammon_processors.rules.expression import Bools, Floats, calls_of
-from streammon_processors.rules.learning import Learned, Lesson, lesson_of, parameters_of
+from streammon_processors.rules.conditions.expression import Bools, Floats, calls_of
+from streammon_processors.rules.conditions.learning import Learned, Lesson, lesson_of, parameters_of
 
 Ints: TypeAlias = NDArray[np.int64]
 _OVER: Final = ("avg_over", "sum_over", "min_over", "max_over", "delta", "rate")

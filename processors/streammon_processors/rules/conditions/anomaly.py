@@ -49,7 +49,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streammon.errors import ConfigError
-from streammon_processors.rules.rows import Flags, Floats, Records, Rows, RowStates, in_rounds
+from streammon_processors.rules.conditions.rows import Flags, Floats, Records, Rows, RowStates, in_rounds
 
 BLOCK_S: Final = 3600.0
 KEEP_FIRING_S: Final = 3600.0

@@ -1,7 +1,7 @@
 """Expressions of rules, evaluated for many windows at once.
 
-An expression is a checked CEL tree (`streammon_processors.rules.cel`) over columns: a number is an array with NaN
-where a window does not say, a truth value is two arrays, `Truth`: what is known to be true, what is known to be false.
+An expression is a checked CEL tree (`cel`) over columns: a number is an array with NaN where a window does not say, a
+truth value is two arrays, `Truth`: what is known to be true, what is known to be false.
 
 **Three values.** What is not known decides nothing, as an error does in CEL (cel-spec, "Logical Operators"):
 ``a && b`` is false as soon as one of them is, whatever the other; a comparison with a number that is not there is
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from streammon_processors.rules.cel import (
+from streammon_processors.rules.conditions.cel import (
     NUMBER,
     TEXT,
     TRUTH,
@@ -37,8 +37,8 @@ from streammon_processors.rules.cel import (
     Variable,
     matches,
 )
-from streammon_processors.rules.learning import told_with
-from streammon_processors.rules.words import UNTIL, quantity_of, shown, words_of
+from streammon_processors.rules.conditions.learning import told_with
+from streammon_processors.rules.conditions.words import UNTIL, quantity_of, shown, words_of
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]

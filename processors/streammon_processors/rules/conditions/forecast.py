@@ -39,7 +39,7 @@ import numpy as np
 
 from streammon.durations import shown
 from streammon.errors import ConfigError
-from streammon_processors.rules.rows import Flags, Floats, Records, Rows, RowStates, in_rounds
+from streammon_processors.rules.conditions.rows import Flags, Floats, Records, Rows, RowStates, in_rounds
 
 BLOCKS: Final = 32
 _HALF: Final = BLOCKS // 2

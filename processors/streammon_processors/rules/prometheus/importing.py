@@ -17,9 +17,16 @@ import yaml
 
 from streammon.errors import ConfigError
 from streammon.results import Severity
-from streammon_processors.rules import promql
 from streammon_processors.rules.description import Rule
-from streammon_processors.rules.prometheus import Condition, Knowledge, UntranslatedError, lasting, refuse, translate
+from streammon_processors.rules.prometheus import promql
+from streammon_processors.rules.prometheus.translation import (
+    Condition,
+    Knowledge,
+    UntranslatedError,
+    lasting,
+    refuse,
+    translate,
+)
 
 SEVERITIES: Final[Mapping[str, Severity]] = {
     "critical": "critical", "page": "critical", "high": "critical", "emergency": "critical", "p1": "critical",

@@ -21,8 +21,9 @@ from streammon.broker.reading import Places, read
 from streammon.config import Settings
 from streammon.results import Alert
 from streammon_processors.replay import Range, bounds
-from streammon_processors.rules.backtest import Fired, decoded, fired, in_order, look_back_s, task_of
-from streammon_processors.rules.backtest_groups import group_alerts_on, of_groups, of_series
+from streammon_processors.rules.backtest.by_groups import group_alerts_on, of_groups, of_series
+from streammon_processors.rules.backtest.judging import Fired, fired, in_order
+from streammon_processors.rules.backtest.running import decoded, look_back_s, task_of
 from streammon_processors.rules.description import Rules
 from streammon_processors.rules.groups import refuse_base_windows
 from streammon_processors.rules.lanes import SortedLabels
