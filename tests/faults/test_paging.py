@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from streammon.broker import Broker, connect
+from streammon.broker.reading import read
 from streammon.config import Settings
 from streammon.results import Alert
 from streammon.topics import topic_specs
@@ -90,6 +91,16 @@ class Paging:
             told = {each.id: self.ops.messages_about(each.id, state) for each in alerts}
             raise AssertionError(f"told: {told}\n{self._log.read_text()[-4000:]}") from None
 
+    async def gathered(self, *alerts: Alert) -> None:
+        """Wait until what is behind them is among the pages: evidence is in a topic of its own, and may come later."""
+
+        async def done() -> bool:
+            pages = [record async for _, records in read(self.broker, ["pages"]) for record in records]
+            evidence = {each.key for each in pages if b'"type":"evidence"' in (each.value or b"")}
+            return {each.id.encode() for each in alerts} <= evidence
+
+        await eventually(done, BORN_S)
+
     def ends_say_why(self) -> bool:
         """Whether no cause was lost: each end is told with it."""
         ends = [each for told in self.ops.taken.values() for each in told.alerts if each.state == "resolved"]
@@ -142,6 +153,7 @@ async def test_whoever_is_killed_at_any_stage_leaves_a_page_that_is_delivered(pa
     assert await asyncio.to_thread(dying.wait, BORN_S) == -signal.SIGKILL
     paging.start()
     await paging.told(alert)
+    await paging.gathered(alert)
     after = ended(alert.id)
     await paging.raises([after])
     await paging.told(alert, state="resolved")
@@ -206,6 +218,7 @@ async def test_replicas_that_are_killed_lose_no_page_and_make_no_second_one(pagi
         victim.wait()
         replicas.append(paging.start())
     await paging.told(*alerts)
+    await paging.gathered(*alerts)
     await paging.raises([ended(each.id) for each in alerts])
     await paging.told(*alerts, state="resolved")
     assert paging.once(*alerts)
