@@ -211,6 +211,11 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
         return found
 
     @cached_property
+    def patience_s(self) -> float:
+        """How long after its last window a breach that has not held is given up."""
+        return max(self.origin.patience_s, *(level.hold_s for level in self.levels))
+
+    @cached_property
     def warm_up_s(self) -> float:
         return _named("warm_up", self.warm_up)
 

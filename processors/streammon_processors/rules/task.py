@@ -302,8 +302,8 @@ class RulesTask:
 
         The first window does, the second may be one to read again from, and the last is the newest; others add nothing.
         """
-        before_end = lane.clock.newest_end
-        for place in sorted({0, min(1, len(windows) - 1), len(windows) - 1}):
+        before_end, last = lane.clock.newest_end, len(windows) - 1
+        for place in sorted({0, min(1, last), last} if lane.remembers else {0, last}):
             at = run.first + place
             if lane.advance(windows[place], int(run.offsets[at]), run.times.after(at - 1), run.times.after(at)):
                 self._begin(log, at, lane, windows[place], news)
@@ -393,12 +393,11 @@ class RulesTask:
     def _expire(self, rules: Sequence[Rule], start: float) -> Iterable[Alert]:
         """What was pending and has not been heard of for too long is given up."""
         for rule in rules:
-            patience_s = max(rule.origin.patience_s, *(level.hold_s for level in rule.levels))
             followed = self._episodes[rule.name]
             unheard = [
                 labels
                 for labels, episode in followed.items()
-                if not episode.fired and start - episode.through_unix_s > patience_s
+                if not episode.fired and start - episode.through_unix_s > rule.patience_s
             ]
             for labels in sorted(unheard):  # and not as they came, which a snapshot does not know
                 yield from self._keep(rule, labels, given_up(followed[labels]), partial(never_fired, rule))
