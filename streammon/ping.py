@@ -11,23 +11,28 @@ alarm off. What it cannot do: tell that the other side has received a ping and l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from prometheus_client import Counter
 
 from streammon.backoff import Backoff
-from streammon.broker import Broker
+from streammon.broker import Broker, Record, TopicPartition
 from streammon.config import PingSettings
 from streammon.errors import ConfigError, Retryable
 from streammon.secret_files import secret
 from streammon.telemetry import log
+from streammon.tick import TICK
+from streammon.topics import ROLLUP_HEADER
 
 if TYPE_CHECKING:
     import aiohttp
 
 TRIES: Final = 3
+PATIENCE_S: Final = 5.0
+"""How long records that are there may take to come."""
 PINGS = Counter("streammon_pings", "Pings to the service outside, by what became of them", ["outcome"])
 
 Healthy = Callable[[], Awaitable[str | None]]
@@ -128,31 +133,44 @@ class _Pinger:
 
 
 class Flow:
-    """Whether events still become windows, as seen from the log: what `up` and `notify` judge their health by."""
+    """Whether events still become windows, as seen from the log: what `up` and `notify` judge their health by.
+
+    Only base windows say so. Ticks are written into an idle log, too, and let rollups end that were begun before.
+    """
 
     def __init__(self, broker: Broker, stale_s: float) -> None:
         self._broker = broker
         self._stale_s = stale_s
-        self._end: int | None = None
+        self._ends: Mapping[TopicPartition, int] | None = None
         self._moved_at: float | None = None
 
     async def __call__(self) -> str | None:
         now = asyncio.get_running_loop().time()
         try:
-            before, self._end = self._end, await self._windows()
+            if await self._flows():
+                self._moved_at = now
         except Retryable as error:
             return str(error)
-        if before is not None and self._end != before:
-            self._moved_at = now
         if self._moved_at is None:  # whoever is started again and again must not pass for alive
             return "no new window yet"
         still_s = now - self._moved_at
         return f"no new window for {still_s:.0f} s" if still_s > self._stale_s else None
 
-    async def _windows(self) -> int:
-        """How many there have been."""
-        reader = await self._broker.reader(["windows"], "latest")
+    async def _flows(self) -> bool:
+        """Whether there is a window that was not there when it was last asked; what comes first is looked at only."""
+        reader = await self._broker.reader(["windows"], "latest" if self._ends is None else self._ends)
         try:
-            return sum((await reader.ends()).values())
+            self._ends = ends = await reader.ends()
+            while any(reader.positions()[each] < end for each, end in ends.items()):
+                polled = await reader.poll(PATIENCE_S)
+                if not polled:
+                    return False
+                if any(map(_is_base_window, chain.from_iterable(polled.values()))):
+                    return True
+            return False
         finally:
             await reader.close()
+
+
+def _is_base_window(record: Record) -> bool:
+    return record.value != TICK and all(name != ROLLUP_HEADER for name, _ in record.headers)

@@ -20,6 +20,9 @@ MAX_RECORD_BYTES = 1_048_576
 LARGE_RECORD_BYTES = 2 * MAX_RECORD_BYTES
 """Snapshots, and dead letters with a whole refused record in them, may be larger than any other record."""
 
+ROLLUP_HEADER = "streammon-rollup"
+"""Names the shape of a rollup, so that nobody has to decode those that are not needed; base windows do not have it."""
+
 
 @dataclass(frozen=True)
 class TopicSpec:

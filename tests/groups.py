@@ -11,9 +11,9 @@ from aiokafka.partitioner import murmur2
 from streammon.broker import Outgoing
 from streammon.config import WindowSettings
 from streammon.tick import TICK
+from streammon.topics import ROLLUP_HEADER
 from streammon_processors.contract import JUNK, Stored
 from streammon_processors.rollups import RollupTask
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import Rules
 from streammon_processors.rules.group import PATIENCE_S, GroupTask
 from streammon_processors.rules.regroup import RegroupTask
@@ -31,7 +31,7 @@ def rolled_log(seed: int, settings: WindowSettings) -> Sequence[Stored]:
 def copied_log(seed: int, settings: WindowSettings) -> Sequence[Stored]:
     """The same, and records that only say to be rollups."""
     records = rolled_log(seed, settings)
-    broken = [(value, ((LEVEL_HEADER, b"4s"),)) for value in JUNK]
+    broken = [(value, ((ROLLUP_HEADER, b"4s"),)) for value in JUNK]
     at_the_end = records[-1].timestamp
     return [
         *records,

@@ -10,8 +10,8 @@ import numpy as np
 
 from streammon.results import Completeness, Distribution, Window
 from streammon.sketch import Sketch, SketchBag
+from streammon.topics import ROLLUP_HEADER
 from streammon_processors.contract import Stored
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import ServiceLevel
 
 HOUR_S: Final = 3600.0
@@ -68,7 +68,7 @@ def stored(windows: Iterable[Window]) -> list[Stored]:
 
 
 def _record(each: Window, offset: int) -> Stored:
-    headers = () if each.is_base else ((LEVEL_HEADER, f"{each.size_s:g}s".encode()),)
+    headers = () if each.is_base else ((ROLLUP_HEADER, f"{each.size_s:g}s".encode()),)
     return Stored(msgspec.json.encode(each), offset, round(each.end_unix_s * 1000) + 2000, headers=headers)
 
 

@@ -321,7 +321,10 @@ def test_a_rule_about_groups_is_told_of_the_sum_of_all_files(tmp_path: Path) -> 
         (("--from", "2030-01-01T00:00:00Z"), "--from and --to leave nothing: the files are from 2014-03-07T03:40:00Z"),
         (("--fail-on", "false-alarms=nan/week"), "with a number"),
         (("--fail-on", "false-alarms=-1/week"), "with a number"),
-        (("--csv", "COPY"), "both have the series file=nab_ec2_request_latency_system_failure.csv: put it into one"),
+        (
+            ("--csv", "COPY"),
+            "both have the series entity=service file=nab_ec2_request_latency_system_failure.csv: put it into one",
+        ),
     ],
 )
 def test_what_would_be_misunderstood_is_refused(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
@@ -346,3 +349,25 @@ def test_it_is_said_that_there_was_nothing_to_look_at(tmp_path: Path) -> None:
     done = run("rules", "backtest", "--rules", rule(tmp_path, "new", 50), *files)
     assert "there was no window that these rules look at" in done.stderr
     assert "0 alerts from" in done.stdout
+
+
+def test_the_shipped_rules_find_every_incident_of_the_files_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").write_text(run("rules", "default").stdout)
+    files = [text for file in sorted(DATA.glob("nab_*.csv")) for text in ("--csv", file)]
+    known = ("--incidents", DATA / "nab_windows.json", "--fail-on", "missed", "--fail-on", "false-alarms=1/week")
+    done = run("rules", "backtest", "--rules", tmp_path / "default.yaml", *files, *known)
+    assert done.exit_code == 0, done.output
+    assert "6 of 6 incidents found (recall 1)" in done.stdout
+    assert "rule 'disk-nearly-full' looks at gauges.utilization.last of resource windows" in done.stderr
+
+
+def test_a_rule_whose_windows_cannot_be_made_is_refused_only_if_it_could_decide(tmp_path: Path) -> None:
+    (tmp_path / "latency.csv").write_bytes(LATENCY.read_bytes())
+    for field, code in (("other", 0), ("value", 2)):
+        path = tmp_path / f"{field}.yaml"
+        path.write_text(
+            f"rules:\n  - {{name: high, source: resource, window: 1m, expr: gauges.{field}.last > 1000, "
+            'severity: warning, summary: "{value}"}\n'
+        )
+        done = run("rules", "backtest", "--rules", path, "--csv", tmp_path / "latency.csv")
+        assert isinstance(done.exception, ConfigError) == (code == 2), done.output

@@ -16,7 +16,8 @@ from streammon.config import PingSettings, Settings
 from streammon.errors import ConfigError
 from streammon.ping import TRIES, Flow, ping_url, pinging
 from streammon.telemetry import serve_http
-from streammon.topics import topic_specs
+from streammon.tick import tick
+from streammon.topics import ROLLUP_HEADER, topic_specs
 from tests.support import eventually
 
 SECRET = "s3cr3t-check"
@@ -149,6 +150,21 @@ async def test_events_flow_while_windows_keep_coming(tmp_path: Path) -> None:
 
         await eventually(is_stale, 5, "the complaint")
         await broker.append([Outgoing("windows", b"k", b"{}")])
+        assert await flow() is None
+    finally:
+        await broker.close()
+
+
+async def test_what_time_alone_brings_is_no_flow(tmp_path: Path) -> None:
+    """Rules that wait for silence have ticks written into `windows`, and those end rollups."""
+    broker = await connect(Settings(data_dir=tmp_path))
+    await broker.create_topics(topic_specs(partitions=2))
+    flow = Flow(broker, stale_s=60.0)
+    try:
+        assert await flow() == "no new window yet"
+        await broker.append([tick("windows", 0), Outgoing("windows", b"k", b"{}", ((ROLLUP_HEADER, b"1m"),))])
+        assert await flow() == "no new window yet"
+        await broker.append([tick("windows", 0), Outgoing("windows", b"k", b"{}"), tick("windows", 1)])
         assert await flow() is None
     finally:
         await broker.close()

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streammon.results import Slo
-from streammon_processors.rules import ServiceLevel, load_rules, load_slos, refuse_incomplete
+from streammon_processors.rules import ServiceLevel, load_slos, refuse_incomplete
 from streammon_processors.rules.levels import BURNS, MAX_WINDOW_S, MIN_WINDOW_S, MOST_OF_ALL
 from streammon_processors.slos import task
 from streammon_processors.slos.requests import Requests
@@ -27,7 +27,7 @@ def block(kind: str) -> str:
 @pytest.fixture
 def on_the_page(tmp_path: Path) -> tuple[ServiceLevel, ...]:
     (path := tmp_path / "slos.yaml").write_text(block("yaml"))
-    refuse_incomplete(load_rules([path]))
+    refuse_incomplete([path])
     return load_slos([path])
 
 
@@ -36,7 +36,7 @@ def test_the_file_on_the_page_is_one(on_the_page: tuple[ServiceLevel, ...]) -> N
 
 
 def test_the_example_is_complete() -> None:
-    refuse_incomplete(load_rules([ROOT / "examples/slos.yaml", ROOT / "examples/rules.yaml"]))
+    refuse_incomplete([ROOT / "examples/slos.yaml", ROOT / "examples/rules.yaml"])
     assert len(load_slos([ROOT / "examples/slos.yaml"])) == 2
 
 

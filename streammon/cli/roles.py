@@ -179,7 +179,7 @@ def rules_check(
     rules = load_rules(files, settings.windows.inference_distributions)
     plan(settings.windows.size_s, settings.windows.rollups_s, rules.asked)  # whether their windows can be made
     refuse_base_windows(rules.groupings, settings.windows.size_s)
-    refuse_incomplete(rules)
+    refuse_incomplete(files)
     count = len(rules.by_name)
     print(f"{count} rule{'' if count == 1 else 's'}, all good")
 

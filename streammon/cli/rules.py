@@ -24,7 +24,7 @@ from streammon.errors import ConfigError
 if TYPE_CHECKING:
     from streammon.results import Alert
     from streammon_processors.replay import Range
-    from streammon_processors.rules import Rules
+    from streammon_processors.rules import Rule, Rules
     from streammon_processors.rules.backtest.columns import Panel
     from streammon_processors.rules.backtest.judging import Difference, Fired, Incident, Judgement
 
@@ -119,6 +119,7 @@ async def rules_backtest(
         size_s = None if window is None else _duration("--window", window)
         panels = _panels(csv, source.value, field, _labels(label or []), size_s)
         _say_what_is_not_there(sets["new"], [*panels.values()])
+        sets = {name: _that_may_decide(each, [*panels.values()]) for name, each in sets.items()}
         range_ = _range_of(panels.values(), given)
         found = {name: _on_panels(each, panels, range_, settings, seen) for name, each in sets.items()}
     else:
@@ -231,7 +232,7 @@ def _panels(
     panels: dict[Path, Panel] = {}
     owners: dict[Any, Path] = {}
     for file in dict.fromkeys(files):
-        own = {"file": file.name} | dict(labels)
+        own = ({"entity": "service"} if source == "resource" else {}) | {"file": file.name} | dict(labels)
         panels[file] = csv_panel(file, source=source, field=field, labels=own, size_s=size_s)  # type: ignore[arg-type]  # the enumeration has its values
         for key in panels[file].keys:
             if key in owners:
@@ -243,12 +244,26 @@ def _panels(
 
 def _say_what_is_not_there(rules: Rules, panels: Sequence[Panel]) -> None:
     """Rules that can decide nothing look as if nothing was wrong."""
-    for source in sorted({each.source for each in rules}):
-        there = {name for each in panels if each.source == source for name in (*each.numbers, *each.alike)}
-        lacking = {each.name: sorted(each.fields - there) for each in rules if each.source == source}
-        for name, fields in lacking.items():
-            if fields:
-                _say(f"rule {name!r} looks at {', '.join(fields)} of {source} windows, which no file has")
+    for rule in sorted(rules, key=lambda each: each.source):
+        if fields := sorted(_lacking(rule, panels)):
+            _say(f"rule {rule.name!r} looks at {', '.join(fields)} of {rule.source} windows, which no file has")
+
+
+def _that_may_decide(rules: Rules, panels: Sequence[Panel]) -> Rules:
+    """Those without a number or silence to go by are left out, so that their windows need not be made, either."""
+    from streammon_processors.rules import Rules
+
+    return Rules(tuple(each for each in rules if each.no_data == "fire" or not _knows_nothing(each, panels)))
+
+
+def _knows_nothing(rule: Rule, panels: Sequence[Panel]) -> bool:
+    return bool(rule.fields) and rule.fields == _lacking(rule, panels)
+
+
+def _lacking(rule: Rule, panels: Sequence[Panel]) -> frozenset[str]:
+    """The numbers that a rule looks at and no file has."""
+    there = {name for each in panels if each.source == rule.source for name in (*each.numbers, *each.alike)}
+    return rule.fields - there
 
 
 def _on_panels(

@@ -15,6 +15,7 @@ from streammon.commands import Acknowledge
 from streammon.config import Settings, WindowSettings
 from streammon.results import Completeness, Drift, Gauge, Run, Window
 from streammon.tick import TICK
+from streammon.topics import ROLLUP_HEADER
 from streammon_processors.builtin import (
     gather_processor,
     group_processor,
@@ -31,7 +32,6 @@ from streammon_processors.contract import PARTITION, Logs, ProcessorContract, St
 from streammon_processors.notifier import DecideTask
 from streammon_processors.remediation import RemedyTask
 from streammon_processors.rollups import RollupTask
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import Rule, Rules, RulesTask
 from streammon_processors.rules.description import Worse
 from streammon_processors.rules.group import GroupTask
@@ -201,7 +201,7 @@ class TestSlo(ProcessorContract):
 
     def logs(self, seed: int) -> Logs:
         records = rollup_logs(seed)["windows"]
-        broken = Stored(b"{", len(records), records[-1].timestamp, headers=((LEVEL_HEADER, b"4s"),))
+        broken = Stored(b"{", len(records), records[-1].timestamp, headers=((ROLLUP_HEADER, b"4s"),))
         return {"windows": [*records, broken]}
 
 

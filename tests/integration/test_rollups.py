@@ -16,10 +16,9 @@ from streammon.broker import Broker, Record, connect
 from streammon.cli.data import Emitter
 from streammon.config import Settings
 from streammon.events import EventType
-from streammon.topics import topic_specs
+from streammon.topics import ROLLUP_HEADER, topic_specs
 from streammon.wire import Density
 from streammon_processors.rollups import RollupTask
-from streammon_processors.rollups.task import LEVEL_HEADER
 from tests.faults.judge import read_all
 from tests.support import cli, eventually
 
@@ -95,4 +94,4 @@ async def test_killing_the_processor_neither_loses_nor_repeats_a_rollup(tmp_path
 
 
 def is_rollup(record: Record) -> bool:
-    return any(name == LEVEL_HEADER for name, _ in record.headers)
+    return any(name == ROLLUP_HEADER for name, _ in record.headers)

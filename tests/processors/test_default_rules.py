@@ -78,7 +78,7 @@ def begun(found: Iterable[Alert], rule: str) -> list[float]:
 
 
 def test_the_shipped_rules_are_complete_and_their_windows_can_be_made() -> None:
-    refuse_incomplete(DEFAULT)
+    refuse_incomplete([DEFAULT_RULES])
     settings = Settings().windows
     assert plan(settings.size_s, settings.rollups_s, DEFAULT.asked)
     assert {rule.severity for rule in DEFAULT} == {"warning"}, "an unusual number is no reason to wake somebody"

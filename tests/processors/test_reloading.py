@@ -16,9 +16,8 @@ from prometheus_client import REGISTRY
 from streammon.broker import Broker, Outgoing, connect
 from streammon.config import Settings
 from streammon.errors import ConfigError
-from streammon.topics import topic_specs
+from streammon.topics import ROLLUP_HEADER, topic_specs
 from streammon_processors.builtin import regroup_processor, rules_processor, windows_processor
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.runtime import run_reloading
 from streammon_processors.task import Processor
 from tests.processors.test_rules import window
@@ -95,7 +94,7 @@ async def test_copies_for_groups_are_made_as_soon_as_a_rule_says_by(broker: Brok
     running = asyncio.create_task(run_reloading(broker, make, settings, stop=stop, look_s=0.05))
     try:
         minute = window(0, size_s=4.0, end_unix_s=4.0, of_s=2.0)
-        rollup = Outgoing("windows", b"x", msgspec.json.encode(minute), ((LEVEL_HEADER, b"4s"),))
+        rollup = Outgoing("windows", b"x", msgspec.json.encode(minute), ((ROLLUP_HEADER, b"4s"),))
         await broker.append([rollup])
         write(file, {**RULE, "by": ["service"], "window": "4s"})
         await eventually(lambda: _copied(broker, [{"service": "shop"}]), 10, what="the copy")

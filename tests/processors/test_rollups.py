@@ -18,10 +18,9 @@ from streammon.config import WindowSettings
 from streammon.errors import ConfigError
 from streammon.results import OTHER, Completeness, Exemplar, Gauge, Window
 from streammon.sketch import Sketch
-from streammon.topics import MAX_RECORD_BYTES
+from streammon.topics import MAX_RECORD_BYTES, ROLLUP_HEADER
 from streammon_processors.contract import run, run_with_crashes
 from streammon_processors.rollups import PATIENCE_S, RollupTask
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.shapes import Asked, Level, hopping, plan, session, tumbling
 from streammon_processors.windows import series_key
 from tests.rollup_oracle import Loop, parts_of, runs, totals, windows_in, windows_log
@@ -89,7 +88,7 @@ def test_sessions_hold_every_event_once(seed: int) -> None:
 @examples
 def test_reading_the_log_again_gives_the_same_rollups(seed: int) -> None:
     log = windows_log(seed, SETTINGS, task())
-    live = [record.value for record in log if any(name == LEVEL_HEADER for name, _ in record.headers)]
+    live = [record.value for record in log if any(name == ROLLUP_HEADER for name, _ in record.headers)]
     assert [output.value for output in task().process("windows", log)] == live
 
 

@@ -20,6 +20,7 @@ from streammon.errors import ConfigError
 from streammon.results import Alert, Completeness, Distribution, Gauge, Window
 from streammon.sketch import Sketch
 from streammon.tick import TICK
+from streammon.topics import LARGE_RECORD_BYTES
 from streammon_processors.rules import MAX_STATE_BYTES, Rule, Rules, RulesTask, WindowOf, load_rules
 from streammon_processors.rules.description import Worse
 from streammon_processors.shapes import Asked, session, tumbling
@@ -563,6 +564,15 @@ def test_full_snapshot_fits_into_one_record(label: str) -> None:
     assert 0.5 * MAX_STATE_BYTES < len(subject.snapshot()) <= MAX_STATE_BYTES
 
 
+def test_a_partition_follows_its_share_of_a_storm_of_10_000_alerts() -> None:
+    subject = task(changed(for_s=0.0))
+    names = [
+        {"service": f"service-{number % 100}", "model": f"model-{number}", "endpoint": "/v1"} for number in range(3000)
+    ]
+    assert len(run(subject, *(window(0, 0.5, each) for each in names))) == len(names)
+    assert len(subject.snapshot()) <= LARGE_RECORD_BYTES
+
+
 def test_room_is_given_back_when_alerts_end() -> None:
     subject = task(max_state_bytes=450)
     for index, name in enumerate("abc"):
@@ -743,7 +753,7 @@ def test_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
 
 
 def test_two_rules_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rule 'slow' is already in"):
+    with pytest.raises(ConfigError, match=r"rules\.yaml:\d+:\d+: rule 'slow' is already in"):
         loaded(tmp_path, GOOD + GOOD.replace("\nrules:", ""))
 
 

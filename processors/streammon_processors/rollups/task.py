@@ -14,6 +14,7 @@ from streammon.deadletter import dead_letter_of
 from streammon.errors import Reason, Rejected
 from streammon.results import OTHER, Window
 from streammon.tick import TICK
+from streammon.topics import ROLLUP_HEADER
 from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER, read_message
 from streammon_processors.revisions import Revisions, RevisionsMemory
 from streammon_processors.rollups.growing import Growing, Grown, Memory, Rolling, Sessions
@@ -29,8 +30,6 @@ PENDING_LIMIT = 5000
 """Windows that wait for a supplement; with more they are published at once."""
 MAX_SESSIONS = 10_000
 """Open sessions of one partition, all sources and gaps together: they have to fit into the snapshot."""
-LEVEL_HEADER = "streammon-rollup"
-"""Header that names the shape of a rollup, so that nobody has to decode those that are not needed."""
 
 
 class _Published(Struct, array_like=True):
@@ -170,7 +169,7 @@ class RollupTask:
         """What a record says to be, without decoding it. Base windows say nothing; a tick is nothing."""
         if record.value == TICK:
             return ""
-        names = (value.decode(errors="replace") for name, value in record.headers if name == LEVEL_HEADER)
+        names = (value.decode(errors="replace") for name, value in record.headers if name == ROLLUP_HEADER)
         return next(names, self._base)
 
     def _read(self, topic: str, record: Record) -> Window | None:
@@ -368,5 +367,5 @@ _WINDOW = msgspec.json.Decoder(Window)
 
 
 def _record(window: Window, shape: Shape, partition: int) -> Outgoing:
-    headers = (SCHEMA_HEADER, (LEVEL_HEADER, shape.name.encode()))
+    headers = (SCHEMA_HEADER, (ROLLUP_HEADER, shape.name.encode()))
     return Outgoing("windows", series_key(window.series), encode_window(window), headers, partition)

@@ -276,10 +276,9 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
 
     @property
     def missing(self) -> list[str]:
-        """What a person would miss in an alert of this rule."""
-        return [
-            name for name in ("resolution_steps", "contact", "escalation", "runbook_url") if not getattr(self, name)
-        ]
+        """What a person would miss in an alert of this rule; what is blank says nothing."""
+        needed = ("summary", "resolution_steps", "contact", "escalation", "runbook_url")
+        return [name for name in needed if not "".join(getattr(self, name) or ()).strip()]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from msgspec import Struct
 
 from streammon.errors import ConfigError
 from streammon.results import DISTRIBUTIONS
-from streammon.yaml_files import load_yaml
+from streammon.yaml_files import load_yaml, place_of
 from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.levels import ServiceLevel
 
 DEFAULT_RULES: Final = Path(__file__).with_name("default_rules.yaml")
 """Rules to begin with, for any service, host, model and job."""
+_Keys = tuple[str, int]
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,11 +28,12 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`rules` or `slos` must be given")
 
     @property
-    def all_rules(self) -> Iterator[Rule]:
-        """Those that are written, and those that alert on its objectives."""
-        yield from self.rules or ()
-        for level in self.slos:
-            yield from level.rules
+    def all_rules(self) -> Iterator[tuple[_Keys, Rule]]:
+        """Those that are written, and those that alert on its objectives, each with where it stands."""
+        for number, rule in enumerate(self.rules or ()):
+            yield ("rules", number), rule
+        for number, level in enumerate(self.slos):
+            yield from ((("slos", number), rule) for rule in level.rules)
 
 
 def load_rules(files: Iterable[Path], distributions: Collection[str] = DISTRIBUTIONS) -> Rules:
@@ -42,14 +44,15 @@ def load_rules(files: Iterable[Path], distributions: Collection[str] = DISTRIBUT
     """
     found: dict[str, tuple[Rule, Path]] = {}
     for file in files:
-        for rule in load_yaml(file, _File).all_rules:
+        for keys, rule in load_yaml(file, _File).all_rules:
             if rule.name in found:
                 raise ConfigError(
-                    f"{file}: rule {rule.name!r} is already in {found[rule.name][1]}; names must be distinct"
+                    f"{place_of(file, keys)}: rule {rule.name!r} is already in {found[rule.name][1]}; "
+                    "names must be distinct"
                 )
             if left_out := sorted(rule.distributions - set(distributions)):
                 raise ConfigError(
-                    f"{file}: rule {rule.name!r} asks for {left_out[0]!r}, which no window has: "
+                    f"{place_of(file, keys)}: rule {rule.name!r} asks for {left_out[0]!r}, which no window has: "
                     f"windows.inference_distributions lacks {left_out[0]}"
                 )
             found[rule.name] = (rule, file)
@@ -61,8 +64,13 @@ def load_slos(files: Iterable[Path]) -> tuple[ServiceLevel, ...]:
     return tuple(level for file in files for level in load_yaml(file, _File).slos)
 
 
-def refuse_incomplete(rules: Rules) -> None:
+def refuse_incomplete(files: Iterable[Path]) -> None:
     """Raises ConfigError: a rule lacks what a person would want to know who is woken by it."""
-    lacking = [f"rule {rule.name!r} lacks {', '.join(rule.missing)}" for rule in rules if rule.missing]
+    lacking = [
+        f"{place_of(file, keys)}: rule {rule.name!r} lacks {', '.join(rule.missing)}"
+        for file in files
+        for keys, rule in load_yaml(file, _File).all_rules
+        if rule.missing
+    ]
     if lacking:
         raise ConfigError("whoever is woken needs to know what to do and whom to ask: " + "; ".join(lacking))

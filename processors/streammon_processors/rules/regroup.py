@@ -17,8 +17,9 @@ from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.results import Window
+from streammon.topics import ROLLUP_HEADER
 from streammon.wire import SCHEMA_HEADER
-from streammon_processors.rollups.task import LEVEL_HEADER, read_window
+from streammon_processors.rollups.task import read_window
 from streammon_processors.rules.groups import REGROUPED, Grouping, GroupWindow, by_windows
 from streammon_processors.shapes import Shape
 from streammon_processors.windows import encode_window
@@ -59,7 +60,7 @@ class RegroupTask:
 
     def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
         self._place.next = record.offset + 1
-        if not any(name == LEVEL_HEADER and value in self._names for name, value in record.headers):
+        if not any(name == ROLLUP_HEADER and value in self._names for name, value in record.headers):
             return
         try:
             window = read_window(record.value or b"")

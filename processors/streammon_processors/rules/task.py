@@ -26,13 +26,14 @@ from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.results import Alert
 from streammon.tick import TICK
-from streammon.topics import MAX_RECORD_BYTES
+from streammon.topics import LARGE_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER, read_message
 from streammon_processors.rules.alerts import Sight, never_fired, of_command, of_silence, of_window, orphaned
 from streammon_processors.rules.conditions.expression import Bools
 from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.episodes import Episode, Step, Verdict, acknowledged, follow, given_up, silent
 from streammon_processors.rules.lanes import (
+    MAX_KEPT_BYTES,
     Batch,
     Kept,
     Lane,
@@ -48,8 +49,9 @@ from streammon_processors.rules.lanes import (
 from streammon_processors.shapes import Shape
 
 SKIPPED = Counter("streammon_rules_skipped", "Windows that rules did not look at, by why", ["reason"])
-MAX_STATE_BYTES: Final = MAX_RECORD_BYTES // 2
-"""What is pending or firing in one partition; with what is kept of the past, it has to fit into one record."""
+MAX_STATE_BYTES: Final = LARGE_RECORD_BYTES - MAX_KEPT_BYTES - 64 * 1024
+"""What is pending or firing in one partition; with what is kept of the past, it has to fit into one snapshot.
+So many that a storm of 10,000 alerts on four partitions is followed whole."""
 
 _MAX_SERIES_BYTES: Final = 4096
 _EPISODE_BYTES: Final = 350  # of an episode, beside its series: numbers, and what it says

@@ -26,9 +26,9 @@ from msgspec import Struct
 from streammon.broker import Record
 from streammon.errors import ConfigError, Rejected
 from streammon.tick import TICK
+from streammon.topics import ROLLUP_HEADER
 from streammon.wire import Floats, read_message
 from streammon_processors.chunk import Ints
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import ServiceLevel
 from streammon_processors.rules.lanes import Seen, window_decoder
 from streammon_processors.shapes import ROUNDING_S, tumbling
@@ -84,7 +84,7 @@ class Report:
 
     def take(self, record: Record) -> None:
         """Count a window; what is none is in the dead letters already."""
-        rollup = next((value for name, value in record.headers if name == LEVEL_HEADER), None)
+        rollup = next((value for name, value in record.headers if name == ROLLUP_HEADER), None)
         if record.value == TICK or rollup not in (None, _ROLLUP):
             return
         try:

@@ -31,8 +31,8 @@ from streammon.deadletter import dead_letter_of
 from streammon.errors import Rejected
 from streammon.results import Slo
 from streammon.tick import TICK
+from streammon.topics import ROLLUP_HEADER
 from streammon.wire import SCHEMA_HEADER, read_message
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import ServiceLevel
 from streammon_processors.rules.lanes import Seen, window_decoder
 from streammon_processors.shapes import ROUNDING_S, tumbling
@@ -216,7 +216,7 @@ class SloTask:
         """What a record says to be, without decoding it: base windows say nothing, and a tick is nothing."""
         if record.value == TICK:
             return False
-        names = (value.decode(errors="replace") for name, value in record.headers if name == LEVEL_HEADER)
+        names = (value.decode(errors="replace") for name, value in record.headers if name == ROLLUP_HEADER)
         return next(names, self._base) == tumbling(self._step_s).name
 
     def _count(self, level: ServiceLevel, window: Seen) -> Budget | None:

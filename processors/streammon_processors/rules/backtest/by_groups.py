@@ -19,8 +19,8 @@ from streammon.broker.reading import Places
 from streammon.config import WindowSettings
 from streammon.results import Alert
 from streammon.tick import TICK
+from streammon.topics import ROLLUP_HEADER
 from streammon_processors.replay import merged
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import group
 from streammon_processors.rules.backtest.columns import TICK_S, Panel, Written, ms
 from streammon_processors.rules.backtest.running import (
@@ -111,7 +111,7 @@ class _Parts:
     def __init__(self, rules: Rules, partition: int, settings: WindowSettings) -> None:
         self._rollups = Rollups(rules, partition, settings)
         self._regroup = RegroupTask(rules.groupings, partition)
-        self._base = ((LEVEL_HEADER, tumbling(settings.size_s).name.encode()),)
+        self._base = ((ROLLUP_HEADER, tumbling(settings.size_s).name.encode()),)
 
     def of(self, record: Record) -> list[Outgoing]:
         """Base windows are taken for rollups: of a file, they may be as long as those that rules look at."""

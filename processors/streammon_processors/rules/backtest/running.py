@@ -15,9 +15,9 @@ from streammon.broker import Outgoing, Record
 from streammon.config import WindowSettings
 from streammon.errors import ConfigError
 from streammon.results import Alert
+from streammon.topics import ROLLUP_HEADER
 from streammon_processors import rollups
 from streammon_processors.rollups import RollupTask
-from streammon_processors.rollups.task import LEVEL_HEADER
 from streammon_processors.rules import group
 from streammon_processors.rules.backtest.columns import TICK_S, ColumnTask, Panel, Written, as_log, records_of
 from streammon_processors.rules.description import Rule, Rules
@@ -103,7 +103,7 @@ class Rollups:
 
 
 def _is_rollup(record: Record) -> bool:
-    return any(name == LEVEL_HEADER for name, _ in record.headers)
+    return any(name == ROLLUP_HEADER for name, _ in record.headers)
 
 
 class Afresh:
