@@ -530,6 +530,33 @@ def test_ten_thousand_alerts_are_at_most_twenty_notifications_and_none_is_lost(s
     assert max(len(msgspec.json.encode(each)) for each in desk.all) < 900_000
 
 
+def test_a_storm_after_a_storm_that_goes_on_is_told_as_soon_as_another_group() -> None:
+    desk = Desk()
+
+    def of_storm() -> list[Notification]:
+        return [each for each in desk.all if each.group_labels == {}]
+
+    for each in storm(1000):
+        desk.page(each)
+    desk.pass_time(100)
+    assert len(of_storm()) == 1
+    for each in list(storm(1000, state="resolved"))[:-1]:  # one goes on, and the storm with it
+        desk.page(each, at=110.0)
+    for each in list(storm(2000))[1000:]:
+        desk.page(each, at=120.0)
+    desk.pass_time(120 + 60)
+    grown = of_storm()[1:]
+    assert [each.cause for each in grown] == ["changed"]
+    assert len(grown[0].alerts) + grown[0].omitted >= 1000
+    for each in list(storm(2500))[2000:]:  # people know of more than that: it is told with the next regular message
+        desk.page(each, at=190.0)
+    told_at = grown[0].created_unix_s - T0
+    desk.pass_time(told_at + 5 * 60 - 1)
+    assert len(of_storm()) == 2
+    desk.pass_time(told_at + 5 * 60 + 1)
+    assert len(of_storm()) == 3
+
+
 def test_a_storm_that_nobody_may_hear_of_costs_no_more_than_another(tmp_path: Path) -> None:
     """Looking at a group takes as long as it is large: with every page, that was the square of it."""
     inhibit = "inhibit: [{source: ['rule=\"down\"'], target: ['rule=\"slow\"']}]"

@@ -387,7 +387,10 @@ class DecideTask:
         leaf, now = self._leaf(group), self._now
         seen = self._hear(group, leaf)
         cause = deduplicate(group, seen, leaf, now)
-        if cause and (now >= group.not_before or (group.channels and is_urgent(group, seen))):
+        urgent = bool(group.channels) and is_urgent(group, seen)
+        if cause and not urgent and now >= group.not_before and group.waits(seen, leaf, now):
+            group.not_before = now + leaf.group_interval_s
+        if cause and (urgent or now >= group.not_before):
             told = leaf.to if cause != "resolved" else ()  # who is told by now, should the file have changed
             yield from self._tell(group, leaf, seen, cause, (*group.channels, *told))
             self._note_told(group, leaf, seen)
@@ -470,7 +473,7 @@ class DecideTask:
         group.told_end = bool(ends)
         known = (self._following.by_number[number] for number, member in group.members.items() if member.known)
         group.rank = min((alert.rank for alert in known), default=9)
-        group.told_at, group.not_before, group.explain_at = self._now, self._now + group.interval_s(leaf), inf
+        group.told_at, group.not_before, group.explain_at = self._now, self._now + leaf.group_interval_s, inf
 
     def _record(self, group: Group, leaf: Leaf, seen: Sequence[Seen]) -> None:
         """Forget what is over and nobody knew of, and note when to look again."""

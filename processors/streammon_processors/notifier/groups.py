@@ -18,7 +18,7 @@ STORM_S: Final = 60.0
 """Where more than `MOST_OPENED` groups of a route begin within this time, the others are told as one, the storm, until
 none has begun for as long."""
 STORM_INTERVALS: Final = 5
-"""A storm is told so many times more seldom than another group."""
+"""A storm is told so many times more seldom than another group, unless it has more than doubled."""
 MAX_GROUPS: Final = 1000
 GROUPS_BYTES: Final = 120_000
 
@@ -75,8 +75,11 @@ class Group(Struct, kw_only=True, omit_defaults=True):
     def size(self) -> int:
         return len(msgspec.msgpack.encode((self.route, self.labels, self.channels))) + 100
 
-    def interval_s(self, leaf: Leaf) -> float:
-        return leaf.group_interval_s * (STORM_INTERVALS if self.storm else 1)
+    def waits(self, seen: Iterable[Seen], leaf: Leaf, now_unix_s: float) -> bool:
+        """Whether it is a storm that was told not long ago, and people know of half of what fires at least."""
+        if not self.storm or not self.channels or now_unix_s >= self.told_at + STORM_INTERVALS * leaf.group_interval_s:
+            return False
+        return sum(each.opens - each.goes_on for each in seen) <= 0
 
 
 class Seen(NamedTuple):
