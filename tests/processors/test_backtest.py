@@ -170,7 +170,7 @@ async def test_processes_that_share_the_work_find_the_same(
     rules, range_ = load_rules(world.settings.rules.files), Range(0.0, inf)
     alone = await backtest_log(world.settings, rules, range_)
     monkeypatch.setattr("streammon_processors.rules.backtest.log.WORTH_PROCESSES", 1)
-    assert await backtest_log(world.settings, rules, range_, print) == alone
+    assert await backtest_log(world.settings, rules, range_) == alone
     assert alone.alerts
 
 
