@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import yaml
@@ -15,6 +15,8 @@ from msgspec import Struct, inspect
 from streammon.errors import ConfigError
 
 T = TypeVar("T", bound=Struct)
+MAX_MISTAKES: Final = 20
+"""As many are told of one file; who has mended them is told the next."""
 
 
 def load_yaml(file: Path, type_: type[T]) -> T:
@@ -34,17 +36,25 @@ def parse_yaml(text: str, type_: type[T], name: str) -> T:
         _refuse_repeated_keys(name, root)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last: 2027-13-45, and other texts like values
-        raise ConfigError(f"{name} is not valid YAML: {error}") from None
+        raise ConfigError(not_yaml(name, error)) from None
     try:  # not strict: YAML 1.1 reads 1e-3 as text
         return msgspec.convert(content, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(name, root, content, type_, str(error))) from None
+        raise ConfigError("\n".join(_mistakes(name, root, content, type_, str(error)))) from None
+
+
+def not_yaml(name: str, error: Exception) -> str:
+    """What is wrong with a text from ``name`` that could not be read, in a line, with its place where there is one."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"{name} is not valid YAML: {error}"
+    said = ", ".join(filter(None, (error.context, error.problem)))
+    return f"{_at(name, error.problem_mark)}: this is not valid YAML: {said}"
 
 
 def place_of(file: Path, keys: Iterable[str | int]) -> str:
     """``FILE:LINE:COLUMN`` of what lies along the keys, as far as they exist; for errors that are found later."""
     nodes = list(_descend(yaml.compose(text_of(file), Loader=yaml.SafeLoader), map(str, keys)))
-    return _at(str(file), nodes[-1] if nodes else None)
+    return _of_node(str(file), nodes[-1] if nodes else None)
 
 
 def text_of(file: Path) -> str:
@@ -70,11 +80,27 @@ def _refuse_repeated_keys(name: str, node: yaml.Node | None) -> None:
         seen: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{_at(name, key)}: a key is a plain text here, not a list or a mapping")
+                raise ConfigError(f"{_of_node(name, key)}: a key is a plain text here, not a list or a mapping")
             if key.value in seen:
-                raise ConfigError(f"{_at(name, key)}: `{key.value}` is given twice; keep one")
+                raise ConfigError(f"{_of_node(name, key)}: `{key.value}` is given twice; keep one")
             seen.add(key.value)
             _refuse_repeated_keys(name, value)
+
+
+def _mistakes(name: str, root: yaml.Node | None, content: Any, type_: type[Any], message: str) -> list[str]:
+    """The mistake that the message is about; and where that is in one of many rules, say, the first of each of them."""
+    listed = re.search(r" - at `\$\.([\w-]+)\[\d+\]", message)
+    pairs = {key.value: (key, value) for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}
+    if root is None or not listed or listed[1] not in pairs:  # the last: it comes by `<<`
+        return [_explain(name, root, content, type_, message)]
+    key, items = pairs[listed[1]]
+    found: dict[str, None] = {}  # in order, each once: what is wrong elsewhere is found again with every item
+    for item, node in zip(content[listed[1]], items.value, strict=True):
+        alone = (key, yaml.SequenceNode(items.tag, [node], items.start_mark, items.end_mark))
+        part = yaml.MappingNode(root.tag, [*(pairs | {listed[1]: alone}).values()], root.start_mark, root.end_mark)
+        if (said := _message(of_item := content | {listed[1]: [item]}, type_)) and len(found) < MAX_MISTAKES:
+            found[_explain(name, part, of_item, type_, said)] = None
+    return [*found]
 
 
 def _explain(name: str, root: yaml.Node | None, content: Any, type_: type[Any], message: str) -> str:
@@ -89,10 +115,12 @@ def _explain(name: str, root: yaml.Node | None, content: Any, type_: type[Any], 
     secret = any(map(_confidential, types))
     hidden = secret or _may_be_secret(types, keys)
     value = f" = {last.value[:80]!r}" if isinstance(last, yaml.ScalarNode) and not hidden else ""
+    at_top = keys[: min(1, len(nodes) - 1)] if value else []
+    named = ((field or "".join(at_top)) + value).removeprefix(" = ")
     allowed = _allowed(types, keys)
     problem += "; a secret is not written here, only where it is kept" if secret else ""
     problem += f"; allowed: {', '.join(allowed)}" if allowed else ""
-    return ": ".join(part for part in (_at(name, last), *of_named[-1:], field + value, problem) if part)
+    return ": ".join(part for part in (_of_node(name, last), *of_named[-1:], named, problem) if part)
 
 
 def _keys(path: str, problem: str) -> list[str]:
@@ -221,5 +249,9 @@ def _children(node: yaml.Node, key: str) -> Iterator[yaml.Node]:
         yield from node.value[int(key) :][:1]
 
 
-def _at(name: str, node: yaml.Node | None) -> str:
-    return f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}" if node else name
+def _of_node(name: str, node: yaml.Node | None) -> str:
+    return _at(name, node.start_mark) if node else name
+
+
+def _at(name: str, mark: yaml.Mark) -> str:
+    return f"{name}:{mark.line + 1}:{mark.column + 1}"

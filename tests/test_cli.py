@@ -188,7 +188,7 @@ def test_a_rule_file_that_is_no_yaml_is_told_where(tmp_path: Path) -> None:
     done = program("rules", "check", tmp_path / "rules.yaml")
     assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
     assert b"rules.yaml" in done.stderr
-    assert b"line 3" in done.stderr
+    assert b"rules.yaml:3:1: " in done.stderr
 
 
 def test_rules_to_begin_with_are_printed_and_can_be_used(tmp_path: Path) -> None:
@@ -241,6 +241,22 @@ def test_what_is_emitted_in_any_density_can_be_read_back(density: Density, empty
         assert found == [{"schema": 1, "type": "inference"} | event for event in sent]
     elif density is not Density.ARRAY:
         assert [(batch["count"], batch["seq"]) for batch in found] == [(2, 0), (2, 1), (1, 2)]
+
+
+def test_results_of_ones_own_are_sent_under_the_key_of_their_series(empty: Path) -> None:
+    drift = {
+        "service": "shop", "model": "ranker", "target": "age", "detector": "psi", "statistic": 0.31, "threshold": 0.2,
+        "drifted": True, "sample_size": 5000, "start_unix_s": 1700000000.0, "end_unix_s": 1700003600.0,
+    }  # fmt: skip
+    done = program("emit", "drift", "--data-dir", empty, stdin=lines(drift, {"type": "drift", "model": "ranker"}))
+    assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (1, "1 result sent to drift, 1 line refused")
+    [found] = tailed(empty, "drift", "--envelope")
+    assert (found["key"], json.loads(found["value"])) == ("shop/ranker", {"schema": 1, "type": "drift"} | drift)
+    [letter] = tailed(empty, "deadletter")
+    assert (letter["reason"], letter["topic"]) == ("invalid_event", "drift")
+    run = {"type": "run", "job": "train", "run_id": "a", "state": "failed", "ended_unix_s": 1700001200.0}
+    assert program("emit", "run", "--data-dir", empty, stdin=lines(run)).stderr == b"1 result sent to runs\n"
+    assert [each["key"] for each in tailed(empty, "runs", "--envelope")] == ["train"]
 
 
 def test_a_line_that_no_record_can_hold_is_cut_off_in_its_dead_letter_and_the_others_are_sent(empty: Path) -> None:

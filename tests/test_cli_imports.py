@@ -41,7 +41,7 @@ def test_alerts_of_the_world_become_the_rules_that_are_expected() -> None:
     done = run("rules", "import", ALERTS, "--metric", "node_filesystem_readonly=0")
     assert done.exit_code == 0
     assert done.stdout == (DATA / "alerts.expected.yaml").read_text(encoding="utf-8")
-    assert "17 alerts: 13 translated, 6 of them with differences; 4 not; 1 recording rules" in done.stderr
+    assert "17 alerts: 13 translated, 6 of them with differences; 4 not; 1 recording rule\n" in done.stderr
 
 
 def test_every_translated_rule_is_one() -> None:
@@ -121,6 +121,17 @@ def test_a_configuration_becomes_the_notifiers_file_that_is_expected(tmp_path: P
     assert (tmp_path / "notify.yaml").read_text() == (DATA / "notify.expected.yaml").read_text(encoding="utf-8")
     assert "all good" in run("notify", "check", tmp_path / "notify.yaml").stdout
     assert run("notify", "import", ALERTMANAGER, "--strict").exit_code == 1
+
+
+def test_routes_to_the_same_receiver_are_written_out_and_not_by_reference(tmp_path: Path) -> None:
+    file = tmp_path / "alertmanager.yml"
+    routes = "[{receiver: a, matchers: [x=1]}, {receiver: a, matchers: [x=2]}]"
+    file.write_text(
+        f"route: {{receiver: a, routes: {routes}}}\nreceivers: [{{name: a, webhook_configs: [{{url: 'http://b/'}}]}}]\n"
+    )
+    done = run("notify", "import", file)
+    assert done.stdout.count("- a\n") == 3
+    assert not re.search(r"[&*]id\d", done.stdout)
 
 
 def test_no_secret_is_copied_or_said(tmp_path: Path) -> None:

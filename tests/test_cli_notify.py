@@ -106,6 +106,15 @@ def test_a_channel_that_is_not_in_the_file_is_named_with_those_there_are(tmp_pat
     assert str(result.exception) == "there is no channel 'opps'; there are: console, ops"
 
 
+def test_a_test_needs_the_secrets_of_its_channel_and_of_no_other(tmp_path: Path) -> None:
+    page = {"type": "pagerduty", "routing_key": {"env": "NO_SUCH_KEY"}}
+    file = written(tmp_path, channels={"page": page})
+    assert "TEST of channel console" in inside("notify", "test", "console", "--notify", file).stdout
+    result = inside("notify", "test", "page", "--notify", file)
+    assert isinstance(result.exception, ConfigError)
+    assert "NO_SUCH_KEY is not set" in str(result.exception)
+
+
 def test_a_test_without_a_file_says_where_to_name_it() -> None:
     result = inside("notify", "test", "ops")
     assert isinstance(result.exception, ConfigError)

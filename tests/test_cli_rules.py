@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,20 @@ def test_the_log_is_read_where_no_file_is_given(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert done.stdout.startswith("0 alerts from ")
         refused = run("rules", "backtest", "--rules", path, "--data-dir", tmp_path / "log")
-        assert "--from and --to say which part of the log" in str(refused.exception)
+        assert "--from says how far back in the log" in str(refused.exception)
+
+
+def test_of_the_log_a_range_ends_now_unless_something_else_is_said(tmp_path: Path) -> None:
+    known = ("--rules", rule(tmp_path, "new", 50), "--data-dir", tmp_path / "log")
+    assert run("topics", "create", "--data-dir", tmp_path / "log").exit_code == 0
+    done = run("rules", "backtest", *known, "--from", "2h")
+    assert done.exit_code == 0, done.output
+    begin, end = re.findall(r"[\dT:-]{19}Z", done.stdout)[:2]
+    assert datetime.fromisoformat(end) - datetime.fromisoformat(begin) == pytest.approx(
+        timedelta(hours=2), abs=timedelta(seconds=2)
+    )
+    ahead = run("rules", "backtest", *known, "--from", "2100-01-01T00:00:00Z")
+    assert "--from is in the future" in str(ahead.exception)
 
 
 def test_too_many_false_alarms_fail(tmp_path: Path) -> None:

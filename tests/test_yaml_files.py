@@ -8,7 +8,7 @@ import pytest
 from msgspec import Struct
 
 from streammon.errors import ConfigError
-from streammon.yaml_files import parse_yaml
+from streammon.yaml_files import MAX_MISTAKES, parse_yaml
 
 
 class Hidden(Struct, forbid_unknown_fields=True):
@@ -25,6 +25,15 @@ class Part(Struct, forbid_unknown_fields=True):
 class File(Struct, forbid_unknown_fields=True):
     parts: dict[str, Part] = {}
     lists: list[dict[str, Part]] = []
+
+
+class Item(Struct, forbid_unknown_fields=True):
+    name: str
+    size: int = 0
+
+
+class Listed(Struct):
+    items: list[Item]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,30 @@ def test_secret_in_a_wrong_place_is_not_repeated(text: str, said: str) -> None:
 )
 def test_text_that_only_looks_like_a_value_is_refused_and_raises_nothing_else(text: str, said: str) -> None:
     assert said in message(text)
+
+
+def test_each_item_of_a_list_is_told_its_first_mistake() -> None:
+    told = message("items: [{name: a, size: x}, {name: b, size: 1}, {name: c, sise: 1}, {name: d, size: []}]", Listed)
+    assert told.splitlines() == [
+        "f:1:25: item 'a': size = 'x': Expected `int`, got `str`",
+        "f:1:65: item 'c': sise = '1': Object contains unknown field `sise`; allowed: name, size",
+        "f:1:85: item 'd': size: Expected `int`, got `array`",
+    ]
+    many = "items: [" + ", ".join(f"{{name: n{number}, size: x}}" for number in range(1000)) + "]"
+    assert len(message(many, Listed).splitlines()) == MAX_MISTAKES
+
+
+def test_what_stands_at_the_top_is_named() -> None:
+    assert message("items: 1\n", Listed) == "f:1:8: items = '1': Expected `array`, got `int`"
+    assert message("part: x\n") == "f:1:7: part = 'x': Object contains unknown field `part`; allowed: parts, lists"
+    assert message("nothing", Listed) == "f:1:1: 'nothing': Expected `object`, got `str`; allowed: items"
+
+
+def test_what_is_no_yaml_is_told_in_one_line_with_its_place() -> None:
+    told = message("parts:\n  - one: 1\n   two: 2\n")
+    assert told.startswith("f:3:4: this is not valid YAML: while parsing a block collection, expected <block end>")
+    assert "\n" not in told
+    assert "hush" not in message("parts:\n  one: hush\n   two: hush\n")  # the parser's own words quote the line
 
 
 def message(text: str, type_: Any = File) -> str:

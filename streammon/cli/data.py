@@ -29,6 +29,7 @@ from streammon.config import Settings
 from streammon.deadletter import dead_letter
 from streammon.errors import ConfigError, Rejected
 from streammon.events import KEYS, SCHEMA, EventType, record_key
+from streammon.results import Drift, Run
 from streammon.tick import TICK
 from streammon.topics import TOPIC_OF, topic_specs
 from streammon.wire import SCHEMA_HEADER, Density, Identity
@@ -40,10 +41,23 @@ FLUSH_S = 0.2
 """A batch that does not fill up is sent after this long, so that a slow pipe is still a live one."""
 
 
+class Emitted(StrEnum):
+    """What `emit` sends: events, and the results that others than streammon may find out."""
+
+    INFERENCE = "inference"
+    RESOURCE = "resource"
+    LABEL = "label"
+    PIPELINE = "pipeline"
+    LOG = "log"
+    CHANGE = "change"
+    DRIFT = "drift"
+    RUN = "run"
+
+
 @command(app)
 async def emit(
     settings: Settings,
-    event_type: Annotated[EventType, typer.Argument(metavar="TYPE", help="Type of the events.", show_default=False)],
+    what: Annotated[Emitted, typer.Argument(metavar="TYPE", help="Type of the events or results.", show_default=False)],
     batch: Annotated[int, typer.Option(min=1, max=wire.MAX_EVENTS, help="Events of one record.")] = 200,
     density: Annotated[
         Density, typer.Option(help="How events are packed; `object` is one event a record.")
@@ -53,11 +67,12 @@ async def emit(
 
     A line may also hold a whole batch (array, columns or packed); it is sent as it is. A line that cannot be sent
     goes to the dead letter topic with its reason; it is reported, the others are sent, and the exit status is 1.
+    Results of your own, drift and run, are sent likewise, each as a record.
     """
     broker = await connect(settings)
     try:
         await broker.create_topics(topic_specs(partitions=settings.topics.partitions), if_permitted=True)
-        emitter = Emitter(event_type, density, 1 if density is Density.OBJECT else batch)
+        emitter = _emitter(what, density, 1 if density is Density.OBJECT else batch)
         async for lines in _stdin_lines():
             await _append(broker, emitter.take(lines))
         await _append(broker, emitter.flush())
@@ -101,16 +116,19 @@ async def _stdin_lines() -> AsyncIterator[list[bytes]]:
     yield [rest]
 
 
-class Emitter:
-    """Lines to records. Events wait until their batch is full; whole batches go through unchanged."""
+def _emitter(what: Emitted, density: Density, batch: int) -> LineEmitter:
+    if what in (Emitted.DRIFT, Emitted.RUN):
+        return ResultEmitter(what)
+    return Emitter(EventType(what), density, batch)
 
-    def __init__(self, event_type: EventType, density: Density, batch: int) -> None:
-        self._type = event_type
-        self._density = density
-        self._batch = batch
-        self._boot = uuid.uuid4().hex
-        self._waiting: dict[bytes, list[dict[str, Any]]] = {}
-        self._seqs: dict[bytes, int] = {}
+
+class LineEmitter:
+    """Lines to records of a topic; a line of which none can be made becomes a dead letter."""
+
+    noun = ""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
         self._line = 0
         self.sent = 0
         self.refused = 0
@@ -121,15 +139,73 @@ class Emitter:
         for line in lines:
             self._line += 1
             if stripped := line.strip():
-                records += self._take(stripped)
+                records += self._take_or_refuse(stripped)
         return records if lines else self.flush()
 
-    def _take(self, line: bytes) -> list[Outgoing]:
+    def _take_or_refuse(self, line: bytes) -> list[Outgoing]:
         try:
-            routed = wire.route(line, self._type)
-            [single] = wire.decode(self._type, line) if self._is_single(line) else [None]
+            return self._take(line)
         except Rejected as error:
             return [self._refuse(line, error)]
+
+    def _take(self, line: bytes) -> list[Outgoing]:
+        """The records that are ready after this line. Raises Rejected: it is none of this type."""
+        raise NotImplementedError
+
+    def _refuse(self, line: bytes, error: Rejected) -> Outgoing:
+        self.refused += 1
+        print(f"streammon: line {self._line} refused: {error}", file=sys.stderr)
+        return dead_letter(error.reason, f"line {self._line}: {error.detail}", topic=self._topic, value=line)
+
+    def flush(self) -> list[Outgoing]:
+        """What is waiting for its batch to fill up."""
+        return []
+
+    def report(self) -> str:
+        """What was done, for a person."""
+        refused = f", {self.refused} line{'s' * (self.refused != 1)} refused" if self.refused else ""
+        return f"{self.sent} {self.noun}{'s' * (self.sent != 1)} sent to {self._topic}{refused}"
+
+
+class ResultEmitter(LineEmitter):
+    """Results of others, a record each, under a key that keeps a series in one partition."""
+
+    noun = "result"
+
+    def __init__(self, what: Emitted) -> None:
+        super().__init__("drift" if what is Emitted.DRIFT else "runs")
+        kind = Drift if what is Emitted.DRIFT else Run
+        self._decoder: msgspec.json.Decoder[Drift | Run] = msgspec.json.Decoder(kind)
+
+    def _take(self, line: bytes) -> list[Outgoing]:
+        result = wire.read_message(self._decoder.decode, line)
+        self.sent += 1
+        return [Outgoing(self._topic, _key_of(result), msgspec.json.encode(result), (SCHEMA_HEADER,))]
+
+
+def _key_of(result: Drift | Run) -> bytes:
+    if isinstance(result, Run):
+        return result.job.encode()
+    return record_key(EventType.INFERENCE, (result.service, result.model))
+
+
+class Emitter(LineEmitter):
+    """Events wait until their batch is full; whole batches go through unchanged."""
+
+    noun = "event"
+
+    def __init__(self, event_type: EventType, density: Density, batch: int) -> None:
+        super().__init__(TOPIC_OF[event_type])
+        self._type = event_type
+        self._density = density
+        self._batch = batch
+        self._boot = uuid.uuid4().hex
+        self._waiting: dict[bytes, list[dict[str, Any]]] = {}
+        self._seqs: dict[bytes, int] = {}
+
+    def _take(self, line: bytes) -> list[Outgoing]:
+        routed = wire.route(line, self._type)
+        [single] = wire.decode(self._type, line) if self._is_single(line) else [None]
         self.sent += routed.accepted + routed.rejected
         if single is None or single.identity is not None:
             return routed.records
@@ -150,11 +226,6 @@ class Emitter:
         head = {"schema": SCHEMA, "type": self._type.value}
         return line if head.keys() <= event.keys() else msgspec.json.encode(head | event)
 
-    def _refuse(self, line: bytes, error: Rejected) -> Outgoing:
-        self.refused += 1
-        print(f"streammon: line {self._line} refused: {error}", file=sys.stderr)
-        return dead_letter(error.reason, f"line {self._line}: {error.detail}", topic=TOPIC_OF[self._type], value=line)
-
     def flush(self) -> list[Outgoing]:
         """What is waiting for its batch to fill up."""
         return [self._packed(key) for key in list(self._waiting)]
@@ -165,12 +236,7 @@ class Emitter:
         self._seqs[key] = seq + 1
         identity = Identity("emit", f"{self._boot}/{key.decode()}", seq)
         [value] = wire.encode(self._type, events, self._density, identity)
-        return Outgoing(TOPIC_OF[self._type], key, value, (SCHEMA_HEADER,))
-
-    def report(self) -> str:
-        """What was done, for a person."""
-        refused = f", {self.refused} line{'s' * (self.refused != 1)} refused" if self.refused else ""
-        return f"{self.sent} event{'s' * (self.sent != 1)} sent to {TOPIC_OF[self._type]}{refused}"
+        return Outgoing(self._topic, key, value, (SCHEMA_HEADER,))
 
 
 # --- tail -----------------------------------------------------------------------------------------------------

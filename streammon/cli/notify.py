@@ -103,7 +103,7 @@ async def notify_test(
     settings = with_notify(settings, notify)
     if settings.notify.file is None:
         raise ConfigError("no channels: name the file with --notify or in notify.file")
-    async with notifier(settings) as telling:
+    async with notifier(settings, only=channel) as telling:
         return await _try_out(telling, channel)
 
 
@@ -209,15 +209,15 @@ class Notifier:
 
         return [reloading("notify.file", [file], self.read, run, stop=stop)]
 
-    def read(self) -> Said:
-        """Raises ConfigError: the file is wrong, or a secret of a channel is not there."""
+    def read(self, only: str | None = None) -> Said:
+        """Raises ConfigError: the file is wrong, or a secret of a channel, of ``only`` that one, is not there."""
         from streammon_processors.notifier import load_plan
         from streammon_sinks.notify.channels import load_channels
 
         file = self.settings.notify.file
         assert file is not None, "asked for only where there is one"
         said = Said(load_plan(file), load_channels(file))
-        for name in said.channels:
+        for name in said.channels if only is None else said.channels.keys() & {only}:
             self.opener(name, said.channels)()  # it holds nothing yet that has to be closed
         return said
 
@@ -258,8 +258,8 @@ async def _printing(broker: Broker, group: str, stop: asyncio.Event) -> None:
 
 
 @asynccontextmanager
-async def notifier(settings: Settings) -> AsyncIterator[Notifier]:
-    """The notifier that the settings describe.
+async def notifier(settings: Settings, only: str | None = None) -> AsyncIterator[Notifier]:
+    """The notifier that the settings describe. ``only``: the one channel that is wanted.
 
     Raises:
         ConfigError: the file is wrong, or a secret of a channel is not there; found before anything is started.
@@ -271,7 +271,7 @@ async def notifier(settings: Settings) -> AsyncIterator[Notifier]:
 
     async with aiohttp.ClientSession() as session:
         telling = Notifier(settings, session)
-        yield replace(telling, channels=telling.read().channels)
+        yield replace(telling, channels=telling.read(only).channels)
 
 
 def notifier_topics(settings: Settings) -> list[TopicSpec]:

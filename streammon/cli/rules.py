@@ -68,7 +68,8 @@ async def rules_backtest(
         typer.Option("--from", help="Start of the range: a time, or an age such as 7d.", show_default="of the CSV"),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="Its end, likewise, and not part of it.", show_default="of the CSV")
+        str | None,
+        typer.Option("--to", help="Its end, likewise, and not part of it.", show_default="of the CSV, or now"),
     ] = None,
     rules: RuleFiles = None,
     against: Annotated[
@@ -181,9 +182,14 @@ def _given_range(from_: str | None, to: str | None) -> tuple[float | None, float
 def _complete(given: tuple[float | None, float | None]) -> Range:
     from streammon_processors.replay import Range
 
-    if given[0] is None or given[1] is None:
-        raise ConfigError("--from and --to say which part of the log; only with --csv they may be left out")
-    return Range(given[0], given[1])
+    begin, end = given
+    if begin is None:
+        raise ConfigError("--from says how far back in the log, such as 7d; only with --csv it may be left out")
+    if end is None:
+        end = time.time()
+        if begin >= end:
+            raise ConfigError("--from is in the future, and without --to the range ends now")
+    return Range(begin, end)
 
 
 def _range_of(panels: Any, given: tuple[float | None, float | None]) -> Range:

@@ -41,7 +41,7 @@ def test_functions_of_ours_and_labels_are_nodes() -> None:
     [
         ("error_rat > 0.1", "column 1: 'error_rat' is not known here"),
         ("count > 10 || 1", "column 12: found no matching overload for '_||_' applied to '(truth value, number)'"),
-        ('count > 1 && eval("x")', "column 18: 'eval' is not known here"),
+        ('count > 1 && eval("x")', "column 18: 'eval' is no function here; there are avg_over"),
         ("count >", "Syntax error"),
         ("[1, 2].exists(x, x > 1)", "no place in a rule"),
     ],
@@ -50,6 +50,31 @@ def test_what_is_wrong_is_said_with_its_column(text: str, said: str) -> None:
     with pytest.raises(ExpressionError) as refusal:
         parse(text, VARIABLES, [AVERAGE])
     assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("avg_over(count) > 1", "'avg_over' is called as avg_over(number, text)"),
+        ("avg_over(count, 600) > 1", "'(number, number)'; it is called as avg_over(number, text)"),
+        ("avg_over(count, 10m) > 1", '; a duration is a text here: "10m"'),
+        ("sum(count) > 1", "'sum' is no function here; there are avg_over"),
+        ('labels.model = "a"', "; equal is `==`"),
+        ("count > 1 and error_rate > 1", "; logic is `&&`, `||` and `!`"),
+        ("not (count > 1)", "; logic is `&&`, `||` and `!`"),
+        ('count{model="a"} > 1', "; labels are asked for in `where`, or as `labels.NAME`"),
+        ("sum by (model) (count) > 1", "; groups are made by the rule's `by`"),
+    ],
+)
+def test_who_writes_another_language_is_told_how_it_is_said_here(text: str, said: str) -> None:
+    with pytest.raises(ExpressionError) as refusal:
+        parse(text, VARIABLES, [AVERAGE])
+    assert str(refusal.value).endswith(said)
+
+
+def test_what_stands_in_a_text_is_no_slip() -> None:
+    with pytest.raises(ExpressionError, match=r"mismatched input '<EOF>'$"):
+        parse('labels.model == "1m and {a=b}" &&', VARIABLES, [AVERAGE])
 
 
 @pytest.mark.parametrize("written", ['gauges["a-b.c d"].last', "gauges['a-b.c d'].last"])

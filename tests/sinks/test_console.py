@@ -155,6 +155,30 @@ async def test_memory_of_what_was_printed_is_bounded() -> None:
     assert len(stream.getvalue().splitlines()) == 4
 
 
+async def test_a_breach_that_ended_before_it_could_fire_is_not_printed() -> None:
+    assert await printed(alert(state="pending", transition=0), resolved(transition=1)) == []
+    assert await printed(resolved(ended=NOW - 72 * HOUR_S, transition=1)) == []
+
+
+async def test_a_group_that_has_changed_is_told_by_what_is_new() -> None:
+    stream = io.StringIO()
+    channel = ConsoleChannel(notifier(stream))
+    one, two, over = alert(id="a1"), alert(id="a2"), resolved(id="a1")
+    for told in (
+        notification(one),
+        notification(two, one, cause="changed"),
+        notification(two, over, cause="changed"),
+        notification(two, cause="repeat"),
+    ):
+        await channel.deliver(told, {})
+    assert [line[20:38] for line in stream.getvalue().splitlines()] == [
+        "CRITICAL firing   ",
+        "CRITICAL firing   ",
+        "CRITICAL resolved ",
+        "CRITICAL firing   ",
+    ]
+
+
 async def test_old_alert_that_is_still_firing_is_printed_with_its_age() -> None:
     (line,) = await printed(alert(updated_unix_s=NOW - 72 * HOUR_S))
     assert line.startswith("2025-01-28 14:03:22 (3 d ago) CRITICAL firing ")

@@ -504,6 +504,27 @@ def test_a_failed_run_is_no_cause_of_the_alert_on_it() -> None:
     assert [each.labels["job"] for each in causes if each.kind == "run_failed"] == ["train-features"]
 
 
+def test_without_a_series_of_its_own_nothing_has_merely_moved_with_an_alert() -> None:
+    built = build("noisy neighbour", 100)
+    shares = [0.01 + bin_ % 3 / 1000 + 0.3 * (bin_ > BINS // 2) for bin_ in range(BINS)]
+    idle = [
+        window(
+            source="resource",
+            series={"host": "h1", "entity": "cpu", "id": "total"},
+            start_unix_s=START + bin_ * STEP_S,
+            end_unix_s=START + (bin_ + 1) * STEP_S,
+            gauges={"idle_fraction": Gauge(min=share, max=share, mean=share, last=share, count=1)},
+        )
+        for bin_, share in enumerate(shares)
+        if START + (bin_ + 1) * STEP_S <= built.windows[-1].end_unix_s
+    ]
+    of_a_run = replace(built.alert, labels={"job": "train"}, value=None, evidence={"run": {"job": "train"}})
+    causes = diagnosed(built._replace(alert=of_a_run, windows=[*built.windows, *idle])).causes
+    assert causes
+    assert not [each for each in causes if each.kind == "metric"]
+    assert not [each for each in causes if "correlation" in each.why]
+
+
 def test_what_others_wrote_cannot_move_the_cursor_of_who_asks_why() -> None:
     fired = alert(1, summary="\x1b[2J", evidence={"window": {"exemplars": ["no exemplar"]}})
     cause = Cause(what="deploy by \x1b]0;x\x07", why="a\nb", kind="deploy", score=1, at_unix_s=0, lag_s=0)

@@ -183,7 +183,7 @@ class _Import:
     def _to(self, receiver: str, where: str) -> list[str]:
         if receiver not in self._receivers:
             self._lost.append(f"{where}: there is no receiver {receiver!r}; the console is told")
-        return self._receivers.get(receiver, [CONSOLE])
+        return [*self._receivers.get(receiver, [CONSOLE])]  # of its own: YAML would point back at one that is shared
 
     def _wait(self, text: str, where: str) -> str:
         try:

@@ -266,7 +266,8 @@ def _of_series(own: Own, near: _Nearness, around: Surroundings, compared: tuple[
         says = signal.says or track.field.removeprefix("gauges.")
         turned = "rose" if shift.z > 0 else "fell"
         what = f"{says} {where} {turned} from {_told(shift.before)} to {_told(shift.after)}"
-        why = f"{_when(lag_s, grid.step_s)}; {abs(shift.z):.0f} × its noise, correlation {correlation:.2f}"
+        alike = f", correlation {correlation:.2f}" if own.track else ""
+        why = f"{_when(lag_s, grid.step_s)}; {abs(shift.z):.0f} × its noise{alike}"
         thing = _thing(track, signal)
         yield _Found(thing, _cause(what, why, signal.kind, float(score), grid.time_of(since), lag_s, track))
 
@@ -276,7 +277,8 @@ def _judged(track: Track, own: Own, near: _Nearness) -> tuple[Signal, float, str
     if track.source == "resource":
         name = f"{track.series.get('entity', '')} {track.series.get('id', '')} {track.field}"
         relation, where = near.of_host(track.series.get("host"))
-        return signal_of(RESOURCE, name) or ANYTHING, relation, f"({track.series.get('id', '')}) {where}"
+        signal = signal_of(RESOURCE, name) or (ANYTHING if own.track else None)  # of no alert on a run, say
+        return None if signal is None else (signal, relation, f"({track.series.get('id', '')}) {where}")
     if near.is_own(track.series):
         signal = signal_of(OWN, track.field)
         if signal is None or not (own.track is None or _agree(track.series, own.track.series)):

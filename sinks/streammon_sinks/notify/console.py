@@ -10,6 +10,7 @@ be behind it is told below, or, when that comes to light later, in lines of thei
 What it promises:
 
 * A firing alert is printed however old it is, because somebody still has to end it. A late line says so.
+* A breach that ended before it had lasted long enough to fire is nobody's business, and not printed.
 * An alert that was over ``history_s`` before it was read is history, and nobody's next task: a first start on
   a long log prints one line with their number. An end whose beginning was printed here is printed.
 * A record that is delivered again is printed once, as long as it is among the newest ``remember``. After a
@@ -76,7 +77,7 @@ class ConsoleNotifier:
         news = {
             _key(alert): alert
             for _, alert in decoded
-            if isinstance(alert, Alert) and alert.state != "pending" and _key(alert) not in self._done
+            if isinstance(alert, Alert) and alert.has_fired and _key(alert) not in self._done
         }
         self._print(self._lines(list(news.values()), self._clock()))
         self._remember_all(news)
@@ -88,9 +89,16 @@ class ConsoleNotifier:
         """The stream stays open: it was given."""
 
     def print_told(self, notification: Notification) -> None:
-        """The alerts of a notification, as they are in it. Raises `Retryable` when the stream does not take it."""
-        self._print(self._lines_of(notification, self._clock()))
-        self._remember_unexplained(notification.alerts)
+        """The alerts of a notification. Raises `Retryable` when the stream does not take it.
+
+        Of what has changed in a group, a message names the whole group; on a terminal, where the lines about the others
+        still stand, only what is new.
+        """
+        known = self._done if notification.cause in ("changed", "resolved") else {}
+        news = [alert for alert in notification.alerts if _key(alert) not in known]
+        self._print(self._lines_of(news, notification.omitted, self._clock()))
+        self._remember_all(map(_key, news))
+        self._remember_unexplained(news)
 
     def print_why(self, notification: Notification) -> None:
         """What is behind its alerts, of those that were printed without. Raises `Retryable`."""
@@ -113,11 +121,11 @@ class ConsoleNotifier:
         yield f"{_when(self._clock(), self._zone)} {what}  {about}"
         yield from _perhaps(alert)
 
-    def _lines_of(self, notification: Notification, now: float) -> Iterator[str]:
-        for alert in notification.alerts:
+    def _lines_of(self, alerts: Iterable[Alert], omitted: int, now: float) -> Iterator[str]:
+        for alert in alerts:
             yield from self._told(alert, now)
-        if notification.omitted:
-            yield f"and {notification.omitted} more alerts of the same group: `streammon alerts`"
+        if omitted:
+            yield f"and {omitted} more alerts of the same group: `streammon alerts`"
 
     def _lines(self, alerts: Sequence[Alert], now: float) -> Iterator[str]:
         history = {alert.id for alert in alerts if self._is_history(alert, now)}
@@ -180,7 +188,7 @@ class ConsoleChannel:
         self._notifier = notifier
 
     async def deliver(self, notification: Notification, memory: Memory) -> Memory:
-        """Prints it whatever was printed before: the decision knows what is news."""
+        """Prints what is news in it; all of it where somebody is reminded, or called because nobody was there."""
         self._notifier.print_told(notification)
         return memory
 

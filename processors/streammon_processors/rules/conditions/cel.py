@@ -91,7 +91,7 @@ def parse(text: str, variables: Mapping[str, str], functions: Collection[Functio
     try:
         checked = environment.compile(written)
     except RuntimeError as error:
-        raise ExpressionError(_said(str(error), text)) from None
+        raise ExpressionError(_said(str(error), text, functions)) from None
     return _Tree(checked.serialize(), variables, names).root, {"BOOL": TRUTH, "DOUBLE": NUMBER}.get(
         checked.return_type().name(), TEXT
     )
@@ -216,7 +216,7 @@ _ERROR: Final = re.compile(r"<input>:(\d+):(\d+): (.*)")
 _TYPES: Final = {"double": "number", "bool": "truth value", "string": "text"}
 
 
-def _said(message: str, text: str) -> str:
+def _said(message: str, text: str, functions: Collection[Function]) -> str:
     """The library's first complaint, in the terms of rules."""
     if "recursion" in message:
         return "it is nested too deep; 32 levels, or 32 sums in a row, are read"
@@ -231,8 +231,43 @@ def _said(message: str, text: str) -> str:
     what = _as_written(what)
     unknown = re.search(r"undeclared reference to '(.+?)'", what)
     if unknown:
-        what = f"{unknown[1]!r} is not known here"
+        what = _unknown(unknown[1], text, functions)
+    elif "Syntax error" in what:
+        what += _slip(text)
+    elif ways := _ways(what, functions):
+        what += f"; it is called as {ways}"
     return f"column {column}: {what}" if line == 1 else f"line {line}, column {column}: {what}"
+
+
+def _unknown(name: str, text: str, functions: Collection[Function]) -> str:
+    """Of a name that the library does not know, also where it is a function with other arguments."""
+    if not re.search(rf"(?<![\w.]){re.escape(name)}\s*\(", text):
+        return f"{name!r} is not known here"
+    if ways := _ways(repr(name), functions):
+        return f"{name!r} is called as {ways}"
+    known = ", ".join(sorted(each.name for each in functions))
+    return f"{name!r} is no function here; there are {known}{_slip(text)}"
+
+
+def _ways(what: str, functions: Collection[Function]) -> str:
+    """How the function of ours is called that is named there in quotes."""
+    named = [each for each in functions if repr(each.name) in what]
+    return " or ".join(f"{each.name}({', '.join(kinds)})" for each in named for kinds in each.overloads)
+
+
+_SLIPS: Final = (
+    (re.compile(r"[{}]"), "; labels are asked for in `where`, or as `labels.NAME`"),
+    (re.compile(r"\d(?:s|m|h|d)\b"), '; a duration is a text here: "10m"'),
+    (re.compile(r"(?<![=!<>])=(?!=)"), "; equal is `==`"),
+    (re.compile(r"\b(?:and|or|not|unless)\b"), "; logic is `&&`, `||` and `!`"),
+    (re.compile(r"\bby\b"), "; groups are made by the rule's `by`"),
+)
+
+
+def _slip(text: str) -> str:
+    """What somebody may have meant who writes other languages of this kind; nothing if nothing comes to mind."""
+    plain = "".join(" " if token["text"] else token[0] for token in _TOKEN.finditer(text))
+    return next((hint for slip, hint in _SLIPS if slip.search(plain)), "")
 
 
 # ---------------------------------------------------------------- the tree

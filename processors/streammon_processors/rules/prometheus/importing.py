@@ -17,6 +17,7 @@ import yaml
 
 from streammon.errors import ConfigError
 from streammon.results import Severity
+from streammon.yaml_files import not_yaml
 from streammon_processors.rules.description import Rule
 from streammon_processors.rules.prometheus import promql
 from streammon_processors.rules.prometheus.translation import (
@@ -215,7 +216,7 @@ def _read(file: Path) -> Iterator[Written]:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         hint = "; a Helm chart has to be rendered first, `helm template`" if "{{" in str(error) else ""
-        raise ConfigError(f"{file} is not valid YAML: {error}{hint}") from None
+        raise ConfigError(f"{not_yaml(str(file), error)}{hint}") from None
     found = [rule for document in documents if document for rule in _of_document(file, document)]
     if not found and not any(document and _groups(document) is not None for document in documents):
         raise ConfigError(f"{file} is no Prometheus rule file: it holds no `groups`")
@@ -338,6 +339,6 @@ def summary_of(outcomes: Sequence[Outcome]) -> str:
     done = [each for each in alerts if each.rule is not None]
     differing = sum(bool(each.differences) for each in done)
     recorded = len(outcomes) - len(alerts)
-    tail = f"; {recorded} recording rules" if recorded else ""
+    tail = f"; {recorded} recording rule{'s' * (recorded > 1)}" if recorded else ""
     left = len(alerts) - len(done)
     return f"{len(alerts)} alerts: {len(done)} translated, {differing} of them with differences; {left} not{tail}"
