@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -389,3 +390,26 @@ def test_windows_that_cannot_be_made_are_named(settings: Settings) -> None:
     given = panel("inference", 45.0, [{"model": "a"}], np.array([0.0]), {"duration_s": np.array([[1.0]])})
     with pytest.raises(ConfigError, match=r"rule 'long': .* of 45 s .*--window"):
         list(alerts_of(rules, given, WindowSettings()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("2023-11-14T22:13:20Z,0.5", "2 columns, and the header has 3"),
+        ("yesterday,a,0.5", "timestamp 'yesterday' is neither an ISO time nor Unix seconds"),
+        ("1700000000,a,much", "value 'much' is no number"),
+    ],
+)
+def test_a_line_far_down_a_file_is_named(tmp_path: Path, wrong: str, told: str) -> None:
+    file = tmp_path / "numbers.csv"
+    lines = [f"{1_700_000_000 + 10 * number},a,{number if number % 7 else ''}" for number in range(3000)]
+    lines[100:100] = ["", ""]  # lines 102 and 103 of the file hold nothing
+    file.write_text("timestamp,model,value\n" + "\n".join(lines))
+    given = csv_panel(file, source="resource", field="gauges.used", labels={})
+    used = given.numbers["gauges.used.last"][:, 0]
+    assert len(used) == 3000
+    assert np.array_equal(np.isnan(used), np.arange(3000) % 7 == 0)
+    lines.insert(2500, wrong)
+    file.write_text("timestamp,model,value\n" + "\n".join(lines))
+    with pytest.raises(ConfigError, match=re.escape(f"{file}:2502: {told}")):
+        csv_panel(file, source="resource", field="gauges.used", labels={})

@@ -12,10 +12,13 @@ import csv
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streammon.errors import ConfigError
 from streammon.results import DISTRIBUTIONS
@@ -27,6 +30,7 @@ from streammon_processors.rules.sources import SourceName, path_of
 
 MAX_WINDOWS = 100_000_000
 """Of all series together, those without a number included."""
+_AT_ONCE: Final = 500
 
 
 class _Rows(NamedTuple):
@@ -53,17 +57,16 @@ def csv_panel(
     if not len(rows.times):
         raise ConfigError(f"{file} has no rows")
     size_s = size_s or _usual_step(file, rows)
-    slots, numbers = np.unique(np.floor(rows.times / size_s).astype(np.int64), return_inverse=True)
+    in_slot = np.floor(rows.times / size_s).astype(np.int64)
+    begins = np.concatenate(([True], np.diff(in_slot) != 0))  # rows are in order of time
+    slots, numbers = in_slot[begins], np.cumsum(begins) - 1
     shape = (len(slots), len(rows.labels))
     if shape[0] * shape[1] > MAX_WINDOWS:
         raise ConfigError(f"{file}: {shape[0]:,} windows of {size_s:g} s for {shape[1]} series are too many")
     cells = numbers * shape[1] + rows.series
-    cells_there, counts = np.unique(cells, return_counts=True)
-    there = np.zeros(shape, dtype=bool)
-    there.flat[cells_there] = True
-    count = np.full(shape, np.nan)
-    count.flat[cells_there] = counts
-    found = {"count": count}
+    counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
+    there = counts > 0
+    found = {"count": np.where(there, counts, np.nan)}
     for name, values in rows.numbers.items():
         found |= _in_windows(file, name, cells, values, shape)
     starts: Floats = size_s * slots.astype(float)
@@ -74,9 +77,9 @@ def csv_panel(
 
 
 def _usual_step(file: Path, rows: _Rows) -> float:
-    steps = [np.diff(np.sort(rows.times[rows.series == number])) for number in range(len(rows.labels))]
-    positive = np.concatenate(steps)
-    positive = positive[positive > 0]
+    by_series = np.argsort(rows.series.astype(np.min_scalar_type(len(rows.labels))), kind="stable")
+    steps = np.diff(rows.times[by_series])[np.diff(rows.series[by_series]) == 0]
+    positive = steps[steps > 0]
     if not len(positive):
         raise ConfigError(f"{file}: no series has two rows, so nobody knows how long a window is; give --window")
     return float(np.median(positive))
@@ -87,7 +90,7 @@ def _in_windows(file: Path, name: str, cells: Ints, values: Floats, shape: tuple
     cells, values = cells[known], values[known]
     last = np.full(shape, np.nan)
     last.flat[cells] = values  # the last of several wins
-    if len(np.unique(cells)) == len(cells):
+    if not len(cells) or np.bincount(cells).max() == 1:
         return {name: last}
     if not name.startswith("gauges.") or path_of("resource", name):
         raise ConfigError(f"{file}: several rows of one series lie in one window; only a gauge can hold them")
@@ -131,30 +134,81 @@ def _rows(file: Path, lines: Iterator[list[str]], source: SourceName, field: str
     if not numbers:
         raise ConfigError(f"{file}:1: there is no column `value`, and none that {source} windows have as a number")
     texts = {at: name for at, name in names.items() if at not in numbers}
-    time_at, text_at = header.index("timestamp"), tuple(texts)
-    times, series = array("d"), array("q")
-    known: dict[tuple[str, ...], int] = {}
-    columns = {at: array("d") for at in numbers}
-    said, time = "", 0.0
-    for line, row in enumerate(lines, 2):
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise ConfigError(f"{file}:{line}: {len(row)} columns, and the header has {len(header)}")
-        if row[time_at] != said:
-            said, time = row[time_at], _time(file, line, row[time_at])
-        times.append(time)
-        series.append(known.setdefault(tuple([row[at] for at in text_at]), len(known)))
+    reading = _Reading(file, header, tuple(texts), tuple(numbers))
+    while some := list(islice(lines, _AT_ONCE)):
+        reading.add(some)
+    keys = [sorted_labels({**labels, **dict(zip(texts.values(), each, strict=True))}) for each in reading.known]
+    times = _joined(reading.times, np.float64)
+    order = np.argsort(times, kind="stable")
+    columns = {numbers[at]: _joined(column, np.float64)[order] for at, column in reading.numbers.items()}
+    return _Rows(times[order], _joined(reading.series, np.int64)[order], keys, columns)
+
+
+class _Reading:
+    """What has been read of a file: many rows at once, and only where these are not as usual one by one."""
+
+    def __init__(self, file: Path, header: Sequence[str], texts: Sequence[int], numbers: Sequence[int]) -> None:
+        self._file, self._header, self._texts = file, header, texts
+        self._time = header.index("timestamp")
+        self._line = 2
+        self.times: list[Floats] = []
+        self.series: list[Ints] = []
+        self.numbers: dict[int, list[Floats]] = {at: [] for at in numbers}
+        self.known: dict[tuple[str, ...], int] = {}
+        """The series, in the order in which they came, and their numbers."""
+
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        """The next rows of the file. Raises ConfigError, naming the line."""
+        try:
+            times, columns = self._as_usual(rows)
+        except ValueError:
+            rows, times, columns = self._one_by_one(rows)
+        self._line += len(rows)
+        if not len(times):
+            return
+        self.times.append(times)
+        self.series.append(np.array(self._numbered(rows), dtype=np.int64))
         for at, column in columns.items():
-            column.append(_number(file, line, header[at], row[at]))
-    keys = [sorted_labels({**labels, **dict(zip(texts.values(), each, strict=True))}) for each in known]
-    order = np.argsort(np.array(times), kind="stable")
-    return _Rows(
-        np.array(times, dtype=float)[order],
-        np.array(series, dtype=np.int64)[order],
-        keys,
-        {numbers[at]: np.array(column, dtype=float)[order] for at, column in columns.items()},
-    )
+            self.numbers[at].append(np.where(np.isfinite(column), column, np.nan))
+
+    def _numbered(self, rows: Sequence[Sequence[str]]) -> list[int]:
+        labels: list[tuple[str, ...]] = list(zip(*(_column(rows, at) for at in self._texts), strict=True))
+        labels = labels or [()] * len(rows)
+        for each in dict.fromkeys(labels):
+            self.known.setdefault(each, len(self.known))
+        return list(map(self.known.__getitem__, labels))
+
+    def _as_usual(self, rows: Sequence[Sequence[str]]) -> tuple[Floats, dict[int, Floats]]:
+        """Raises ValueError: a row is empty, too long or too short, or has something else than a number or a time."""
+        if set(map(len, rows)) != {len(self._header)}:
+            raise ValueError
+        said = _column(rows, self._time)
+        known = {text: _time(text) for text in dict.fromkeys(said)}
+        times = np.array(list(map(known.__getitem__, said)))
+        return times, {at: np.array(list(map(float, _column(rows, at)))) for at in self.numbers}
+
+    def _one_by_one(self, rows: Sequence[Sequence[str]]) -> tuple[Sequence[Sequence[str]], Floats, dict[int, Floats]]:
+        numbered = [(line, row) for line, row in enumerate(rows, self._line) if row]
+        self._line += len(rows) - len(numbered)
+        times, numbers = array("d"), {at: array("d") for at in self.numbers}
+        for line, row in numbered:
+            if len(row) != len(self._header):
+                raise ConfigError(f"{self._file}:{line}: {len(row)} columns, and the header has {len(self._header)}")
+            try:
+                times.append(_time(row[self._time]))
+            except ValueError as error:
+                raise ConfigError(f"{self._file}:{line}: {error}") from None
+            for at, column in numbers.items():
+                column.append(_number(self._file, line, self._header[at], row[at]))
+        return [row for _, row in numbered], np.array(times), {at: np.array(each) for at, each in numbers.items()}
+
+
+def _column(rows: Sequence[Sequence[str]], at: int) -> list[str]:
+    return list(map(itemgetter(at), rows))
+
+
+def _joined(parts: Sequence[NDArray[Any]], kind: type[np.generic]) -> Any:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
 
 
 def is_number(source: SourceName, name: str) -> bool:
@@ -172,13 +226,14 @@ def utc(text: str) -> float:
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
-def _time(file: Path, line: int, text: str) -> float:
+def _time(text: str) -> float:
+    """Raises ValueError."""
     try:
         found = utc(text)
     except ValueError:
         found = np.nan
     if not 0 <= found < 1e11:
-        raise ConfigError(f"{file}:{line}: timestamp {text!r} is neither an ISO time nor Unix seconds")
+        raise ValueError(f"timestamp {text!r} is neither an ISO time nor Unix seconds")
     return found
 
 
