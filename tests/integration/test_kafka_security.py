@@ -430,6 +430,7 @@ COMMANDS = {
 }
 ONCE = {
     "emit inference": ["emit", "inference"],
+    "emit run": ["emit", "run"],
     "tail windows": ["tail", "windows", "--from", "earliest", "--exit"],
     "replay windows": ["replay", "windows", "--from", "1h", "--to", "1s"],
     "replay windows --verify": ["replay", "windows", "--from", "1h", "--to", "1s", "--verify"],
@@ -462,6 +463,7 @@ def test_every_role_works_with_the_permissions_on_the_page(
         here.wait_until(
             lambda: here.results() == {"inference", "resource", "alert", "evidence"}, "all results in SQLite"
         )
+    here.run("emit run", ONCE["emit run"], json.dumps({"job": "train", "run_id": "1", "state": "failed"}))
     assert '"ranker"' in here.run("tail windows", ONCE["tail windows"])
     assert '"ranker"' in here.run("replay windows", ONCE["replay windows"])
     assert here.run("replay windows --verify", ONCE["replay windows --verify"])
