@@ -14,9 +14,10 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Protocol
 
@@ -285,3 +286,27 @@ def table(reports: Iterable[Report]) -> str:
         rows.append((name, *map(str, numbers), *times, str(sum(len(report.gave_up) for report in group))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+@asynccontextmanager
+async def own_log(
+    grounds: Grounds, name: str, partitions: int, needed: Collection[str], directory: Path
+) -> AsyncIterator[tuple[Broker, Path]]:
+    """A log on Kafka with topics of its own, and the configuration of commands that work on it.
+
+    The topics that are not ``needed`` have one partition, to be cheap. At the end all are deleted.
+    """
+    settings = grounds.settings(f"{name}-{time.time_ns()}.", grounds.kafka.address)
+    settings = settings.model_copy(update={"topics": settings.topics.model_copy(update={"partitions": partitions})})
+    config = directory / "streammon.json"  # JSON is YAML
+    config.write_text(settings.model_dump_json(include={"bootstrap", "topics", "kafka"}))
+    every = topic_specs(partitions=partitions)
+    specs = [each if each.name in needed else replace(each, partitions=1) for each in every]
+    broker = await connect(settings)
+    try:
+        await broker.create_topics(specs)
+        yield broker, config
+    finally:
+        names = list(await broker.topics())
+        await broker.close()
+        await _delete(settings, [replace(specs[0], name=each) for each in names])

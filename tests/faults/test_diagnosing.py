@@ -7,21 +7,18 @@ import itertools
 import random
 import signal
 import subprocess
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from streammon.broker import Broker, Outgoing, connect
+from streammon.broker import Broker, Outgoing
 from streammon.broker.reading import read
 from streammon.results import Alert, Evidence
-from streammon.topics import topic_specs
 from tests.diagnosing import records
-from tests.faults.harness import _delete
+from tests.faults.harness import own_log
 from tests.faults.stage import Grounds
 from tests.incidents import build
 from tests.support import cli, eventually
@@ -85,24 +82,14 @@ class Diagnosing:
 
 @pytest.fixture
 async def diagnosing(grounds: Grounds, tmp_path: Path) -> AsyncIterator[Diagnosing]:
-    settings = grounds.settings(f"diagnosing-{time.time_ns()}.", grounds.kafka.address)
-    settings = settings.model_copy(update={"topics": settings.topics.model_copy(update={"partitions": PARTITIONS})})
-    config = tmp_path / "streammon.json"  # JSON is YAML
-    config.write_text(settings.model_dump_json(include={"bootstrap", "topics", "kafka"}))
-    every = topic_specs(partitions=PARTITIONS)
-    specs = [each if each.name in NEEDED else replace(each, partitions=1) for each in every]
-    broker = await connect(settings)
-    await broker.create_topics(specs)
-    one = Diagnosing(broker, config)
-    try:
-        yield one
-    finally:
-        for process in one.running:
-            process.kill()
-            process.wait()
-        names = list(await broker.topics())
-        await broker.close()
-        await _delete(settings, [replace(specs[0], name=name) for name in names])
+    async with own_log(grounds, "diagnosing", PARTITIONS, NEEDED, tmp_path) as (broker, config):
+        one = Diagnosing(broker, config)
+        try:
+            yield one
+        finally:
+            for process in one.running:
+                process.kill()
+                process.wait()
 
 
 async def test_however_often_it_is_killed_every_alert_that_fired_gets_its_evidence(diagnosing: Diagnosing) -> None:

@@ -12,20 +12,15 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from streammon.broker import Broker, connect
+from streammon.broker import Broker
 from streammon.broker.reading import read
-from streammon.config import Settings
 from streammon.results import Alert
-from streammon.topics import topic_specs
-from tests.faults.harness import _delete
+from tests.faults.harness import own_log
 from tests.faults.stage import Grounds
 from tests.paging import Receiver, ended, explain_alerts, fired, hook, notifier_file, raise_alerts, receiver
 from tests.support import cli, eventually
@@ -113,12 +108,10 @@ class Paging:
 
 @pytest.fixture
 async def paging(grounds: Grounds, tmp_path: Path) -> AsyncIterator[Paging]:
-    prefix = f"paging-{time.time_ns()}."
-    settings = grounds.settings(prefix, grounds.kafka.address)
-    settings = settings.model_copy(update={"topics": settings.topics.model_copy(update={"partitions": PARTITIONS})})
-    config = tmp_path / "streammon.json"  # JSON is YAML
-    config.write_text(settings.model_dump_json(include={"bootstrap", "topics", "kafka"}))
-    async with receiver(tmp_path) as ops, _topics(settings) as broker:
+    async with (
+        own_log(grounds, "paging", PARTITIONS, NEEDED, tmp_path) as (broker, config),
+        receiver(tmp_path) as ops,
+    ):
         one = Paging(broker, config, notifier_file(tmp_path, {"ops": hook(ops.http.address)}), ops)
         try:
             yield one
@@ -126,20 +119,6 @@ async def paging(grounds: Grounds, tmp_path: Path) -> AsyncIterator[Paging]:
             for process in one.running:
                 process.kill()
                 process.wait()
-
-
-@asynccontextmanager
-async def _topics(settings: Settings) -> AsyncIterator[Broker]:
-    broker = await connect(settings)
-    every = topic_specs(partitions=PARTITIONS)
-    specs = [each if each.name in NEEDED else replace(each, partitions=1) for each in every]
-    try:
-        await broker.create_topics(specs)
-        yield broker
-    finally:
-        names = list(await broker.topics())
-        await broker.close()
-        await _delete(settings, [replace(specs[0], name=name) for name in names])
 
 
 MOMENTS = ("pages", "notifications", "deliveries")

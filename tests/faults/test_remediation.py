@@ -8,17 +8,15 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 from aiohttp import web
 
-from streammon.broker import Broker, Outgoing, connect
+from streammon.broker import Broker, Outgoing
 from streammon.remediation_log import read_remediations
-from streammon.topics import topic_specs
-from tests.faults.harness import _delete
+from tests.faults.harness import own_log
 from tests.faults.stage import Grounds
 from tests.remedies import T0, alert
 from tests.sinks.notify.fake_http import FakeHttp, fake_http
@@ -74,25 +72,15 @@ class Remedying:
 
 @pytest.fixture
 async def remedying(grounds: Grounds, tmp_path: Path) -> AsyncIterator[Remedying]:
-    settings = grounds.settings(f"remedying-{time.time_ns()}.", grounds.kafka.address)
-    settings = settings.model_copy(update={"topics": settings.topics.model_copy(update={"partitions": 2})})
-    config = tmp_path / "streammon.json"  # JSON is YAML
-    config.write_text(settings.model_dump_json(include={"bootstrap", "topics", "kafka"}))
-    every = topic_specs(partitions=2)
-    specs = [each if each.name in NEEDED else replace(each, partitions=1) for each in every]
-    broker = await connect(settings)
-    await broker.create_topics(specs)
-    one = Remedying(broker, config)
-    try:
-        async with fake_http(one._answer, tmp_path) as one.http:
-            yield one
-    finally:
-        for process in one.running:
-            process.kill()
-            process.wait()
-        names = list(await broker.topics())
-        await broker.close()
-        await _delete(settings, [replace(specs[0], name=name) for name in names])
+    async with own_log(grounds, "remedying", 2, NEEDED, tmp_path) as (broker, config):
+        one = Remedying(broker, config)
+        try:
+            async with fake_http(one._answer, tmp_path) as one.http:
+                yield one
+        finally:
+            for process in one.running:
+                process.kill()
+                process.wait()
 
 
 async def test_who_is_killed_between_start_and_outcome_leaves_unknown_and_it_is_not_done_again(
