@@ -632,9 +632,9 @@ class Batch:
 
     def __init__(self, lane: Lane, waves: Sequence[Wave]) -> None:
         self.lane, self._waves = lane, waves
-        self.rows: Ints = _joined([wave.rows for wave in waves], np.int64)
-        self.places: Ints = _joined([wave.places for wave in waves], np.int64)
-        self._remembered: Bools = _joined([wave.remembered for wave in waves], np.bool_)
+        self.rows: Ints = joined([wave.rows for wave in waves], np.int64)
+        self.places: Ints = joined([wave.places for wave in waves], np.int64)
+        self._remembered: Bools = joined([wave.remembered for wave in waves], np.bool_)
         self._numbers: dict[str, Floats] = {}
         self._texts: dict[str, list[str | None]] = {}
         self._found: dict[Call, Floats] = {}
@@ -710,5 +710,6 @@ class Batch:
         self._found = {look.call: column for look, column in found.items()}
 
 
-def _joined(parts: Sequence[NDArray[Any]], kind: type[np.generic]) -> Any:
+def joined(parts: Sequence[NDArray[Any]], kind: type[np.generic]) -> Any:
+    """One array of all of them, also of none."""
     return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)

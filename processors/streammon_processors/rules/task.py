@@ -235,8 +235,7 @@ class RulesTask:
         again, times = records.offsets < next_offset, log.time.through(records.timestamps)
         windows = self._read(log, records, next_offset, news)
         alike = log.likeness(windows)
-        apart = times.turns
-        apart[0], apart[1:] = True, apart[1:] | (again[1:] != again[:-1])
+        apart = times.turns | np.concatenate(([True], again[1:] != again[:-1]))
         for cut in {lane.begins_at for lane in log.lanes if again[0]}:
             apart |= records.offsets == cut
         cuts = [at for at, cut in enumerate(apart.tolist()) if cut or alike[at] != alike[at - 1]]
@@ -264,7 +263,7 @@ class RulesTask:
         log.time = run.times.after(run.first)
         if run.again:
             news = News([], set(), [])
-        if log.time.is_another_second(run.times.after(run.first - 1)):
+        if run.times.turns[run.first]:
             self._pass_time(log, run.first, news)
         if run.windows[0] is not None:
             self._take_windows(log, run, run.windows, news)  # type: ignore[arg-type]  # one is, so all are

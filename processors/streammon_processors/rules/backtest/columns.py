@@ -27,7 +27,7 @@ from streammon.sketch import MAX_COUNT, Sketch
 from streammon.tick import TICK
 from streammon_processors.rules.conditions.expression import Bools, Floats
 from streammon_processors.rules.conditions.past import Ints, Look
-from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, LogTime, Seen, SortedLabels, sorted_labels
+from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, LogTime, Seen, SortedLabels, joined, sorted_labels
 from streammon_processors.rules.sources import path_of
 from streammon_processors.rules.task import Log, News, RulesTask
 
@@ -357,9 +357,8 @@ class ColumnBatch(Batch):
         self._taking = taking
         waves = taking.lane.taken()
         cells = [wave.windows for wave in waves if isinstance(wave.windows, Cells)]
-        empty: Ints = np.zeros(0, dtype=np.int64)
-        self.panel_rows = np.repeat([each.row for each in cells], [len(each) for each in cells]) if cells else empty
-        self.panel_columns = np.concatenate([each.columns for each in cells]) if cells else empty
+        self.panel_rows: Ints = joined([np.full(len(each), each.row) for each in cells], np.int64)
+        self.panel_columns: Ints = joined([each.columns for each in cells], np.int64)
         super().__init__(taking.lane, waves)
 
     def _column(self, name: str) -> Floats:

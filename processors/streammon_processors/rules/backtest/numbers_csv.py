@@ -15,17 +15,16 @@ from datetime import UTC, datetime
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streammon.errors import ConfigError
 from streammon.results import DISTRIBUTIONS
 from streammon_processors.rules.backtest.columns import Panel, panel
 from streammon_processors.rules.conditions.expression import Floats
 from streammon_processors.rules.conditions.past import Ints
-from streammon_processors.rules.lanes import SortedLabels, sorted_labels
+from streammon_processors.rules.lanes import SortedLabels, joined, sorted_labels
 from streammon_processors.rules.sources import SourceName, path_of
 
 MAX_WINDOWS = 100_000_000
@@ -138,10 +137,10 @@ def _rows(file: Path, lines: Iterator[list[str]], source: SourceName, field: str
     while some := list(islice(lines, _AT_ONCE)):
         reading.add(some)
     keys = [sorted_labels({**labels, **dict(zip(texts.values(), each, strict=True))}) for each in reading.known]
-    times = _joined(reading.times, np.float64)
+    times = joined(reading.times, np.float64)
     order = np.argsort(times, kind="stable")
-    columns = {numbers[at]: _joined(column, np.float64)[order] for at, column in reading.numbers.items()}
-    return _Rows(times[order], _joined(reading.series, np.int64)[order], keys, columns)
+    columns = {numbers[at]: joined(column, np.float64)[order] for at, column in reading.numbers.items()}
+    return _Rows(times[order], joined(reading.series, np.int64)[order], keys, columns)
 
 
 class _Reading:
@@ -205,10 +204,6 @@ class _Reading:
 
 def _column(rows: Sequence[Sequence[str]], at: int) -> list[str]:
     return list(map(itemgetter(at), rows))
-
-
-def _joined(parts: Sequence[NDArray[Any]], kind: type[np.generic]) -> Any:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
 
 
 def is_number(source: SourceName, name: str) -> bool:
