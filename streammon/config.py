@@ -284,6 +284,13 @@ class RuleSettings(Section):
     """YAML files with rules."""
 
 
+class ModelSettings(Section):
+    """What is expected of models."""
+
+    file: UserPath | None = None
+    """YAML file that says how models are watched; without it, all are, by the defaults."""
+
+
 class NotifySettings(Section):
     """Whom to tell about alerts."""
 
@@ -408,6 +415,7 @@ class Settings(BaseSettings):
     elasticsearch: ElasticsearchSettings = ElasticsearchSettings()
     sqlite: SqliteSettings = SqliteSettings()
     rules: RuleSettings = RuleSettings()
+    models: ModelSettings = ModelSettings()
     notify: NotifySettings = NotifySettings()
     remediation: RemediationSettings = RemediationSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()

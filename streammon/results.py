@@ -168,6 +168,65 @@ class Drift(Result, tag_field="type", tag="drift"):
     model_version: str | None = None
 
 
+class Interval(Struct, frozen=True, array_like=True):
+    """Where a value lies, with 95 % confidence."""
+
+    low: float
+    high: float
+
+
+class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="quality"):
+    """How good the predictions of one model version were, of all of them or of a slice, in ``[start, end)``.
+
+    ``by`` "prediction": of those made in that time, as far as labels have come; a new ``revision``, which replaces the
+    one before, whenever more have. "label": of those whose labels came in that time, the prequential order; once.
+    A measure is None where it does not apply, or where too little is known.
+    """
+
+    service: str
+    model: str
+    model_version: str | None = None
+    slice: dict[str, str] = {}
+    """Of predictions with this value; empty: of all."""
+    by: Literal["prediction", "label"]
+    revision: Count = 0
+    start_unix_s: float
+    end_unix_s: float
+    size_s: float
+    partition: Count
+    predictions: Count = 0
+    """Made in that time; only by prediction."""
+    labelled: Count = 0
+    coverage: float | None = None
+    """The share of predictions that have a label, of those that can have one."""
+    unmatched_labels: Count = 0
+    label_delay_s: Distribution | None = None
+    accuracy: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    log_loss: float | None = None
+    calibration_error: float | None = None
+    """Expected calibration error: how far confidence is from accuracy, on average over bins of confidence."""
+    auc: float | None = None
+    """Area under the ROC curve."""
+    mae: float | None = None
+    rmse: float | None = None
+    bias: float | None = None
+    """Mean of prediction minus label."""
+    score: float | None = None
+    rating: float | None = None
+    """Mean of what users gave."""
+    estimated_accuracy: float | None = None
+    """From confidence alone, before labels come: an estimate, never a measurement."""
+    estimation_error: float | None = None
+    """What it was off by, once labels are there: estimated minus measured."""
+    intervals: dict[str, Interval] = {}
+    """By measure."""
+    disparity: dict[str, float] = {}
+    """Of a slice: by measure, how far it is from that of everybody else; `intervals` has it as ``disparity.NAME``."""
+
+
 class Run(Result, tag_field="type", tag="run"):
     """The folded state of one pipeline run; one record each time that it is in another one."""
 
@@ -312,6 +371,7 @@ class Evidence(Result, tag_field="type", tag="evidence"):
 RESULTS: dict[str, type[Result]] = {
     "windows": Window,
     "drift": Drift,
+    "quality": Quality,
     "runs": Run,
     "alerts": Alert,
     "evidence": Evidence,

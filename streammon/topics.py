@@ -86,7 +86,7 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = PROCESSORS) -> l
     ]
     results = [
         TopicSpec(name, partitions, 30 * DAY_S, log_append_time=True)
-        for name in ("windows", "grouped", "drift", "runs", "commands")
+        for name in ("windows", "grouped", "profiles", "drift", "outcomes", "quality", "runs", "commands")
     ]
     results.append(TopicSpec(REGROUPED, partitions, 1 * DAY_S, log_append_time=True))
     pager = [TopicSpec(name, 1, 30 * DAY_S, log_append_time=True) for name in NOTIFIER]
@@ -95,6 +95,7 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = PROCESSORS) -> l
         for name, retention_s in zip(REMEDIATION, (30 * DAY_S, 184 * DAY_S), strict=True)
     ]
     alerts = [TopicSpec(name, partitions, None, compact=True) for name in ("alerts", "evidence")]
+    references = TopicSpec("references", partitions, None, compact=True, log_append_time=True)
     slos = TopicSpec("slos", partitions, None, compact=True, log_append_time=True)
     # One partition, because whoever judges by an inventory has to see everybody; and by the time of one clock.
     heartbeats = TopicSpec(HEARTBEATS, 1, None, compact=True, log_append_time=True)
@@ -107,6 +108,7 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = PROCESSORS) -> l
         *pager,
         *remedies,
         *alerts,
+        references,
         slos,
         heartbeats,
         *state_topics(processors, partitions),

@@ -23,7 +23,10 @@ RESULTS = {
     "windows",
     "regrouped",
     "grouped",
+    "profiles",
     "drift",
+    "outcomes",
+    "quality",
     "runs",
     "alerts",
     "evidence",
@@ -33,7 +36,17 @@ RESULTS = {
     "deadletter",
 }
 RESULT_TOPICS = RESULTS | {"regrouped", "grouped", *IN_ONE_ORDER}
-COMPACTED = {"alerts", "evidence", "slos", "heartbeats", "snapshots", "state.windows", "state.rules", "state.drift"}
+COMPACTED = {
+    "alerts",
+    "evidence",
+    "references",
+    "slos",
+    "heartbeats",
+    "snapshots",
+    "state.windows",
+    "state.rules",
+    "state.drift",
+}
 
 
 def test_the_table_is_complete_and_names_no_topic_twice() -> None:
@@ -58,7 +71,9 @@ def test_compacted_topics_are_kept_for_ever_and_others_are_not() -> None:
     assert {name for name, spec in SPECS.items() if spec.retention_s is None} == COMPACTED
 
 
-@pytest.mark.parametrize("name", [*INPUT_TOPICS, "windows", "grouped", "drift", "runs", "commands"])
+@pytest.mark.parametrize(
+    "name", [*INPUT_TOPICS, "windows", "grouped", "profiles", "drift", "outcomes", "quality", "runs", "commands"]
+)
 def test_the_broker_stamps_every_input(name: str) -> None:
     """Lateness and ticks are judged by the broker's clock, not by the senders'."""
     assert SPECS[name].log_append_time

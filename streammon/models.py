@@ -1,0 +1,105 @@
+"""How models are watched: one YAML file, with a default for everything, and for every model that it does not name.
+
+    models:
+      - service: shop
+        model: ranker
+        max_false_alarms_per_month: 1
+        drift: {window: 1h, reference: {first: 5000}}
+        labels: {horizon: 7d, slices: [tenant, features.country]}
+
+The first entry that fits a model is the one that holds; a ``service`` or ``model`` that is left out fits all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from streammon.durations import Duration, seconds
+from streammon.yaml_files import load_yaml
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of what is said about a model: strict about its keys."""
+
+
+class DriftPolicy(Part, frozen=True):
+    """What its inputs and outputs are held against, and how."""
+
+    window: Duration = "1h"
+    """How long a time is tested as one."""
+
+    @property
+    def window_s(self) -> float:
+        return seconds(self.window)
+
+
+class DetectorPolicy(Part, frozen=True):
+    """Online detectors on its measurements."""
+
+
+class LabelPolicy(Part, frozen=True):
+    """How its labels come, and what is made of them."""
+
+    horizon: Duration = "7d"
+    """How long a prediction waits for its label, and a label for its prediction."""
+    window: Duration = "5m"
+    """How long a time the quality of predictions is told of."""
+    slices: tuple[str, ...] = ()
+    """Fields of inference events (``tenant``, ``features.country``) by whose values quality is told, too."""
+
+    @property
+    def horizon_s(self) -> float:
+        return seconds(self.horizon)
+
+    @property
+    def window_s(self) -> float:
+        return seconds(self.window)
+
+
+class RetrainPolicy(Part, frozen=True):
+    """When it is trained anew, and how that is judged."""
+
+
+class ModelPolicy(Part, frozen=True):
+    """How one model, or many, are watched."""
+
+    service: str | None = None
+    """Its service; any if not given."""
+    model: str | None = None
+    """Its name; any if not given."""
+    max_false_alarms_per_month: Annotated[float, Meta(gt=0)] = 1.0
+    """How often a model that is as it was may be called drifted, by all detectors together."""
+    drift: DriftPolicy = DriftPolicy()
+    detectors: DetectorPolicy = DetectorPolicy()
+    labels: LabelPolicy = LabelPolicy()
+    retrain: RetrainPolicy | None = None
+
+    def fits(self, service: str, model: str) -> bool:
+        return self.service in (None, service) and self.model in (None, model)
+
+
+class Models(Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a file says."""
+
+    models: tuple[ModelPolicy, ...] = ()
+
+    def policy(self, service: str, model: str) -> ModelPolicy:
+        """How this model is watched."""
+        return next((each for each in self.models if each.fits(service, model)), _DEFAULT)
+
+
+_DEFAULT = ModelPolicy()
+
+
+def load_models(file: Path | None) -> Models:
+    """What a file says of models; without a file, nothing.
+
+    Raises:
+        ConfigError: naming the file, line and column, the model, the field, its value, and what is allowed.
+    """
+    return Models() if file is None else load_yaml(file, Models)

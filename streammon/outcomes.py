@@ -1,0 +1,76 @@
+"""What became of predictions: each with the label that came for it, and how many wait for one.
+
+The topic `outcomes` has two kinds of records, both of one model, in the order in which they became known. `Outcomes`
+are pairs of a prediction and what its label says. A `Cohort` counts the predictions of one window, labelled or not, so
+that everybody knows which share the labels speak for, and what can be said while there are none.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import field
+
+from streammon.results import Completeness, Count, Result
+
+OUTCOMES = "outcomes"
+CONFIDENCE_BINS = 50
+"""Of equal width over [0, 1]; 1 is in the last."""
+
+Value = float | str | bool | None
+
+
+class Outcomes(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="outcomes"):
+    """Pairs of one model, in columns of equal length; None where an event had no such field.
+
+    A prediction may be here more than once: with its label, and with a score or rating that came in another event. What
+    has been told before is None then, so nothing is counted twice.
+    """
+
+    service: str
+    model: str
+    partition: Count
+    count: Count
+    event_id: list[str]
+    model_version: list[str | None]
+    predicted_unix_s: list[float]
+    labelled_unix_s: list[float]
+    """The time of the label event."""
+    prediction: list[Value]
+    confidence: list[float | None]
+    label: list[Value]
+    score: list[float | None]
+    rating: list[float | None]
+    slices: dict[str, list[str | None]] = field(default_factory=dict)
+    """Of the declared slices, the value that the prediction had."""
+
+
+class Cohort(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="cohort"):
+    """The predictions of one model version made in one window ``[start, end)``.
+
+    ``part`` and ``revision`` as in `streammon.results.Window`; counts add.
+    """
+
+    service: str
+    model: str
+    model_version: str | None = None
+    slice: dict[str, str] = field(default_factory=dict)
+    """Those with this value of a declared slice; empty: all."""
+    part: Literal["main", "late"]
+    revision: Count
+    start_unix_s: float
+    end_unix_s: float
+    size_s: float
+    partition: Count
+    count: Count
+    """Predictions; of these:"""
+    with_id: Count
+    """have an ``event_id``, so that a label can find them."""
+    repeated: Count = 0
+    """Had an ``event_id`` that was there before, and wait for no label of their own; not in ``with_id``."""
+    confidence: dict[str, list[int]] = field(default_factory=dict)
+    """By prediction (classes up to a cap, the rest under ``__other__``): counts in `CONFIDENCE_BINS` bins."""
+    unmatched_labels: Count = 0
+    """Labels that came in this window and found no prediction within the horizon; known afterwards, in a supplement
+    with a ``count`` of 0."""
+    completeness: Completeness | None = None
