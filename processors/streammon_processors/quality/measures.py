@@ -56,14 +56,14 @@ def _accuracy(sums: Sums, view: View) -> Value:
 def _precision(sums: Sums, view: View) -> Value:
     hits, predicted, _ = _per_class(sums)
     if view.positive is not None:
-        return _share(hits[view.positive], predicted[view.positive])
+        return _share(float(hits[view.positive]), float(predicted[view.positive]))
     return _macro(sums, of_predicted=True)
 
 
 def _recall(sums: Sums, view: View) -> Value:
     hits, _, actual = _per_class(sums)
     if view.positive is not None:
-        return _share(hits[view.positive], actual[view.positive])
+        return _share(float(hits[view.positive]), float(actual[view.positive]))
     return _macro(sums, of_actual=True)
 
 
@@ -76,7 +76,7 @@ def _f1(sums: Sums, view: View) -> Value:
 
 
 def _share(part: float, whole: float) -> Value:
-    return (float(part / whole), intervals.wilson(part, whole)) if whole else NOTHING
+    return (part / whole, intervals.wilson(part, whole)) if whole else NOTHING
 
 
 def _per_class(sums: Sums) -> tuple[Floats, Floats, Floats]:

@@ -298,7 +298,7 @@ class Model:
         for name, version in self.versions.items():
             for series, number, _ in version.cohorts(None, before):
                 yield self._revision(name, version, series, number, 0.0, final=True)
-        self.finished_before = before
+        self.finished_before, self.told_before = before, max(self.told_before, before)
         for name, version in list(self.versions.items()):
             for series in version.series.values():
                 series.cohorts = {number: each for number, each in series.cohorts.items() if number >= before}
@@ -334,15 +334,10 @@ class Model:
     def _numbers(self) -> Iterator[int]:
         return (number for series in self._series for number in series.cohorts)
 
-    @property
-    def oldest_unix_s(self) -> float | None:
-        """When the cohort ends that has waited for longest."""
-        oldest = min(self._numbers, default=None)
-        return None if oldest is None else (oldest + 1) * self.cohort_s
-
-    def finish_oldest(self) -> Iterator[Quality]:
-        """Wait no longer for the labels of the oldest cohort."""
-        yield from self.finish(min(self._numbers) + 1)
+    def oldest(self, now_ms: int) -> int | None:
+        """The cohort that has waited for longest, of those whose time has begun."""
+        begun = self.newest_unix_s(now_ms) / self.cohort_s
+        return min((number for number in self._numbers if number < begun), default=None)
 
     @property
     def weight(self) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -144,12 +145,13 @@ class QualityTask:
     def _make_room(self) -> Iterator[Outgoing]:
         """Wait no longer for the labels of the oldest cohorts, until the others fit."""
         while sum(model.weight for model in self._models.values()) > self._max_bytes:
-            waiting = [(end, key) for key, each in self._models.items() if (end := each.oldest_unix_s) is not None]
+            oldest = [(each, each.oldest(self._time.passed_ms)) for each in self._models.values()]
+            waiting = [(number * each.cohort_s, number, each) for each, number in oldest if number is not None]
             if not waiting:
                 return
-            model = self._models[min(waiting)[1]]
+            _, number, model = min(waiting, key=itemgetter(0))
             skip(Skipped.CLOSED_EARLY)
-            yield from self._tell(model, model.finish_oldest())
+            yield from self._tell(model, model.finish(number + 1))
 
     def _snapshot(self) -> bytes:
         models = [model.keep() for model in self._models.values()]
