@@ -24,6 +24,8 @@ LEAST: Final = 100
 """Pairs with a confidence that must have been labelled before anything is estimated."""
 MEMORY: Final = 20_000.0
 """Pairs that are remembered, about: with more, all of them weigh less, so that the newest count most."""
+CELL: Final = 40.0
+"""Pairs that tell one chance: with fewer, neighbouring bins of confidence are put together."""
 FAITH: Final = 0.1
 """As so many pairs it counts, in each bin, that confidence is what it says: decides only where nothing is known."""
 _MIDDLES: Final = (np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS
@@ -59,27 +61,70 @@ class Calibration:
         total = float(confidence.sum())
         if not total or self.pairs.sum() < LEAST:
             return None
-        right, variance = np.zeros(confidence.shape), 0.0
+        right, variance, moved = np.zeros(confidence.shape), 0.0, 0.0
         for group in range(2):
-            chances, block_of, doubts = self._chances(group)
-            right[group] = chances
-            shares = np.bincount(block_of, weights=confidence[group] / total)
-            variance += float((shares**2 * doubts).sum())
+            past = _Past.of(self.pairs[group])
+            shares = confidence[group] / total
+            right[group] = past.chances
+            variance += past.variance(shares)
+            moved += past.moved(shares)
         accuracy = float((confidence * right).sum() / total)
         variance += float((confidence * right * (1 - right)).sum()) / total**2
-        half = Z * sqrt(variance)
+        half = Z * sqrt(variance + moved**2)
         where = Interval(max(0.0, accuracy - half), min(1.0, accuracy + half))
         return Estimate(accuracy, where, _of_two(confidence, right, positive) if two else {})
 
-    def _chances(self, group: int) -> tuple[Floats, Ints, Floats]:
-        """By bin, how often a prediction is right, rising with confidence; its block; and the variance of blocks."""
-        wrong, right = self.pairs[group].T
-        weights = wrong + right + FAITH
-        chances, block_of = isotonic((right + FAITH * _MIDDLES) / weights, weights)
-        pairs = np.bincount(block_of, weights=weights)
-        mean = np.bincount(block_of, weights=chances * weights) / pairs
-        mean = (mean * pairs + 1) / (pairs + 2)  # one that was never wrong may be, still
-        return chances, block_of, mean * (1 - mean) / (pairs + 3)
+
+class _Past(NamedTuple):
+    """How often predictions of one group were right, by bin of confidence: rising with it, alike within a *block*."""
+
+    chances: Floats
+    block: Ints
+    """By bin."""
+    doubts: Floats
+    """By block, the variance of its chance."""
+    centres: Floats
+    """By block, the mean confidence of its pairs."""
+
+    @classmethod
+    def of(cls, pairs: Floats) -> _Past:
+        """``pairs``: by bin, wrong and right; shape (50, 2)."""
+        weights = pairs.sum(axis=1) + FAITH
+        cell = _cells(weights)
+        in_cell = np.bincount(cell, weights=weights).astype(np.float64)
+        right = np.bincount(cell, weights=pairs[:, 1] + FAITH * _MIDDLES)
+        chances, block_of = isotonic(right / in_cell, in_cell)
+        block = block_of[cell]
+        total = np.bincount(block, weights=weights)
+        centres = np.bincount(block, weights=_MIDDLES * weights) / total
+        mean = np.bincount(block, weights=chances[cell] * weights) / total
+        mean = (mean * total + 1) / (total + 2)  # one that was never wrong may be, still
+        return cls(chances[cell], block, mean * (1 - mean) / (total + 3), centres)
+
+    def variance(self, shares: Floats) -> float:
+        """Of the accuracy, because the past is a sample. ``shares``: of today's predictions, by bin."""
+        in_block = np.bincount(self.block, weights=shares)
+        return float((in_block**2 * self.doubts).sum())
+
+    def moved(self, shares: Floats) -> float:
+        """By how much the accuracy may be off because today's confidence lies elsewhere in a block than the past's.
+
+        Within a block nothing is known of where its pairs were right: taken is that it may go as confidence does.
+        """
+        away = np.bincount(self.block, weights=shares * (_MIDDLES - self.centres[self.block]))
+        return float(np.abs(away).sum())
+
+
+def _cells(weights: Floats) -> Ints:
+    """Neighbouring bins put together until `CELL` pairs are in each: single pairs at the ends pull what rises."""
+    cells, at, inside = np.zeros(len(weights), dtype=np.int64), 0, 0.0
+    for place, weight in enumerate(weights.tolist()):
+        cells[place] = at
+        inside += weight
+        if inside >= CELL:
+            at, inside = at + 1, 0.0
+    cells[cells == at] = max(0, at - 1) if inside < CELL else at
+    return cells
 
 
 def _of_two(confidence: Ints, right: Floats, positive: bool) -> dict[str, float]:

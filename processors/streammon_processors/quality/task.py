@@ -39,8 +39,8 @@ MOST_RECORDS: Final = 1000
 """Records after which there is another snapshot, if none of them brings a result."""
 SWEEP_MS: Final = 5000
 """How often is looked whether time alone makes something due, for models of which nothing comes."""
-WEIGH_RECORDS: Final = 16
-"""How often is looked whether everything still fits."""
+WEIGH_RECORDS: Final = 64
+"""How often is looked whether everything still fits, beside whenever something has been told."""
 
 
 class QualityTask:
@@ -57,6 +57,7 @@ class QualityTask:
         self._room = Room()
         self._models: dict[tuple[str, str], Model] = {}
         self._watermark = 0.0
+        self._told = False  # whether the record at hand has brought a result
         self._next = 0
         self._kept_at = 0
         self._kept = self._snapshot()
@@ -98,18 +99,19 @@ class QualityTask:
     # --- the story of a record --------------------------------------------------------------------------------------
 
     def _take_in(self, topic: str, record: Record) -> Iterator[Outgoing]:
-        self._next = record.offset + 1
+        self._next, self._told = record.offset + 1, False
         before_ms = self._time.passed_ms
         self._time.pass_to(record.timestamp)
         if before_ms // SWEEP_MS != self._time.passed_ms // SWEEP_MS:
             for model in list(self._models.values()):
                 yield from self._tell(model, model.advance(self._time.passed_ms))
+                self._forget_idle(model)
         if record.value != TICK:
             try:
                 yield from self._count(_read(record.value or b""), record)
             except Rejected as error:
                 yield dead_letter_of(topic, record, error, to_partition=self._partition)
-        if record.offset % WEIGH_RECORDS == 0:
+        if self._told or record.offset % WEIGH_RECORDS == 0:
             yield from self._make_room()
 
     def _count(self, message: Outcomes | Cohort, record: Record) -> Iterator[Outgoing]:
@@ -126,6 +128,7 @@ class QualityTask:
             yield from self._tell(model, model.count(message, now_ms, latest))
         elif message.count:
             yield from self._tell(model, model.take_in(message, now_ms, latest))
+        self._forget_idle(model)
 
     def _model(self, service: str, name: str) -> Model | None:
         model = self._models.get((service, name))
@@ -137,8 +140,11 @@ class QualityTask:
     def _tell(self, model: Model, results: Iterator[Quality]) -> Iterator[Outgoing]:
         key = f"{model.names.service}/{model.names.model}".encode()
         for result in results:
+            self._told = True
             yield Outgoing(TOPIC, key, msgspec.json.encode(result), (SCHEMA_HEADER,), self._partition)
         self._watermark = max(self._watermark, model.newest_unix_s(self._time.passed_ms))
+
+    def _forget_idle(self, model: Model) -> None:
         if model.is_idle:
             self._models.pop((model.names.service, model.names.model), None)
 
@@ -152,6 +158,7 @@ class QualityTask:
             _, number, model = min(waiting, key=itemgetter(0))
             skip(Skipped.CLOSED_EARLY)
             yield from self._tell(model, model.finish(number + 1))
+            self._forget_idle(model)
 
     def _snapshot(self) -> bytes:
         models = [model.keep() for model in self._models.values()]
