@@ -18,7 +18,6 @@ from streammon.models import LabelPolicy, ModelPolicy, Models
 from streammon.outcomes import Cohort, Outcomes
 from streammon.results import OTHER, Quality
 from streammon.tick import TICK
-from streammon.topics import MAX_RECORD_BYTES
 from streammon_processors.quality import QualityTask
 from streammon_processors.quality.models import MAX_SERIES, MAX_VALUES
 from tests.quality_pairs import T0, Pair, cohort, log, outcomes, random_pairs
@@ -264,19 +263,19 @@ def test_what_comes_after_the_horizon_counts_by_label_only() -> None:
 
 def test_an_estimate_comes_before_labels_and_its_error_after_them() -> None:
     rng = random.Random(8)
-    pairs = random_pairs(6000, rng, over_s=6000, delay_s=1)
-    old, new = pairs[:5000], pairs[5000:]
+    pairs = random_pairs(3000, rng, over_s=3000, delay_s=1)
+    old, new = pairs[:2500], pairs[2500:]
     messages: list[tuple[float, Message]] = [(part[-1].labelled_s, outcomes(part)) for part in _parts(old, rng)]
     subject = task(horizon="1h")
-    for start in range(0, 4920, 60):
+    for start in range(0, 2460, 60):
         mine = [pair for pair in pairs if start <= pair.predicted_s < start + 60]
         messages.append((start + 62, cohort(start, mine, size_s=60)))
     told(subject, *sorted(messages, key=lambda each: each[0]))
-    today = [pair for pair in pairs if 5040 <= pair.predicted_s < 5100]
+    today = [pair for pair in pairs if 2520 <= pair.predicted_s < 2580]
     [first] = [
         each
-        for each in told(subject, (5102, cohort(5040, today, size_s=60)), (5170, cohort(5100, count=1, size_s=60)))
-        if minutes(each)[0] == 84
+        for each in told(subject, (2582, cohort(2520, today, size_s=60)), (2650, cohort(2580, count=1, size_s=60)))
+        if minutes(each)[0] == 42
     ]
     assert (first.labelled, first.accuracy, first.estimation_error) == (0, None, None)
     assert first.estimated_accuracy is not None
@@ -288,10 +287,10 @@ def test_an_estimate_comes_before_labels_and_its_error_after_them() -> None:
     later = told(
         subject,
         *((pair.labelled_s + 200, outcomes([pair])) for pair in new),
-        (6400, outcomes([right(6400)])),
-        (6500, outcomes([right(6500)])),
+        (3400, outcomes([right(3400)])),
+        (3500, outcomes([right(3500)])),
     )
-    judged = [each for each in whole(later, "prediction") if minutes(each)[0] == 84 and each.accuracy is not None]
+    judged = [each for each in whole(later, "prediction") if minutes(each)[0] == 42 and each.accuracy is not None]
     assert judged[-1].estimated_accuracy == first.estimated_accuracy
     assert judged[-1].accuracy == pytest.approx(truth)
     assert judged[-1].estimation_error == pytest.approx(first.estimated_accuracy - truth)
@@ -322,12 +321,14 @@ def test_series_beyond_the_cap_are_counted_as_skipped() -> None:
     assert skipped("too_many_series") == before + 5
 
 
-def test_the_snapshot_of_many_series_and_cohorts_fits_into_a_record() -> None:
-    """A week of cohorts of 30 series, in which everything there is to count is counted."""
+def test_cohorts_that_do_not_fit_are_told_for_the_last_time_before_their_horizon() -> None:
+    """30 series, in which everything there is to count is counted."""
     rng = random.Random(1)
-    subject = task(window="1h", horizon="7d")
+    policy = LabelPolicy(window="1h", horizon="7d")
+    subject = QualityTask(Models((ModelPolicy(labels=policy),)), 3, max_bytes=60_000)
     before = skipped("closed_early")
-    for hour in range(120):
+    finals = []
+    for hour in range(12):
         pairs = [
             Pair(
                 prediction=rng.choice("abcdefgh"),
@@ -338,13 +339,15 @@ def test_the_snapshot_of_many_series_and_cohorts_fits_into_a_record() -> None:
                 score=rng.random(),
                 slices={"tenant": rng.choice("abcdefghijklmn"), "country": rng.choice("opqrstuvwxyz123")},
             )
-            for _ in range(500)
+            for _ in range(300)
         ]
         at = (hour + 1) * 3600.0
-        outputs(subject, [(at, cohort(hour * 3600, count=1000, size_s=3600)), (at, outcomes(pairs))])
-    assert len(subject.snapshot()) < MAX_RECORD_BYTES
-    assert skipped("closed_early") > before
-    assert subject._models["shop", "ranker"].weight < 800_000
+        found = told(subject, (at, cohort(hour * 3600, count=300, size_s=3600)), (at, outcomes(pairs)))
+        finals += [each for each in whole(found, "prediction") if each.final]
+        assert len(subject.snapshot()) < 60_000
+    assert [minutes(each)[0] for each in finals] == [60 * hour for hour in range(len(finals))]
+    assert len(finals) == skipped("closed_early") - before > 0
+    assert all(each.labelled == 300 for each in finals)
 
 
 @pytest.mark.parametrize(

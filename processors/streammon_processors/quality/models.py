@@ -113,7 +113,7 @@ class Model:
         self.names = names
         self._policy = policy
         self._room = room
-        self.window_s, self.cohort_s = policy.window_s, policy.cohort_s
+        self.window_s, self.cohort_s, self._horizon_s = policy.window_s, policy.cohort_s, policy.horizon_s
         self.labels, self.predictions = Clock(), Clock()
         self.window: int | None = None
         """The number of the window of labels under way."""
@@ -254,10 +254,10 @@ class Model:
 
         Where one of both clocks is behind, it is waited for, for another horizon.
         """
-        horizon_s = self._policy.horizon_s + self.window_s
-        if not labels or not predictions:
-            return max(labels - self._policy.horizon_s, predictions) - horizon_s
-        return max(min(labels, predictions), max(labels, predictions) - self._policy.horizon_s) - horizon_s
+        slow, fast = min(labels, predictions), max(labels, predictions)
+        if not labels:
+            slow = fast
+        return max(slow, fast - self._horizon_s) - self._horizon_s - self.window_s
 
     def _close_window(self, number: int) -> Iterator[Quality]:
         start = number * self.window_s
@@ -312,7 +312,7 @@ class Model:
             yield from self._close_window(self.window)
             self.window = None
         yield from self.finish(max(self._numbers, default=-1) + 1)
-        self._policy = policy
+        self.follow(policy)
         self.window_s, self.cohort_s = policy.window_s, policy.cohort_s
         self.finished_before = self.told_before = number_of(self.newest_unix_s(now_ms), self.cohort_s) + 1
 
@@ -324,7 +324,7 @@ class Model:
 
     def follow(self, policy: LabelPolicy) -> None:
         """Go on with a policy that it `is_like`."""
-        self._policy = policy
+        self._policy, self._horizon_s = policy, policy.horizon_s
 
     @property
     def _series(self) -> Iterator[Series]:

@@ -56,6 +56,7 @@ class QualityTask:
         self._time = LogTime()
         self._room = Room()
         self._models: dict[tuple[str, str], Model] = {}
+        self._restored: set[Model] = set()  # and nothing has come of them since
         self._watermark = 0.0
         self._told = False  # whether the record at hand has brought a result
         self._next = 0
@@ -83,6 +84,7 @@ class QualityTask:
         self._room = Room()
         models = [Model.restored(each, self._partition, self._room) for each in kept.models]
         self._models = {(model.names.service, model.names.model): model for model in models}
+        self._restored = set(models)
 
     def offsets(self) -> Mapping[str, int]:
         return {"outcomes": self._kept_at} if self._kept_at else {}
@@ -120,15 +122,22 @@ class QualityTask:
         if model is None:
             skip(Skipped.TOO_MANY_SERIES, message.count)
             return
-        policy = self._policies.policy(message.service, message.model).labels
-        if not model.is_like(policy):
-            yield from self._tell(model, model.begin_anew(policy, now_ms))
-        model.follow(policy)
+        if model in self._restored:
+            yield from self._follow(model)
         if isinstance(message, Cohort):
             yield from self._tell(model, model.count(message, now_ms, latest))
         elif message.count:
             yield from self._tell(model, model.take_in(message, now_ms, latest))
         self._forget_idle(model)
+
+    def _follow(self, model: Model) -> Iterator[Outgoing]:
+        """Go on with a model of which a snapshot has told, as it is to be understood now."""
+        self._restored.discard(model)
+        policy = self._policies.policy(model.names.service, model.names.model).labels
+        if model.is_like(policy):
+            model.follow(policy)
+        else:
+            yield from self._tell(model, model.begin_anew(policy, self._time.passed_ms))
 
     def _model(self, service: str, name: str) -> Model | None:
         model = self._models.get((service, name))
