@@ -225,7 +225,8 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     rating: float | None = None
     """Mean of what users gave."""
     estimated_accuracy: float | None = None
-    """From confidence alone, before labels come: an estimate, never a measurement."""
+    """From confidence alone, before labels come: an estimate, never a measurement. By label: what they were expected to
+    tell."""
     estimation_error: float | None = None
     """What it was off by, once labels are there: estimated minus measured."""
     mean_estimation_error: float | None = None

@@ -19,6 +19,7 @@ from streammon.outcomes import CONFIDENCE_BINS, Cohort, Outcomes
 from streammon.results import OTHER, Interval, Quality
 from streammon_processors.quality.classes import Classes
 from streammon_processors.quality.clock import Clock, ended_before, number_of
+from streammon_processors.quality.estimate import Estimate
 from streammon_processors.quality.measures import Measured, disparity, measured
 from streammon_processors.quality.series import TRUSTED, KeptSeries, Series
 from streammon_processors.quality.series import Cohort as Waiting
@@ -155,9 +156,8 @@ class Model:
         elif number < self.finished_before:
             skip(Skipped.TOO_LATE)
         elif series := self._series_of(cohort):
-            _count(
-                series.cohort(number), cohort, self._version(cohort.model_version).classes, number < self.told_before
-            )
+            classes = self._version(cohort.model_version).classes
+            _count(series.cohort(number, self.told_before), cohort, classes, told=number < self.told_before)
         yield from self.advance(now_ms)
 
     def _series_of(self, cohort: Cohort) -> Series | None:
@@ -205,7 +205,7 @@ class Model:
                 series.window = Sums()
             series.window.add(*found[1:])
             if number >= 0:
-                cohort = series.cohort(number)
+                cohort = series.cohort(number, self.told_before)
                 cohort.sums.add(*found[1:])
                 cohort.changed = True
 
@@ -260,28 +260,28 @@ class Model:
         return max(slow, fast - self._horizon_s) - self._horizon_s - self.window_s
 
     def _close_window(self, number: int) -> Iterator[Quality]:
+        """A window of labels is over: tell it, and learn from it for the estimates that follow."""
         start = number * self.window_s
         for name, version in self.versions.items():
+            told = [series for series in version.series.values() if series.window is not None]
             whole = version.series.get(_WHOLE)
-            for series in version.series.values():
-                if series.window is not None and whole is not None and whole.window is not None:
-                    others = whole.window.without(series.window) if series is not whole else None
-                    yield self._result(name, version, series, series.window, others, by="label", start=start)
-            for series in version.series.values():
-                if series.window is not None:
-                    series.calibration.learn(series.window.reliability)
-                    series.window = None
-                    series.delays = type(series.delays)() if series.delays is not None else None
+            for series in told:
+                assert series.window is not None
+                others = None
+                if whole is not None and whole.window is not None and series is not whole:
+                    others = whole.window.without(series.window)
+                result = self._result(name, version, series, series.window, others, by="label", start=start)
+                _add_estimate(result, _estimate(version, series, series.window.reliability.sum(axis=2)))
+                yield result
+            for series in told:
+                series.end_window()
 
     def _tell(self, low: int, high: int, labels: float) -> Iterator[Quality]:
         """Cohorts whose time is over, for the first time; with what can be expected of them."""
         for name, version in self.versions.items():
             for series, number, cohort in version.cohorts(low, high):
                 if cohort.confidence is not None:
-                    view = version.classes.view
-                    cohort.kept.estimate = series.calibration.estimate(
-                        cohort.confidence, two=view.two, positive=view.positive is not None
-                    )
+                    cohort.kept.estimate = _estimate(version, series, cohort.confidence)
                     cohort.confidence = None
                 yield self._revision(name, version, series, number, labels)
 
@@ -394,24 +394,15 @@ class Model:
         result.revision = kept.revision
         result.predictions, result.coverage, result.unmatched_labels = kept.predictions, cohort.coverage, kept.unmatched
         result.final = final
-        self._judge(series, cohort, result)
+        _add_estimate(result, kept.estimate)
+        if result.estimation_error is not None and not kept.judged and (result.coverage or 0.0) >= TRUSTED:
+            series.note_error(cohort, result.estimation_error)
+        if kept.estimate is not None and series.errors:
+            result.mean_estimation_error = series.error
         kept.revision += 1
         kept.told, kept.told_predictions, kept.told_unix_s = cohort.known, kept.predictions, labels
         cohort.changed = False
         return result
-
-    def _judge(self, series: Series, cohort: Waiting, result: Quality) -> None:
-        """What was estimated, and what it was off by."""
-        if (estimate := cohort.kept.estimate) is None:
-            return
-        result.estimated_accuracy, result.estimates = estimate.accuracy, estimate.others
-        result.intervals["estimated_accuracy"] = estimate.where
-        if result.accuracy is not None:
-            result.estimation_error = estimate.accuracy - result.accuracy
-            if not cohort.kept.judged and (result.coverage or 0.0) >= TRUSTED:
-                series.note_error(cohort, result.estimation_error)
-        if series.errors:
-            result.mean_estimation_error = series.error
 
     def _result(
         self,
@@ -475,11 +466,26 @@ class KeptModel(Struct, array_like=True):
     versions: list[KeptVersion]
 
 
+def _estimate(version: Version, series: Series, confidence: Ints) -> Estimate | None:
+    view = version.classes.view
+    return series.calibration.estimate(confidence, two=view.two, positive=view.positive is not None)
+
+
+def _add_estimate(result: Quality, estimate: Estimate | None) -> None:
+    """What was expected, and what that was off by."""
+    if estimate is None:
+        return
+    result.estimated_accuracy, result.estimates = estimate.accuracy, estimate.others
+    result.intervals["estimated_accuracy"] = estimate.where
+    if result.accuracy is not None:
+        result.estimation_error = estimate.accuracy - result.accuracy
+
+
 def _intervals(found: Measured) -> dict[str, Interval]:
     return {name: where for name, (_, where) in found.items() if where is not None}
 
 
-def _count(mine: Waiting, cohort: Cohort, classes: Classes, told: bool) -> None:
+def _count(mine: Waiting, cohort: Cohort, classes: Classes, *, told: bool) -> None:
     """Add the counts of a cohort; its confidence as long as it is to be estimated."""
     mine.kept.predictions += cohort.count
     mine.kept.with_id += cohort.with_id

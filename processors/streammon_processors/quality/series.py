@@ -141,14 +141,24 @@ class Series:
         """Nothing waits here."""
         return self.window is None and not self.cohorts
 
-    def cohort(self, number: int) -> Cohort:
-        return self.cohorts.setdefault(number, Cohort())
+    def cohort(self, number: int, told_before: int) -> Cohort:
+        """That of a number. The first revision, 0, is told when its time is over: one that comes later has none."""
+        if number not in self.cohorts:
+            self.cohorts[number] = Cohort(KeptCohort(revision=int(number < told_before)))
+        return self.cohorts[number]
 
     def note_error(self, cohort: Cohort, error: float) -> None:
         """Count, once a cohort, what its estimate was off by."""
         cohort.kept.judged = True
         self.errors = min(self.errors + 1, NEWEST)
         self.error += (abs(error) - self.error) / self.errors
+
+    def end_window(self) -> None:
+        """Learn from the window of labels, and begin another one."""
+        if self.window is not None:
+            self.calibration.learn(self.window.reliability)
+        self.window = None
+        self.delays = None if self.delays is None else Delays()
 
     @property
     def weight(self) -> int:
