@@ -37,6 +37,8 @@ MAX_BYTES: Final = 800_000
 """What series and cohorts may take in a snapshot, before it is compressed."""
 MOST_RECORDS: Final = 1000
 """Records after which there is another snapshot, if none of them brings a result."""
+MAX_NAMES: Final = 1000
+"""Characters of the names of a service and model together."""
 SWEEP_MS: Final = 5000
 """How often is looked whether time alone makes something due, for models of which nothing comes."""
 WEIGH_RECORDS: Final = 64
@@ -187,6 +189,8 @@ _MESSAGE = msgspec.json.Decoder(Outcomes | Cohort)
 def _read(value: bytes) -> Outcomes | Cohort:
     """Raises Rejected."""
     message: Outcomes | Cohort = read_message(_MESSAGE.decode, value)
+    if len(message.service) + len(message.model) > MAX_NAMES:
+        raise Rejected(Reason.TOO_LARGE, f"the names of service and model have over {MAX_NAMES} characters")
     if isinstance(message, Cohort):
         _check_cohort(message)
     else:
