@@ -7,6 +7,7 @@ that everybody knows which share the labels speak for, and what can be said whil
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Literal
 
 from msgspec import field
@@ -18,6 +19,27 @@ CONFIDENCE_BINS = 50
 """Of equal width over [0, 1]; 1 is in the last."""
 
 Value = float | str | bool | None
+
+
+def class_name(value: float | str | bool) -> str:
+    """How a class is called, whether it came as number, truth or text: 1, 1.0, true and "1" are one class."""
+    if isinstance(value, str):
+        return _TRUTHS.get(value) or _number_name(value) or value
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(value)
+
+
+def _number_name(text: str) -> str | None:
+    """Of a text that is a number, how the number is called."""
+    if not text[:1] or text[0] not in "+-.0123456789":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return class_name(number) if isfinite(number) else None
+
+
+_TRUTHS = {"true": "1", "True": "1", "false": "0", "False": "0"}
 
 
 class Outcomes(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="outcomes"):
