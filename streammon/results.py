@@ -371,7 +371,11 @@ class Evidence(Result, tag_field="type", tag="evidence"):
 LoopState = Literal[
     "awaiting_approval", "approved", "started", "training", "trained", "deployed", "confirming", "closed"
 ]
-Outcome = Literal["helped", "no_change", "worse", "failed", "refused", "withdrawn", "expired", "timed_out", "dry_run"]
+Outcome = Literal[
+    "helped", "no_change", "worse",
+    "failed", "refused", "withdrawn", "expired", "skipped", "timed_out", "overtaken", "dry_run",
+]  # fmt: skip
+"""How a retraining ended: the first three are measured, the others say why nothing was."""
 
 
 class RetrainReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
