@@ -2,7 +2,8 @@
 
 Of ``apps/v1`` and ``batch/v1`` it knows what remediation uses: deployments, their scale, replica sets, jobs and cron
 jobs, in one namespace. It takes no request without the token, without a permission, with another content type than the
-patch has, or with a query that the real server does not know; a patch is applied to what it keeps, unless it is a dry run.
+patch has, or with a query that the real server does not know. A patch is applied to what it keeps, unless it is a dry
+run.
 """
 
 from __future__ import annotations
