@@ -31,7 +31,7 @@ REMEDIES: Final = "remedies"
 REMEDIATIONS: Final = "remediations"
 MOST_IN: Final = 100
 """The largest count of a rate limit."""
-MOST_MODELS: Final = 100
+MOST_MODELS: Final = 50
 """So many models one file may train anew."""
 
 State = Literal[
@@ -211,9 +211,22 @@ def load_policies(file: Path | None) -> Policies:
         return {}
     text = text_of(file)
     policies = parse_yaml(text, _Policies, str(file)).actions
-    if len(models := {each.retrain.key for each in policies.values() if each.retrain}) > MOST_MODELS:
-        raise ConfigError(f"{file}: trains {len(models)} models; one file may train {MOST_MODELS}")
+    _check_models(policies, file)
     return {name: Known(policies[name], version) for name, version in versions(text, str(file)).items()}
+
+
+def _check_models(policies: Mapping[str, Policy], file: Path) -> None:
+    """Raises ConfigError: there are too many, or one that is watched in two ways."""
+    models: dict[str, tuple[str, Retrain]] = {}
+    for name, policy in policies.items():
+        if policy.retrain is not None:
+            other, retrain = models.setdefault(policy.retrain.key, (name, policy.retrain))
+            if retrain != policy.retrain:
+                raise ConfigError(
+                    f"{file}: actions {other!r} and {name!r} both train {retrain.key}: give them the same `retrain`"
+                )
+    if len(models) > MOST_MODELS:
+        raise ConfigError(f"{file}: trains {len(models)} models; one file may train {MOST_MODELS}")
 
 
 def versions(text: str, file: str) -> dict[str, str]:

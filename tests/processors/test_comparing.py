@@ -131,10 +131,12 @@ def test_a_share_of_all_or_none_is_not_taken_for_certain() -> None:
 
 
 def test_what_a_record_measures_is_each_label_and_each_prediction_once() -> None:
-    assert measured(labelled(0, 10, 0.8)) == {"accuracy": Moments(10, 8.0, 8.0)}
-    assert measured(labelled(0, 10, None, mae=1.0, rmse=2.0)) == {"mae": Moments(10, 10.0, 40.0)}
-    assert measured(predicted(0, 10, estimated_accuracy=0.5)) == {"estimated_accuracy": Moments(10, 5.0, 5.0)}
-    assert measured(predicted(0, 10)) == measured(labelled(0, 0, None)) == {}
+    both = labelled(0, 10, 0.8, mae=1.0, rmse=2.0)
+    estimated = predicted(0, 10, estimated_accuracy=0.5)
+    assert measured(both, None) == {"accuracy": Moments(10, 8.0, 8.0)}
+    assert measured(both, "mae") == {"mae": Moments(10, 10.0, 40.0)}
+    assert measured(estimated, "estimated_accuracy") == {"estimated_accuracy": Moments(10, 5.0, 5.0)}
+    assert measured(estimated, None) == measured(predicted(0, 10), None) == measured(labelled(0, 0, None), None) == {}
 
 
 def test_windows_in_which_both_were_heard_of_are_summed_beside_each_other() -> None:

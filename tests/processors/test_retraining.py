@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from streammon.remediation import Known, Policies, Policy
-from streammon.results import Loop
+from streammon.errors import ConfigError
+from streammon.remediation import MOST_MODELS, Known, Policies, Policy, Requests, load_policies
+from streammon.results import Loop, Quality
 from streammon.retraining import Confirm
-from streammon_processors.remediation.retraining import MOST_CLOSED, MOST_REASONS
+from streammon.topics import MAX_RECORD_BYTES
+from streammon_processors.remediation.comparing import MOST_RECENT
+from streammon_processors.remediation.retraining import BUCKETS, MOST_CLOSED, MOST_LOOPS, MOST_REASONS
 from tests.loops import LABELS, LOOPING, RETRAIN, Looping, deploy, drifted, labelled, predicted, requested, run, said
 from tests.remedies import approval, ended, states
 
@@ -336,7 +340,7 @@ def test_an_estimate_counts_only_where_it_is_asked_for() -> None:
         return looping
 
     assert looks(measure="estimated_accuracy").states[-1] == "closed: helped (measured)"
-    assert looks().states[-1] == "confirming"
+    assert looks().states[-1] == "deployed"
 
 
 def test_more_failing_requests_are_worse_however_good_the_answers_are() -> None:
@@ -348,6 +352,14 @@ def test_more_failing_requests_are_worse_however_good_the_answers_are() -> None:
     loop = looping.loops[-1]
     assert said(loop) == "closed: worse (errors)"
     assert loop.guards[0].measure == "error_rate"
+
+
+def test_errors_are_seen_before_there_is_any_label() -> None:
+    looping = Looping()
+    looping.at(0, requested(-60, 1000, 5))
+    looping.deployed()
+    [loop] = looping.at(480, requested(420, 1000, 200, "8"))
+    assert said(loop) == "closed: worse (errors)"
 
 
 def test_who_does_not_ask_about_errors_is_not_told() -> None:
@@ -392,6 +404,60 @@ def test_those_that_ended_long_ago_are_forgotten_on_the_topic() -> None:
         if len(forgotten) > MOST_CLOSED:
             break
     assert len(msgspec.json.decode(looping.task.snapshot())["retraining"]["closed"]) == MOST_CLOSED
+
+
+def test_the_largest_snapshot_fits_into_a_record() -> None:
+    """Every model with all its versions, and a retraining of each that is watched; with the largest of remediation."""
+    models = [replace(RETRAIN, model=f"{number:60d}", job="j" * 100) for number in range(MOST_MODELS)]
+    policies = {
+        f"retrain-{number:50d}": Known(Policy(mode="auto", cool_down=0, retrain=each), "v" * 12)
+        for number, each in enumerate(models)
+    }
+    looping = Looping(policies, labels=0)
+    for action, model in zip(policies, models, strict=True):
+        looping.at(0, *(replace(each, model=model.model) for each in _lately()))
+        labels = LABELS | {"model": model.model, "model_version": "7.1.19"}
+        for number in range(MOST_REASONS):
+            plain: dict[str, Any] = {"action": action, "labels": labels, "summary": "ü" * 200, "rule": "r" * 100}
+            looping.at(1, drifted(f"{number}{model.model}", 1, **plain))
+        looping.at(2, deploy(2, "8.1.17", model=model.model))
+        looping.at(3, *(replace(each, model=model.model) for each in _since()))
+    memory = msgspec.json.decode(looping.task.snapshot())["retraining"]
+    assert (len(memory["models"]), len(memory["loops"])) == (MOST_MODELS, MOST_LOOPS)
+    size = len(msgspec.json.encode(memory))
+    assert MAX_RECORD_BYTES / 8 < size < 0.3 * MAX_RECORD_BYTES, size
+
+
+def _lately() -> Iterator[Quality | Requests]:
+    """What fills the memory of a model."""
+    for number in range(1, BUCKETS + 1):
+        at = 300.0 * number - 3600
+        for version in ("7.1.17", "7.1.18", "7.1.19"):
+            yield predicted(at, 123_456, version)
+            yield labelled(at, 123_456, None, version, mae=1.2345678, rmse=2.3456789)
+            yield requested(at, 123_456, 12_345, version)
+
+
+def _since() -> Iterator[Quality | Requests]:
+    """What fills that of a version that is watched."""
+    for number in range(MOST_RECENT + 1):
+        for version in ("7.1.19", "8.1.17"):
+            yield labelled(60.0 * number, 4, None, version, mae=1.2345678, rmse=2.3456789)
+            yield requested(60.0 * number, 4, 1, version)
+
+
+def test_a_model_is_trained_in_one_way_and_one_file_trains_so_many(tmp_path: Path) -> None:
+    def loaded(*retrains: str) -> Policies:
+        file = tmp_path / "actions.yaml"
+        file.write_text("actions:" + "".join(f"\n  a{n}: {{retrain: {each}}}" for n, each in enumerate(retrains)))
+        return load_policies(file)
+
+    one = "{service: shop, model: ranker}"
+    assert len(loaded(one, one)) == 2
+    with pytest.raises(ConfigError, match="actions 'a0' and 'a1' both train shop/ranker: give them the same"):
+        loaded(one, "{service: shop, model: ranker, min_labels: 9}")
+    with pytest.raises(ConfigError, match=f"trains {MOST_MODELS + 1} models; one file may train {MOST_MODELS}"):
+        loaded(*(f"{{service: shop, model: m{number}}}" for number in range(MOST_MODELS + 1)))
 
 
 def test_confirm_refuses_fewer_labels_than_its_interval_holds_for() -> None:

@@ -26,12 +26,12 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from streammon.results import Comparison, Interval, Quality
-from streammon.retraining import LABELLED, SMALLER_IS_BETTER, Confirm
+from streammon.retraining import LABELLED, SMALLER_IS_BETTER, Confirm, Measure
 
 ALPHA: Final = 0.05
 SHARE: Final = 0.1
 """Versions are compared side by side if the old one has at least this share of the predictions since the deploy."""
-MOST_RECENT: Final = 32
+MOST_RECENT: Final = 8
 """So many windows may be open in which only one version was heard of."""
 Way = Literal["side_by_side", "before_after"]
 Side = Literal["old", "new"]
@@ -60,18 +60,19 @@ def proportion(count: int, share: float) -> Moments:
     return Moments(count, count * share, count * share)
 
 
-def measured(quality: Quality) -> dict[str, Moments]:
-    """What a record says by labels, or by confidence; each label and each prediction once."""
+def measured(quality: Quality, wanted: Measure | None) -> dict[str, Moments]:
+    """What a record says of the measure that is wanted, or the first by labels; each label and prediction once."""
     found = dict[str, Moments]()
     if quality.by == "label" and quality.labelled:
+        count = quality.labelled
         if quality.accuracy is not None:
-            found["accuracy"] = proportion(quality.labelled, quality.accuracy)
+            found["accuracy"] = proportion(count, quality.accuracy)
         if quality.mae is not None and quality.rmse is not None:
-            count = quality.labelled
             found["mae"] = Moments(count, count * quality.mae, count * quality.rmse**2)
     elif quality.by == "prediction" and quality.predictions and quality.estimated_accuracy is not None:
         found["estimated_accuracy"] = proportion(quality.predictions, quality.estimated_accuracy)
-    return found
+    name = wanted or next((each for each in LABELLED if each in found), None)
+    return {name: found[name]} if name in found else {}
 
 
 def interval(measure: str, old: Moments, new: Moments, least: int) -> Interval:

@@ -31,7 +31,7 @@ from streammon.broker import Outgoing
 from streammon.events import Change, EventType, Pipeline, record_key
 from streammon.remediation import MOST_MODELS, Policies, Policy, Remediation, Requests, Why
 from streammon.results import Alert, Loop, LoopState, Outcome, Quality, RetrainReason, Run
-from streammon.retraining import Retrain
+from streammon.retraining import Measure, Retrain
 from streammon.topics import LOOPS, TOPIC_OF
 from streammon.wire import SCHEMA_HEADER
 from streammon_processors.remediation.comparing import (
@@ -47,12 +47,12 @@ from streammon_processors.remediation.comparing import (
 
 AGENT: Final = "streammon.remedy"
 """Who says so, in the changes that are published here."""
-MOST_LOOPS: Final = 100
+MOST_LOOPS: Final = 50
 MOST_CLOSED: Final = 500
 """So many that have ended are kept on `loops`; older ones are forgotten there."""
 MOST_REASONS: Final = 4
 MOST_VERSIONS: Final = 3
-BUCKETS: Final = 12
+BUCKETS: Final = 8
 """Into so many parts the time is divided in which labels count."""
 SKEW_S: Final = 5.0
 """So much earlier than the broker others may say that something began."""
@@ -128,9 +128,8 @@ class Retrainings:
 
     def __init__(self, policies: Policies, memory: Memory) -> None:
         self._memory = memory
-        retrains = [known.policy.retrain for known in policies.values() if known.policy.retrain]
-        self._models = {each.key: each for each in sorted(retrains, key=lambda each: each.labels_within_s)}
-        """With the longest time in which labels count."""
+        retrains = (known.policy.retrain for known in policies.values())
+        self._models = {each.key: each for each in retrains if each is not None}
 
     @property
     def is_waiting(self) -> bool:
@@ -258,7 +257,8 @@ class Retrainings:
     def learn(self, told: Told, now: float) -> Iterator[Outgoing]:
         match told:
             case Quality():
-                yield from self._measured(told, measured(told), _made(told), told.labelled * (told.by == "label"), now)
+                found = measured(told, self._measure(f"{told.service}/{told.model}"))
+                yield from self._measured(told, found, _made(told), told.labelled * (told.by == "label"), now)
             case Requests():
                 found = {"error_rate": proportion(told.count, told.error_count / told.count)} if told.count else {}
                 yield from self._measured(told, found, 0, 0, now)
@@ -268,6 +268,12 @@ class Retrainings:
                 yield from self._ran(told.job, told.run_id, told.event, told.time_unix_s, now)
             case Change(kind="deploy" | "rollback"):
                 yield from self._changed(told, now)
+
+    def _measure(self, key: str) -> Measure | None:
+        """By which a model is judged: the one that was approved, while it is being followed."""
+        found = next((each.retrain for each in self._memory.loops.values() if each.retrain.key == key), None)
+        retrain = found or self._models.get(key)
+        return retrain.confirm.measure if retrain else None
 
     def _ran(self, job: str, run_id: str, event: str, began: float | None, now: float) -> Iterator[Outgoing]:
         for found in list(self._memory.loops.values()):
@@ -373,9 +379,9 @@ class Retrainings:
         if side is None:
             return
         watch.add(side, of.start_unix_s, of.end_unix_s, values, served)
-        if side == "new" and values and found.loop.state == "deployed":
+        if side == "new" and values and isinstance(of, Quality) and found.loop.state == "deployed":
             yield self._moved(found, "confirming", now)
-        if values and found.loop.state == "confirming":
+        if values:
             yield from self._judged(found, watch, now)
 
     def _judged(self, found: _Open, watch: Watch, now: float) -> Iterator[Outgoing]:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from streammon.errors import ConfigError, Rejected, Retryable
 from streammon.remediation import Remediation
 from streammon.retraining import Retrain
+from streammon_processors.rules import load_rules
 from streammon_sinks.notify.http import Unanswered
 from streammon_sinks.notify.secrets import Secret
 from streammon_sinks.remediation.actions import Action, Command, Kubernetes, Mlflow, load_actions
@@ -319,3 +320,14 @@ def test_a_bad_hook_is_refused_with_its_place(tmp_path: Path, action: str, messa
     with pytest.raises(ConfigError, match=message) as error:
         load_actions(file)
     assert str(error.value).startswith(f"{file}:2:")
+
+
+def test_the_examples_on_the_page_are_good_files(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "retraining.md").read_text(encoding="utf-8")
+    found = []
+    for text in page.split("```yaml\nactions:")[1:]:
+        (file := tmp_path / "actions.yaml").write_text("actions:" + text.split("```")[0])
+        found += [(type(action).__name__, action.retrain is not None) for action, _ in load_actions(file).values()]
+    assert found == [("Kubernetes", True), ("Command", True), ("Mlflow", False)]
+    (rules := tmp_path / "rules.yaml").write_text("rules:" + page.split("```yaml\nrules:")[1].split("```")[0])
+    assert [rule.action for rule in load_rules([rules], ())] == ["retrain-ranker"]
