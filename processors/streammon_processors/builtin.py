@@ -9,16 +9,19 @@ from streammon.config import Settings
 from streammon.models import load_models
 from streammon.outcomes import OUTCOMES
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
+from streammon.topics import LOOPS
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
 from streammon_processors.quality import QualityTask
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
-from streammon_processors.remediation.gather import remedy_time
+from streammon_processors.remediation.gather import inputs, remedy_time
+from streammon_processors.remediation.retraining import change_time
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
 from streammon_processors.rules.group import GroupTask
 from streammon_processors.rules.groups import GROUPED, REGROUPED, refuse_base_windows
 from streammon_processors.rules.regroup import RegroupTask
+from streammon_processors.shapes import plan
 from streammon_processors.slos import SloTask
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask, sources
@@ -146,20 +149,32 @@ def notify_processor(settings: Settings, plan: Plan | None = None) -> Processor:
 
 
 def remedies_processor(settings: Settings) -> Processor:
-    """Alerts and approvals of all partitions to the one order in which remediation is decided."""
-    outputs = (Output(REMEDIES, remedy_time, partition=0),)
-    return Processor("remedies", ("alerts", "commands"), GatherRemediesTask, outputs)
+    """What remediation is decided by, from all partitions to the one order in which it is."""
+    file, windows = settings.remediation.file, settings.windows
+    policies = load_policies(file)
+    shape = next((level.shape.name for level in plan(windows.size_s, windows.rollups_s)), "")
+    return Processor(
+        "remedies",
+        inputs(policies),
+        lambda partition: GatherRemediesTask(partition, policies, shape),
+        (Output(REMEDIES, remedy_time, partition=0),),
+        files=() if file is None else (file,),
+    )
 
 
 def remedy_processor(settings: Settings) -> Processor:
-    """What is done about alerts: from remedies to remediations."""
+    """What is done about alerts, and what becomes of models that are trained anew."""
     file = settings.remediation.file
     policies = load_policies(file)
     return Processor(
         "remedy",
         (REMEDIES,),
         lambda partition: RemedyTask(policies, partition),
-        (Output(REMEDIATIONS, time_field("time_unix_s")),),
+        (
+            Output(REMEDIATIONS, time_field("time_unix_s")),
+            Output(LOOPS, time_field("time_unix_s"), compact=True, partition=0),
+            Output("changes", change_time, by_key=True),
+        ),
         idle_tick_s=REMEDY_TICK_S,
         files=() if file is None else (file,),
     )

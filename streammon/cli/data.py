@@ -350,6 +350,7 @@ class Kind(StrEnum):
 
     WINDOWS = "windows"
     ALERTS = "alerts"
+    LOOP = "loop"
 
 
 class WindowSource(StrEnum):
@@ -373,13 +374,23 @@ def query(
         str | None,
         typer.Option(help="Show windows this long, such as 1m, instead of base windows.", show_default=False),
     ] = None,
+    id_: Annotated[
+        str | None,
+        typer.Option("--id", help="One retraining in full: its id, or its first digits.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most rows.")] = 1000,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show windows or alerts from the results under --data-dir."""
+    """Show windows or alerts from the results under --data-dir, or from the log how models are trained anew (loop)."""
     from streammon_sinks.sqlite import ResultStore
 
     labels = _labels(where or [])
+    if kind is Kind.LOOP:
+        from streammon.cli.loop import check_labels, show_loops
+
+        check_labels(labels)
+        asyncio.run(show_loops(settings, labels, id_, limit, output))
+        return
     path = settings.data_dir / RESULTS_FILE
     if not path.exists():
         raise ConfigError(f"no results at {path}; is `streammon up` or `streammon sink sqlite` using this --data-dir?")
