@@ -43,13 +43,23 @@ _COUNTS: Final = _RELIABILITY + _CLASSES**2
 
 
 class Packed(NamedTuple):
-    """A `Sums` without its zeros: where the others are, and what."""
+    """A `Sums` without its zeros: a bit for each number, whether it is another one, and those."""
 
-    float_places: bytes
+    float_mask: bytes
     floats: bytes
-    count_places: bytes
+    count_mask: bytes
     counts: bytes
     width: str
+
+
+def _mask(numbers: NDArray[Any]) -> bytes:
+    """A bit for each number: whether it is not 0; without the bytes at the end that say so of none."""
+    return np.packbits(numbers != 0).tobytes().rstrip(b"\0")
+
+
+def _places(mask: bytes) -> Ints:
+    """Where the numbers are that are not 0."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(mask, dtype="u1")))
 
 
 class Sums:
@@ -95,13 +105,12 @@ class Sums:
     def pack(self) -> Packed:
         """All of it, in few bytes."""
         if self._packed is None:
-            float_places, count_places = np.flatnonzero(self.floats), np.flatnonzero(self.counts)
-            counts = self.counts[count_places]
+            counts = self.counts[self.counts != 0]
             width = np.min_scalar_type(int(counts.max())).str if len(counts) else "|u1"
             self._packed = Packed(
-                float_places.astype("u1").tobytes(),
-                self.floats[float_places].tobytes(),
-                count_places.astype("<u2").tobytes(),
+                _mask(self.floats),
+                self.floats[self.floats != 0].tobytes(),
+                _mask(self.counts),
                 counts.astype(width).tobytes(),
                 width,
             )
@@ -115,8 +124,8 @@ class Sums:
     @classmethod
     def unpack(cls, packed: Packed) -> Sums:
         sums = cls()
-        sums.floats[np.frombuffer(packed.float_places, dtype="u1")] = np.frombuffer(packed.floats)
-        sums.counts[np.frombuffer(packed.count_places, dtype="<u2")] = np.frombuffer(packed.counts, packed.width)
+        sums.floats[_places(packed.float_mask)] = np.frombuffer(packed.floats)
+        sums.counts[_places(packed.count_mask)] = np.frombuffer(packed.counts, packed.width)
         return sums
 
 

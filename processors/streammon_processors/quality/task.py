@@ -33,7 +33,7 @@ from streammon_processors.quality.clock import LogTime
 from streammon_processors.quality.models import KeptModel, Model, Names, Room, Skipped, skip
 
 TOPIC: Final = "quality"
-MAX_BYTES: Final = 700_000
+MAX_BYTES: Final = 800_000
 """What series and cohorts may take in a snapshot, before it is compressed."""
 MOST_RECORDS: Final = 1000
 """Records after which there is another snapshot, if none of them brings a result."""
