@@ -151,8 +151,8 @@ def test_windows_in_which_both_were_heard_of_are_summed_beside_each_other() -> N
     assert 0 not in sums.recent
 
 
-def test_the_way_is_decided_once_and_by_numbers_of_predictions_alone() -> None:
-    watch = Watch(since_unix_s=0, until_unix_s=0)
+def test_who_serves_alone_once_is_not_compared_side_by_side_later() -> None:
+    watch = Watch(since_unix_s=0, until_unix_s=0, settled_unix_s=100)
     watch.sums["accuracy"] = Sums(before=proportion(500, 0.5))
     watch.add("new", 0, 60, {"accuracy": proportion(300, 0.5)}, 900)
     watch.add("old", 0, 60, {}, 99)

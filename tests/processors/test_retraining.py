@@ -11,12 +11,13 @@ import pytest
 from msgspec.structs import replace
 
 from streammon.errors import ConfigError
-from streammon.remediation import MOST_MODELS, Known, Policies, Policy, Requests, load_policies
+from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, load_policies
 from streammon.results import Loop, Quality
 from streammon.retraining import Confirm
 from streammon.topics import MAX_RECORD_BYTES
 from streammon_processors.remediation.comparing import MOST_RECENT
-from streammon_processors.remediation.retraining import BUCKETS, MOST_CLOSED, MOST_LOOPS, MOST_REASONS
+from streammon_processors.remediation.decide import STALE_S
+from streammon_processors.remediation.retraining import BUCKETS, MOST_CLOSED, MOST_LOOPS, MOST_NAME, MOST_REASONS
 from tests.loops import LABELS, LOOPING, RETRAIN, Looping, deploy, drifted, labelled, predicted, requested, run, said
 from tests.remedies import approval, ended, states
 
@@ -78,6 +79,27 @@ def test_what_else_asks_meanwhile_is_one_more_reason_for_the_same() -> None:
     assert [each.alert_id for each in looping.loops[-1].reasons] == ["a", "c6", "c7", "c8"]
     assert len(looping.loops[-1].reasons) == MOST_REASONS
     assert len(looping.changes) == 1
+
+
+def test_a_limit_keeps_no_reason_from_what_is_open() -> None:
+    once = Policy(mode="approve", cool_down=0, at_most=AtMost(count=1), retrain=RETRAIN)
+    looping = Looping({"retrain": Known(once, "v1")})
+    looping.at(0, drifted("a"))
+    [loop] = looping.at(60, drifted("b", 60))
+    assert [each.alert_id for each in loop.reasons] == ["a", "b"]
+
+
+def test_an_alert_that_is_old_news_is_no_reason() -> None:
+    looping = Looping()
+    looping.at(0, drifted("a"))
+    assert looping.at(STALE_S + 1, drifted("old")) == []
+    assert states(looping.remediations)[-1] == "skipped: stale"
+
+
+def test_an_alert_that_gets_worse_is_no_further_reason() -> None:
+    looping = Looping()
+    looping.at(0, drifted("a"))
+    assert looping.at(60, drifted("a", 60, transition=2)) == []
 
 
 def test_a_retraining_that_has_ended_cools_down_as_any_action() -> None:
@@ -265,7 +287,7 @@ def watched(new: float, *, windows: int = 10, old: float = 0.7, **confirm: Any) 
     for number in range(windows):
         if looping.loops[-1].state != "closed":
             start = 420 + 60 * number
-            looping.at(start + 60, labelled(start, 100, new, "8"))
+            looping.at(start + 60, predicted(start, 500, "8"), labelled(start, 100, new, "8"))
     return looping
 
 
@@ -320,12 +342,43 @@ def test_versions_that_serve_side_by_side_are_compared_in_the_same_windows() -> 
     assert (found.old_count, found.new_count) == (300, 300)
 
 
+def test_a_deploy_that_goes_bit_by_bit_is_compared_with_before_once_the_old_version_is_silent() -> None:
+    """While both serve they are compared side by side; then there is nobody beside it any more."""
+    looping = Looping(policies(confirm=replace(RETRAIN.confirm, smallest=0)), labels=0)
+    looping.at(0, predicted(-60, 1000), labelled(-60, 900, 0.7))
+    looping.deployed()
+    looping.at(480, predicted(420, 500), predicted(420, 500, "8"))
+    looping.at(480, labelled(420, 110, 0.7), labelled(420, 110, 0.71, "8"))
+    ways = [found.way for loop in looping.loops if (found := loop.comparison)]
+    for number in range(1, 65):
+        start = 420 + 60 * number
+        looping.at(start + 60, predicted(start, 500, "8"), labelled(start, 100, 0.71, "8"))
+        ways += [found.way for loop in looping.loops[-1:] if (found := loop.comparison)]
+    assert ways == sorted(ways, reverse=True)
+    assert {*ways} == {"side_by_side", "before_after"}
+    found = looping.loops[-1].comparison
+    assert found
+    assert (found.old_count, found.new_count) == (1010, 6510)
+
+
+def test_it_is_not_decided_who_serves_before_anybody_has_said_so_or_a_while_has_passed() -> None:
+    looping = Looping(labels=0)
+    looping.at(0, labelled(-60, 900, 0.7))
+    looping.deployed()
+    looping.at(480, labelled(420, 500, 0.9, "8"))
+    assert (looping.loops[-1].state, looping.loops[-1].comparison) == ("confirming", None)
+    quarter = 400 + RETRAIN.confirm.within_s / 4
+    looping.at(quarter, labelled(quarter - 60, 100, 0.9, "8"))
+    assert said(looping.loops[-1]) == "closed: helped (measured)"
+
+
 def test_errors_are_compared_by_the_mean_of_what_they_are_off_by() -> None:
     looping = Looping(labels=0)
     looping.at(0, predicted(-60, 1000), labelled(-60, 900, None, mae=2.0, rmse=2.5))
     looping.deployed()
     for number in range(5):
-        looping.at(480 + 60 * number, labelled(420 + 60 * number, 100, None, "8", mae=1.0, rmse=1.2))
+        start = 420 + 60 * number
+        looping.at(start + 60, predicted(start, 500, "8"), labelled(start, 100, None, "8", mae=1.0, rmse=1.2))
     assert said(looping.loops[-1]) == "closed: helped (measured)"
     assert looping.loops[-1].comparison
     assert looping.loops[-1].comparison.measure == "mae"
@@ -392,6 +445,15 @@ def test_what_was_approved_holds_to_the_end() -> None:
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_without_end_are_not_remembered() -> None:
+    looping = Looping()
+    looping.approved()
+    long = "x" * (MOST_NAME + 1)
+    others = [run(1, run_id=long + looping.id), run(1, job=long), deploy(1, long), labelled(0, 10, version=long)]
+    assert looping.at(1, *others, requested(0, 10, 0, long), predicted(0, 10, long)) == []
+    assert long.encode() not in looping.task.snapshot()
 
 
 def test_those_that_ended_long_ago_are_forgotten_on_the_topic() -> None:
