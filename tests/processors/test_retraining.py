@@ -10,16 +10,26 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from streammon.broker import Headers
 from streammon.errors import ConfigError
 from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, load_policies
-from streammon.results import Loop, Quality
+from streammon.results import Completeness, Interval, Loop, Quality, Run, Window
 from streammon.retraining import Confirm
-from streammon.topics import MAX_RECORD_BYTES
+from streammon.topics import MAX_RECORD_BYTES, ROLLUP_HEADER
+from streammon_processors.contract import Stored
 from streammon_processors.remediation.comparing import MOST_RECENT
 from streammon_processors.remediation.decide import STALE_S
-from streammon_processors.remediation.retraining import BUCKETS, MOST_CLOSED, MOST_LOOPS, MOST_NAME, MOST_REASONS
+from streammon_processors.remediation.gather import GatherRemediesTask, decode_remedy, inputs
+from streammon_processors.remediation.retraining import (
+    BUCKETS,
+    MOST_CLOSED,
+    MOST_LOOPS,
+    MOST_NAME,
+    MOST_REASONS,
+    change_time,
+)
 from tests.loops import LABELS, LOOPING, RETRAIN, Looping, deploy, drifted, labelled, predicted, requested, run, said
-from tests.remedies import approval, ended, states
+from tests.remedies import T0, approval, ended, states
 
 HOUR_S = 3600.0
 
@@ -66,6 +76,33 @@ def test_labels_count_for_a_while_only() -> None:
     assert looping.at(1.2 * HOUR_S, drifted(after_s=1.2 * HOUR_S)) == []
     looping.at(1.3 * HOUR_S, labelled(1.3 * HOUR_S, 100))
     assert looping.at(1.4 * HOUR_S, drifted("a2", 1.4 * HOUR_S)) != []
+
+
+def test_labels_of_a_cohort_are_those_that_come_by_label() -> None:
+    looping = Looping(labels=0)
+    looping.at(0, predicted(-600, 1000, labelled=900))
+    assert looping.at(1, drifted()) == []
+    assert states(looping.remediations) == ["skipped: too_few_labels"]
+
+
+def test_labels_are_counted_anew_when_they_count_for_another_time() -> None:
+    before = Looping()
+    after = Looping(policies(labels_within="2h"), labels=0)
+    after.task.restore(before.task.snapshot())
+    after.at(0, labelled(-60, 1))
+    assert after.at(1, drifted()) == []
+    assert states(after.remediations) == ["skipped: too_few_labels"]
+
+
+def test_more_than_are_followed_are_not_begun() -> None:
+    def named(number: int) -> tuple[str, Known]:
+        retrain = replace(RETRAIN, model=f"m{number}", min_labels=0)
+        return f"retrain-{number}", Known(Policy(mode="auto", cool_down=0, retrain=retrain), "v")
+
+    looping = Looping(dict(named(number) for number in range(MOST_LOOPS + 1)), labels=0)
+    for number in range(MOST_LOOPS + 1):
+        looping.at(0, drifted(f"{number}", action=f"retrain-{number}", labels={}))
+    assert states(looping.remediations)[-2:] == ["due", "skipped: too_many"]
 
 
 def test_what_else_asks_meanwhile_is_one_more_reason_for_the_same() -> None:
@@ -347,7 +384,7 @@ def test_a_deploy_that_goes_bit_by_bit_is_compared_with_before_once_the_old_vers
     looping = Looping(policies(confirm=replace(RETRAIN.confirm, smallest=0)), labels=0)
     looping.at(0, predicted(-60, 1000), labelled(-60, 900, 0.7))
     looping.deployed()
-    looping.at(480, predicted(420, 500), predicted(420, 500, "8"))
+    looping.at(480, predicted(420, 50_000), predicted(420, 500, "8"))
     looping.at(480, labelled(420, 110, 0.7), labelled(420, 110, 0.71, "8"))
     ways = [found.way for loop in looping.loops if (found := loop.comparison)]
     for number in range(1, 65):
@@ -407,6 +444,16 @@ def test_more_failing_requests_are_worse_however_good_the_answers_are() -> None:
     assert loop.guards[0].measure == "error_rate"
 
 
+def test_a_few_more_failing_requests_are_not_worse_however_sure_that_is() -> None:
+    looping = Looping(labels=0)
+    looping.at(0, predicted(-60, 1000), labelled(-60, 900, 0.7), requested(-60, 1_000_000, 1000))
+    looping.deployed()
+    looping.at(480, requested(420, 1_000_000, 3000, "8"))
+    [guard] = looping.loops[-1].guards
+    assert guard.interval.low > 0
+    assert looping.loops[-1].state == "deployed"
+
+
 def test_errors_are_seen_before_there_is_any_label() -> None:
     looping = Looping()
     looping.at(0, requested(-60, 1000, 5))
@@ -431,7 +478,7 @@ def test_who_does_not_ask_about_errors_is_not_told() -> None:
 )
 def test_a_version_that_does_not_stay_is_not_judged(version: str, kind: str, closed: str) -> None:
     looping = watched(0.71, windows=1)
-    assert looping.at(1000, deploy(1000, "8")) == []
+    assert looping.at(1000, deploy(1000, "8"), deploy(300, version, kind=kind)) == []  # known; older
     [loop] = looping.at(1000, deploy(1000, version, kind=kind))
     assert said(loop) == f"closed: {closed}"
 
@@ -442,6 +489,77 @@ def test_what_was_approved_holds_to_the_end() -> None:
     after.task.restore(before.task.snapshot())
     [loop] = after.at(600, labelled(540, 1000, 0.95, "8"))
     assert said(loop) == "closed: helped (measured)"
+
+
+# --- gathering --------------------------------------------------------------------------------------------------------
+
+
+def gathered(topic: str, *contents: Any, headers: Headers = ()) -> list[Any]:
+    """What of these comes into the one order."""
+    task = GatherRemediesTask(3, LOOPING, "60s")
+    values = [each if isinstance(each, bytes) else msgspec.json.encode(each) for each in contents]
+    records = [Stored(value, n, 0, headers=headers) for n, value in enumerate(values)]
+    return [decode_remedy(each.value or b"") for each in task.process(topic, records) if each.topic == "remedies"]
+
+
+def test_of_quality_whatever_is_new_about_all_predictions_of_these_models_is_gathered() -> None:
+    label, cohort = labelled(0, 10, intervals={"accuracy": Interval(0.8, 0.9)}), predicted(0, 10)
+    others = [
+        labelled(0, 10, slice={"tenant": "a"}),
+        predicted(0, 10, revision=1),
+        replace(label, model="other"),
+        replace(label, service="x"),
+    ]
+    assert gathered("quality", label, *others, cohort) == [replace(label, intervals={}), cohort]
+
+
+def test_of_changes_and_runs_it_is_what_tells_how_a_retraining_goes_on() -> None:
+    new = deploy(0)
+    others = [deploy(0, kind="config"), deploy(0, kind="retrain"), deploy(0, service="x")]
+    assert gathered("changes", new, msgspec.json.encode([*others, deploy(1, kind="rollback")]), b"{") == [
+        new,
+        deploy(1, kind="rollback"),
+    ]
+    long = run(0, "failed", error={"text": "x" * 1000}, step="fit")
+    assert gathered("pipelines", long, run(0, "step_started"), run(0, "skipped")) == [run(0, "failed")]
+    told = Run(job="j", run_id="r", state="running")
+    assert gathered("runs", told) == [told]
+
+
+def test_of_windows_it_is_requests_of_these_models_in_rollups_of_one_length() -> None:
+    made = Window(
+        source="inference",
+        part="main",
+        revision=0,
+        series={"service": "shop", "model": "ranker", "model_version": "8", "endpoint": "/rank"},
+        start_unix_s=T0,
+        end_unix_s=T0 + 60,
+        size_s=60.0,
+        partition=3,
+        count=100,
+        throughput_per_s=1.7,
+        completeness=Completeness(),
+        error_count=7,
+        of_s=2.0,
+    )
+    empty = [replace(made, count=0), replace(made, source="resource"), replace(made, series={"host": "a"})]
+    rollup: Headers = ((ROLLUP_HEADER, b"60s"),)
+    assert gathered("windows", made, *empty, headers=rollup) == [requested(0, 100, 7, "8")]
+    assert gathered("windows", made) == gathered("windows", made, headers=((ROLLUP_HEADER, b"300s"),)) == []
+
+
+def test_topics_are_read_only_where_an_action_needs_them() -> None:
+    assert inputs({}) == inputs({"a": Known(Policy(), "v")}) == ("alerts", "commands")
+    assert "windows" in inputs(LOOPING)
+    assert "windows" not in inputs(policies(confirm=replace(RETRAIN.confirm, errors=False)))
+
+
+def test_the_changes_of_others_are_not_taken_for_ours_in_a_replay() -> None:
+    looping = Looping()
+    looping.approved()
+    assert change_time(msgspec.json.encode(looping.changes[0])) == T0
+    assert change_time(msgspec.json.encode(replace(looping.changes[0], agent=None))) is None
+    assert change_time(b"[]") is None
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

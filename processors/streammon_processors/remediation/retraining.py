@@ -63,7 +63,7 @@ _MOST_CHARACTERS: Final = 120
 _WAITING: Final = ("approved", "started")
 _BEFORE_DEPLOY: Final = (*_WAITING, "training", "trained")
 _WATCHED: Final = ("deployed", "confirming")
-_BEGAN: Final = frozenset({"started", "step_started", "step_finished", "running"})
+_BEGAN: Final = frozenset({"started", "running"})
 _ENDED: Final = frozenset({"finished", "succeeded"})
 _FAILED: Final = frozenset({"failed", "missed", "lost"})
 Told = Quality | Requests | Run | Pipeline | Change
@@ -270,7 +270,8 @@ class Retrainings:
                 return
             case Quality():
                 found = measured(told, self._measure(f"{told.service}/{told.model}"))
-                yield from self._measured(told, found, _made(told), told.labelled * (told.by == "label"), now)
+                labelled = told.labelled if told.by == "label" else 0  # those of a cohort come by label, too
+                yield from self._measured(told, found, told.predictions, labelled, now)
             case Requests():
                 found = {"error_rate": proportion(told.count, told.error_count / told.count)} if told.count else {}
                 yield from self._measured(told, found, 0, 0, now)
@@ -465,11 +466,6 @@ def _given(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reason(alert_id: str, rule: str, summary: str, now: float) -> RetrainReason:
     return RetrainReason(alert_id=alert_id, rule=rule, summary=summary[:_MOST_CHARACTERS], time_unix_s=now)
-
-
-def _made(quality: Quality) -> int:
-    """Predictions of a window, once: what comes later are revisions of the same."""
-    return quality.predictions if quality.by == "prediction" and quality.revision == 0 else 0
 
 
 def _newest(numbers: Iterable[int]) -> int:
