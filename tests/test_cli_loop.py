@@ -24,7 +24,7 @@ def helped() -> list[Loop]:
     looping.deployed()
     looping.at(450, drifted("b", 450, rule="accuracy-falls"))
     looping.at(460, ended("a1", 460))
-    looping.at(480, labelled(420, 300, 0.9, "8"))
+    looping.at(480, predicted(420, 500, "8"), labelled(420, 300, 0.9, "8"))
     return looping.loops
 
 

@@ -128,7 +128,8 @@ def remediate_check(
             known = ", ".join(sorted(actions)) or "none"
             raise ConfigError(f"rule {rule.name!r} names the action {rule.action!r}; {file} has {known}")
     for name, (action, _) in sorted(actions.items()):
-        print(f"{name}: {action.__struct_config__.tag}, mode {action.mode}")
+        trains = f", trains {action.retrain.key}" if action.retrain else ""
+        print(f"{name}: {action.__struct_config__.tag}, mode {action.mode}{trains}")
 
 
 @command(remediate_app, "list")

@@ -72,7 +72,7 @@ class Shop:
         for _ in range(windows):
             now = time.time()
             plain: dict[str, Any] = {"service": "shop", "model": "ranker", "model_version": version, "partition": 0}
-            plain |= {"start_unix_s": now - 60, "end_unix_s": now, "size_s": 60.0}
+            plain |= {"start_unix_s": now, "end_unix_s": now + 1, "size_s": 1.0}
             predicted = Quality(**plain, by="prediction", predictions=1000)
             await self.send("quality", predicted, Quality(**plain, by="label", labelled=600, accuracy=accuracy))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streammon.results import Interval
+from streammon.results import Comparison, Interval
 from streammon_processors.remediation.comparing import (
     MOST_RECENT,
     Moments,
@@ -17,6 +18,7 @@ from streammon_processors.remediation.comparing import (
     interval,
     measured,
     proportion,
+    verdict,
 )
 from tests.loops import labelled, predicted
 
@@ -127,6 +129,27 @@ def test_a_share_of_all_or_none_is_not_taken_for_certain() -> None:
     assert found.low < 0 < found.high
 
 
+def test_a_difference_that_matters_is_absolute_or_of_the_mean_error_a_share() -> None:
+    def found(measure: str, old: float, low: float, high: float) -> str | None:
+        plain: dict[str, Any] = {"new": 0.0, "old_count": 9, "new_count": 9, "difference": 0.0, "windows": 1}
+        plain |= {"way": "before_after", "start_unix_s": 0.0, "end_unix_s": 1.0}
+        return verdict(Comparison(measure=measure, old=old, interval=Interval(low, high), **plain), 0.01)
+
+    assert [found("accuracy", 0.5, *each) for each in ((0.1, 0.2), (-0.2, -0.1), (-0.01, 0.01), (-0.02, 0.01))] == [
+        "helped",
+        "worse",
+        "equivalent",
+        None,
+    ]
+    assert [found("mae", 50.0, *each) for each in ((0.1, 0.2), (-0.2, -0.1), (-0.5, 0.5), (-0.6, 0.5))] == [
+        "worse",
+        "helped",
+        "equivalent",
+        None,
+    ]
+    assert found("error_rate", 0.5, 0.001, 0.2) == "worse"
+
+
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 
@@ -151,9 +174,10 @@ def test_windows_in_which_both_were_heard_of_are_summed_beside_each_other() -> N
     assert 0 not in sums.recent
 
 
-def test_the_way_is_decided_once_and_by_numbers_of_predictions_alone() -> None:
-    watch = Watch(since_unix_s=0, until_unix_s=0)
+def test_who_serves_alone_once_is_not_compared_side_by_side_later() -> None:
+    watch = Watch(since_unix_s=0, until_unix_s=0, settled_unix_s=100)
     watch.sums["accuracy"] = Sums(before=proportion(500, 0.5))
+    watch.add("old", -60, 0, {}, 1_000_000)  # before the deploy
     watch.add("new", 0, 60, {"accuracy": proportion(300, 0.5)}, 900)
     watch.add("old", 0, 60, {}, 99)
     found = watch.compare("accuracy", 100)

@@ -10,15 +10,26 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from streammon.broker import Headers
 from streammon.errors import ConfigError
-from streammon.remediation import MOST_MODELS, Known, Policies, Policy, Requests, load_policies
-from streammon.results import Loop, Quality
+from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, load_policies
+from streammon.results import Completeness, Interval, Loop, Quality, Run, Window
 from streammon.retraining import Confirm
-from streammon.topics import MAX_RECORD_BYTES
+from streammon.topics import MAX_RECORD_BYTES, ROLLUP_HEADER
+from streammon_processors.contract import Stored
 from streammon_processors.remediation.comparing import MOST_RECENT
-from streammon_processors.remediation.retraining import BUCKETS, MOST_CLOSED, MOST_LOOPS, MOST_REASONS
+from streammon_processors.remediation.decide import STALE_S
+from streammon_processors.remediation.gather import GatherRemediesTask, decode_remedy, inputs
+from streammon_processors.remediation.retraining import (
+    BUCKETS,
+    MOST_CLOSED,
+    MOST_LOOPS,
+    MOST_NAME,
+    MOST_REASONS,
+    change_time,
+)
 from tests.loops import LABELS, LOOPING, RETRAIN, Looping, deploy, drifted, labelled, predicted, requested, run, said
-from tests.remedies import approval, ended, states
+from tests.remedies import T0, approval, ended, states
 
 HOUR_S = 3600.0
 
@@ -67,6 +78,33 @@ def test_labels_count_for_a_while_only() -> None:
     assert looping.at(1.4 * HOUR_S, drifted("a2", 1.4 * HOUR_S)) != []
 
 
+def test_labels_of_a_cohort_are_those_that_come_by_label() -> None:
+    looping = Looping(labels=0)
+    looping.at(0, predicted(-600, 1000, labelled=900))
+    assert looping.at(1, drifted()) == []
+    assert states(looping.remediations) == ["skipped: too_few_labels"]
+
+
+def test_labels_are_counted_anew_when_they_count_for_another_time() -> None:
+    before = Looping()
+    after = Looping(policies(labels_within="2h"), labels=0)
+    after.task.restore(before.task.snapshot())
+    after.at(0, labelled(-60, 1))
+    assert after.at(1, drifted()) == []
+    assert states(after.remediations) == ["skipped: too_few_labels"]
+
+
+def test_more_than_are_followed_are_not_begun() -> None:
+    def named(number: int) -> tuple[str, Known]:
+        retrain = replace(RETRAIN, model=f"m{number}", min_labels=0)
+        return f"retrain-{number}", Known(Policy(mode="auto", cool_down=0, retrain=retrain), "v")
+
+    looping = Looping(dict(named(number) for number in range(MOST_LOOPS + 1)), labels=0)
+    for number in range(MOST_LOOPS + 1):
+        looping.at(0, drifted(f"{number}", action=f"retrain-{number}", labels={}))
+    assert states(looping.remediations)[-2:] == ["due", "skipped: too_many"]
+
+
 def test_what_else_asks_meanwhile_is_one_more_reason_for_the_same() -> None:
     looping = Looping()
     looping.at(0, drifted("a"))
@@ -78,6 +116,27 @@ def test_what_else_asks_meanwhile_is_one_more_reason_for_the_same() -> None:
     assert [each.alert_id for each in looping.loops[-1].reasons] == ["a", "c6", "c7", "c8"]
     assert len(looping.loops[-1].reasons) == MOST_REASONS
     assert len(looping.changes) == 1
+
+
+def test_a_limit_keeps_no_reason_from_what_is_open() -> None:
+    once = Policy(mode="approve", cool_down=0, at_most=AtMost(count=1), retrain=RETRAIN)
+    looping = Looping({"retrain": Known(once, "v1")})
+    looping.at(0, drifted("a"))
+    [loop] = looping.at(60, drifted("b", 60))
+    assert [each.alert_id for each in loop.reasons] == ["a", "b"]
+
+
+def test_an_alert_that_is_old_news_is_no_reason() -> None:
+    looping = Looping()
+    looping.at(0, drifted("a"))
+    assert looping.at(STALE_S + 1, drifted("old")) == []
+    assert states(looping.remediations)[-1] == "skipped: stale"
+
+
+def test_an_alert_that_gets_worse_is_no_further_reason() -> None:
+    looping = Looping()
+    looping.at(0, drifted("a"))
+    assert looping.at(60, drifted("a", 60, transition=2)) == []
 
 
 def test_a_retraining_that_has_ended_cools_down_as_any_action() -> None:
@@ -265,7 +324,7 @@ def watched(new: float, *, windows: int = 10, old: float = 0.7, **confirm: Any) 
     for number in range(windows):
         if looping.loops[-1].state != "closed":
             start = 420 + 60 * number
-            looping.at(start + 60, labelled(start, 100, new, "8"))
+            looping.at(start + 60, predicted(start, 500, "8"), labelled(start, 100, new, "8"))
     return looping
 
 
@@ -320,12 +379,43 @@ def test_versions_that_serve_side_by_side_are_compared_in_the_same_windows() -> 
     assert (found.old_count, found.new_count) == (300, 300)
 
 
+def test_a_deploy_that_goes_bit_by_bit_is_compared_with_before_once_the_old_version_is_silent() -> None:
+    """While both serve they are compared side by side; then there is nobody beside it any more."""
+    looping = Looping(policies(confirm=replace(RETRAIN.confirm, smallest=0)), labels=0)
+    looping.at(0, predicted(-60, 1000), labelled(-60, 900, 0.7))
+    looping.deployed()
+    looping.at(480, predicted(420, 50_000), predicted(420, 500, "8"))
+    looping.at(480, labelled(420, 110, 0.7), labelled(420, 110, 0.71, "8"))
+    ways = [found.way for loop in looping.loops if (found := loop.comparison)]
+    for number in range(1, 65):
+        start = 420 + 60 * number
+        looping.at(start + 60, predicted(start, 500, "8"), labelled(start, 100, 0.71, "8"))
+        ways += [found.way for loop in looping.loops[-1:] if (found := loop.comparison)]
+    assert ways == sorted(ways, reverse=True)
+    assert {*ways} == {"side_by_side", "before_after"}
+    found = looping.loops[-1].comparison
+    assert found
+    assert (found.old_count, found.new_count) == (1010, 6510)
+
+
+def test_it_is_not_decided_who_serves_before_anybody_has_said_so_or_a_while_has_passed() -> None:
+    looping = Looping(labels=0)
+    looping.at(0, labelled(-60, 900, 0.7))
+    looping.deployed()
+    looping.at(480, labelled(420, 500, 0.9, "8"))
+    assert (looping.loops[-1].state, looping.loops[-1].comparison) == ("confirming", None)
+    quarter = 400 + RETRAIN.confirm.within_s / 4
+    looping.at(quarter, labelled(quarter - 60, 100, 0.9, "8"))
+    assert said(looping.loops[-1]) == "closed: helped (measured)"
+
+
 def test_errors_are_compared_by_the_mean_of_what_they_are_off_by() -> None:
     looping = Looping(labels=0)
     looping.at(0, predicted(-60, 1000), labelled(-60, 900, None, mae=2.0, rmse=2.5))
     looping.deployed()
     for number in range(5):
-        looping.at(480 + 60 * number, labelled(420 + 60 * number, 100, None, "8", mae=1.0, rmse=1.2))
+        start = 420 + 60 * number
+        looping.at(start + 60, predicted(start, 500, "8"), labelled(start, 100, None, "8", mae=1.0, rmse=1.2))
     assert said(looping.loops[-1]) == "closed: helped (measured)"
     assert looping.loops[-1].comparison
     assert looping.loops[-1].comparison.measure == "mae"
@@ -354,6 +444,16 @@ def test_more_failing_requests_are_worse_however_good_the_answers_are() -> None:
     assert loop.guards[0].measure == "error_rate"
 
 
+def test_a_few_more_failing_requests_are_not_worse_however_sure_that_is() -> None:
+    looping = Looping(labels=0)
+    looping.at(0, predicted(-60, 1000), labelled(-60, 900, 0.7), requested(-60, 1_000_000, 1000))
+    looping.deployed()
+    looping.at(480, requested(420, 1_000_000, 3000, "8"))
+    [guard] = looping.loops[-1].guards
+    assert guard.interval.low > 0
+    assert looping.loops[-1].state == "deployed"
+
+
 def test_errors_are_seen_before_there_is_any_label() -> None:
     looping = Looping()
     looping.at(0, requested(-60, 1000, 5))
@@ -378,7 +478,7 @@ def test_who_does_not_ask_about_errors_is_not_told() -> None:
 )
 def test_a_version_that_does_not_stay_is_not_judged(version: str, kind: str, closed: str) -> None:
     looping = watched(0.71, windows=1)
-    assert looping.at(1000, deploy(1000, "8")) == []
+    assert looping.at(1000, deploy(1000, "8"), deploy(300, version, kind=kind)) == []  # known; older
     [loop] = looping.at(1000, deploy(1000, version, kind=kind))
     assert said(loop) == f"closed: {closed}"
 
@@ -391,7 +491,87 @@ def test_what_was_approved_holds_to_the_end() -> None:
     assert said(loop) == "closed: helped (measured)"
 
 
+# --- gathering --------------------------------------------------------------------------------------------------------
+
+
+def gathered(topic: str, *contents: Any, headers: Headers = ()) -> list[Any]:
+    """What of these comes into the one order."""
+    task = GatherRemediesTask(3, LOOPING, "60s")
+    values = [each if isinstance(each, bytes) else msgspec.json.encode(each) for each in contents]
+    records = [Stored(value, n, 0, headers=headers) for n, value in enumerate(values)]
+    return [decode_remedy(each.value or b"") for each in task.process(topic, records) if each.topic == "remedies"]
+
+
+def test_of_quality_whatever_is_new_about_all_predictions_of_these_models_is_gathered() -> None:
+    label, cohort = labelled(0, 10, intervals={"accuracy": Interval(0.8, 0.9)}), predicted(0, 10)
+    others = [
+        labelled(0, 10, slice={"tenant": "a"}),
+        predicted(0, 10, revision=1),
+        replace(label, model="other"),
+        replace(label, service="x"),
+    ]
+    assert gathered("quality", label, *others, cohort) == [replace(label, intervals={}), cohort]
+
+
+def test_of_changes_and_runs_it_is_what_tells_how_a_retraining_goes_on() -> None:
+    new = deploy(0)
+    others = [deploy(0, kind="config"), deploy(0, kind="retrain"), deploy(0, service="x")]
+    assert gathered("changes", new, msgspec.json.encode([*others, deploy(1, kind="rollback")]), b"{") == [
+        new,
+        deploy(1, kind="rollback"),
+    ]
+    long = run(0, "failed", error={"text": "x" * 1000}, step="fit")
+    assert gathered("pipelines", long, run(0, "step_started"), run(0, "skipped")) == [run(0, "failed")]
+    told = Run(job="j", run_id="r", state="running")
+    assert gathered("runs", told) == [told]
+
+
+def test_of_windows_it_is_requests_of_these_models_in_rollups_of_one_length() -> None:
+    made = Window(
+        source="inference",
+        part="main",
+        revision=0,
+        series={"service": "shop", "model": "ranker", "model_version": "8", "endpoint": "/rank"},
+        start_unix_s=T0,
+        end_unix_s=T0 + 60,
+        size_s=60.0,
+        partition=3,
+        count=100,
+        throughput_per_s=1.7,
+        completeness=Completeness(),
+        error_count=7,
+        of_s=2.0,
+    )
+    empty = [replace(made, count=0), replace(made, source="resource"), replace(made, series={"host": "a"})]
+    rollup: Headers = ((ROLLUP_HEADER, b"60s"),)
+    assert gathered("windows", made, *empty, headers=rollup) == [requested(0, 100, 7, "8")]
+    assert gathered("windows", made) == gathered("windows", made, headers=((ROLLUP_HEADER, b"300s"),)) == []
+
+
+def test_topics_are_read_only_where_an_action_needs_them() -> None:
+    assert inputs({}) == inputs({"a": Known(Policy(), "v")}) == ("alerts", "commands")
+    assert "windows" in inputs(LOOPING)
+    assert "windows" not in inputs(policies(confirm=replace(RETRAIN.confirm, errors=False)))
+
+
+def test_the_changes_of_others_are_not_taken_for_ours_in_a_replay() -> None:
+    looping = Looping()
+    looping.approved()
+    assert change_time(msgspec.json.encode(looping.changes[0])) == T0
+    assert change_time(msgspec.json.encode(replace(looping.changes[0], agent=None))) is None
+    assert change_time(b"[]") is None
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_without_end_are_not_remembered() -> None:
+    looping = Looping()
+    looping.approved()
+    long = "x" * (MOST_NAME + 1)
+    others = [run(1, run_id=long + looping.id), run(1, job=long), deploy(1, long), labelled(0, 10, version=long)]
+    assert looping.at(1, *others, requested(0, 10, 0, long), predicted(0, 10, long)) == []
+    assert long.encode() not in looping.task.snapshot()
 
 
 def test_those_that_ended_long_ago_are_forgotten_on_the_topic() -> None:

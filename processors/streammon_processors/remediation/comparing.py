@@ -31,6 +31,10 @@ from streammon.retraining import LABELLED, SMALLER_IS_BETTER, Confirm, Measure
 ALPHA: Final = 0.05
 SHARE: Final = 0.1
 """Versions are compared side by side if the old one has at least this share of the predictions since the deploy."""
+SETTLE_S: Final = 7200.0
+"""So long after the deploy, or a quarter of the time there is, word is awaited of who makes the predictions."""
+SILENCE_S: Final = 3600.0
+"""An old version that was not heard of for so long, and for two more of its windows, serves no longer."""
 MOST_RECENT: Final = 8
 """So many windows may be open in which only one version was heard of."""
 Way = Literal["side_by_side", "before_after"]
@@ -153,10 +157,14 @@ class Watch(Struct, kw_only=True):
     since_unix_s: float
     until_unix_s: float
     """How far the windows go that were looked at."""
+    settled_unix_s: float = 0.0
+    """From then on the new version is taken to serve alone, unless the old one was heard of."""
     served: tuple[int, int] = (0, 0)
     """Predictions of old and new since then."""
+    old_until_unix_s: float = 0.0
+    """How long the old one may serve, as far as it was heard of."""
     way: Way | None = None
-    """Decided once, by numbers of predictions alone, so that it chooses no result."""
+    """By numbers of predictions alone, so that it chooses no result; see `_decide`."""
     sums: dict[str, Sums] = {}
 
     def add(self, side: Side, start: float, end: float, found: Mapping[str, Moments], predictions: int) -> None:
@@ -164,6 +172,8 @@ class Watch(Struct, kw_only=True):
         if start >= self.since_unix_s:
             old, new = (predictions, 0) if side == "old" else (0, predictions)
             self.served = (self.served[0] + old, self.served[1] + new)
+            if old:
+                self.old_until_unix_s = max(self.old_until_unix_s, end + 2 * (end - start) + SILENCE_S)
         for measure, values in found.items():
             self.sums.setdefault(measure, Sums()).add(side, start, values)
 
@@ -178,7 +188,9 @@ class Watch(Struct, kw_only=True):
         sums = self.sums.get(measure)
         if sums is None or sums.new.count < least:
             return None
-        self.way = self.way or self._way()
+        self.way = self._decide()
+        if self.way is None:
+            return None
         old, new, windows = sums.sides(self.way)
         if old.count < least or new.count < least:
             return None
@@ -196,6 +208,13 @@ class Watch(Struct, kw_only=True):
             end_unix_s=self.until_unix_s,
         )
 
-    def _way(self) -> Way:
+    def _decide(self) -> Way | None:
+        """Side by side as long as both serve, else before and after, and then for good; None: nobody knows yet.
+
+        A deploy that goes from one to the other bit by bit looks as if both served, until the old one is silent.
+        """
         old, new = self.served
-        return "side_by_side" if old and old >= SHARE * (old + new) else "before_after"
+        if self.way is None and not new and self.until_unix_s < self.settled_unix_s:
+            return None
+        both = bool(old) and old >= SHARE * (old + new) and self.until_unix_s <= self.old_until_unix_s
+        return "side_by_side" if both and self.way != "before_after" else "before_after"

@@ -168,9 +168,10 @@ class RemedyTask:
         if known is None:
             yield replace(proposed, state="skipped", reason=Why.UNKNOWN_ACTION)
             return
-        why = self._against_asking(alert, proposed, known.policy)
+        why = Why.STALE if self._memory.now_unix_s - alert.updated_unix_s > STALE_S else None
         if why is None and known.policy.retrain is not None:
             why = yield from self._against_retraining(alert, known.policy.retrain)
+        why = why or self._against_asking(alert, proposed, known.policy)
         if why := why or self._against_doing(alert.action, known.policy):
             yield replace(proposed, state="skipped", reason=why)
         elif known.policy.mode == "approve":
@@ -198,8 +199,6 @@ class RemedyTask:
 
     def _against_asking(self, alert: Alert, proposed: Remediation, policy: Policy) -> Why | None:
         """In a storm, no more waits for a person than may be done: else there is no room for other actions."""
-        if self._memory.now_unix_s - alert.updated_unix_s > STALE_S:
-            return Why.STALE
         same = [each for each in self._memory.open.values() if each.action == proposed.action]
         if any(each.alert_id == alert.id for each in same):
             return Why.IN_PROGRESS

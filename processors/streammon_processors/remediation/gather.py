@@ -96,6 +96,7 @@ class GatherRemediesTask(CopyTask):
                 yield replace(approve, time_unix_s=record.timestamp / 1000)
 
     def _quality(self, value: bytes) -> Iterator[Quality]:
+        """Each label and each prediction once: what comes later are revisions of the same."""
         quality = read_message(_QUALITY.decode, value)
         is_new = quality.by == "label" or quality.revision == 0
         if (quality.service, quality.model) in self._models and not quality.slice and is_new:
@@ -105,12 +106,14 @@ class GatherRemediesTask(CopyTask):
         for batch in decode(of, value):
             refused = {fault.row for fault in batch.rows.faults()}
             for row in range(len(batch.rows)):
-                if row not in refused:
-                    event = _event(of, batch.rows.event(row))
-                    if isinstance(event, Pipeline) or (
-                        event.kind in ("deploy", "rollback") and event.service in self._services
-                    ):
-                        yield event
+                if row not in refused and self._tells(event := _event(of, batch.rows.event(row))):
+                    yield event
+
+    def _tells(self, event: Pipeline | Change) -> bool:
+        """Of runs, all but their steps: the id of a request may be in any."""
+        if isinstance(event, Pipeline):
+            return event.event in ("started", "finished", "failed")
+        return event.kind in ("deploy", "rollback") and event.service in self._services
 
     def _requests(self, value: bytes) -> Iterator[Requests]:
         window = read_message(_WINDOW.decode, value)

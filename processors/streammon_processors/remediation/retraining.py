@@ -36,6 +36,7 @@ from streammon.topics import LOOPS, TOPIC_OF
 from streammon.wire import SCHEMA_HEADER
 from streammon_processors.remediation.comparing import (
     NOTHING,
+    SETTLE_S,
     Moments,
     Side,
     Sums,
@@ -54,13 +55,15 @@ MOST_REASONS: Final = 4
 MOST_VERSIONS: Final = 3
 BUCKETS: Final = 8
 """Into so many parts the time is divided in which labels count."""
+MOST_NAME: Final = 300
+"""Characters of a version, or of a job and its run; whatever has longer ones is not looked at."""
 SKEW_S: Final = 5.0
 """So much earlier than the broker others may say that something began."""
 _MOST_CHARACTERS: Final = 120
 _WAITING: Final = ("approved", "started")
 _BEFORE_DEPLOY: Final = (*_WAITING, "training", "trained")
 _WATCHED: Final = ("deployed", "confirming")
-_BEGAN: Final = frozenset({"started", "step_started", "step_finished", "running"})
+_BEGAN: Final = frozenset({"started", "running"})
 _ENDED: Final = frozenset({"finished", "succeeded"})
 _FAILED: Final = frozenset({"failed", "missed", "lost"})
 Told = Quality | Requests | Run | Pipeline | Change
@@ -205,7 +208,11 @@ class Retrainings:
 
     def _opened(self, remediation: Remediation, retrain: Retrain) -> _Open:
         versions = self._versions(retrain)
-        old = remediation.labels.get("model_version") or self._deployed(retrain) or (versions[-1] if versions else None)
+        old = (
+            remediation.labels.get("model_version", "")[:MOST_NAME]
+            or self._deployed(retrain)
+            or (versions[-1] if versions else None)
+        )
         now = remediation.time_unix_s
         loop = Loop(
             id=remediation.id,
@@ -255,10 +262,16 @@ class Retrainings:
     # --- others tell --------------------------------------------------------------------------------------------------
 
     def learn(self, told: Told, now: float) -> Iterator[Outgoing]:
+        """What that means for those that are open, and for what is known of models; nothing if a name is endless."""
         match told:
+            case Run() | Pipeline() if len(told.job) + len(told.run_id) > MOST_NAME:
+                return
+            case Quality() | Requests() | Change() if len(told.model_version or "") > MOST_NAME:
+                return
             case Quality():
                 found = measured(told, self._measure(f"{told.service}/{told.model}"))
-                yield from self._measured(told, found, _made(told), told.labelled * (told.by == "label"), now)
+                labelled = told.labelled if told.by == "label" else 0  # those of a cohort come by label, too
+                yield from self._measured(told, found, told.predictions, labelled, now)
             case Requests():
                 found = {"error_rate": proportion(told.count, told.error_count / told.count)} if told.count else {}
                 yield from self._measured(told, found, 0, 0, now)
@@ -302,9 +315,9 @@ class Retrainings:
         if loop.state in _BEFORE_DEPLOY:
             new = change.kind == "deploy" and version not in found.known
             if new and change.time_unix_s >= loop.times["approved"] - SKEW_S:
+                at, settle_s = change.time_unix_s, min(SETTLE_S, found.retrain.confirm.within_s / 4)
                 before = self._before(found)
-                at = change.time_unix_s
-                found.watch = Watch(since_unix_s=at, until_unix_s=at, sums=before)
+                found.watch = Watch(since_unix_s=at, until_unix_s=at, settled_unix_s=at + settle_s, sums=before)
                 yield self._moved(found, "deployed", now, new_version=version)
         elif loop.state in _WATCHED and version != loop.new_version and change.time_unix_s > _since(found):
             back = version in found.known
@@ -453,11 +466,6 @@ def _given(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reason(alert_id: str, rule: str, summary: str, now: float) -> RetrainReason:
     return RetrainReason(alert_id=alert_id, rule=rule, summary=summary[:_MOST_CHARACTERS], time_unix_s=now)
-
-
-def _made(quality: Quality) -> int:
-    """Predictions of a window, once: what comes later are revisions of the same."""
-    return quality.predictions if quality.by == "prediction" and quality.revision == 0 else 0
 
 
 def _newest(numbers: Iterable[int]) -> int:
