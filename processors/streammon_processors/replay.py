@@ -32,6 +32,7 @@ from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition
 from streammon.broker.reading import Places, read, unread
 from streammon.telemetry import log
 from streammon.topics import SNAPSHOTS
+from streammon_processors.journal import recover
 from streammon_processors.task import Processor, Task, in_steps, outputs_of
 
 BATCH_RECORDS = 500
@@ -174,6 +175,7 @@ class Replay:
         task = self.processor.task(number)
         if origin.snapshot is not None:
             task.restore(origin.snapshot)
+            await recover(self.broker, self.processor, number, task)
         async with aclosing(merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
             async for partition, records in batches:
                 for output in outputs_of(in_steps(task, partition.topic, records)):
