@@ -101,7 +101,10 @@ def add_prediction(entry: Entry, new: Prediction, horizon_ms: int) -> list[Match
 
 def add_label(entry: Entry, new: Label, horizon_ms: int) -> tuple[list[Match], int]:
     """Add a label event that has the kinds `Label.kinds`; what it is matched with, and which of them are repeated."""
-    before = _union(each.kinds for each in entry.labels if new.came_ms - each.came_ms <= horizon_ms)
+    before = 0
+    for label in entry.labels:
+        if new.came_ms - label.came_ms <= horizon_ms:
+            before |= label.kinds
     repeated = new.kinds & before
     new.kinds &= ~before
     new.free = new.kinds
@@ -123,13 +126,6 @@ def _match(prediction: Prediction, label: Label, kinds: int) -> Match:
     prediction.taken |= kinds
     label.free &= ~kinds
     return Match(prediction, label, kinds)
-
-
-def _union(kinds: Iterable[int]) -> int:
-    found = 0
-    for each in kinds:
-        found |= each
-    return found
 
 
 def pruned(entry: Entry, heard_ms: int, horizon_ms: int) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import isnan, nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from streammon.results import OTHER
 from streammon_processors.chunk import Chunk, Fate, Ints, Refusal
 from streammon_processors.dedupe import Dedupe
 from streammon_processors.join.cohorts import Group, Series
-from streammon_processors.join.entries import KINDS, Label, Tail, pack_tail
+from streammon_processors.join.entries import LABEL, RATING, SCORE, Label, Tail, pack_tail
 from streammon_processors.join.models import KnownModels, Model
 
 Floats = NDArray[np.float64]
@@ -65,7 +66,7 @@ class Rows:
     def event_ids(self) -> list[str]:
         """Of every row; empty where there is none."""
         names, codes = self.chunk.labels(("event_id",))
-        ids = [bounded_text(name or "") for (name,) in names]
+        ids = [bounded_text(name) if name else "" for (name,) in names]
         return [ids[code] for code in codes.tolist()]
 
 
@@ -135,16 +136,15 @@ class PredictionRows(Rows):
     @cached_property
     def predicted(self) -> tuple[list[Value], Ints, Floats]:
         """What is predicted: values that are no numbers, which of them each row has (0: none), and numbers, or NaN."""
-        known: dict[tuple[type, Value], int] = {(type(None), None): 0}
-        codes = np.zeros(len(self), dtype=np.int64)
-        numbers = np.full(len(self), np.nan)
+        known: dict[Value, int] = {None: 0}
+        codes, numbers = [0] * len(self), [nan] * len(self)
         for row, value in self.chunk.objects("prediction"):
             if isinstance(value, float):
                 numbers[row] = value
             else:
-                bounded = bounded_text(value) if isinstance(value, str) else value
-                codes[row] = known.setdefault((type(bounded), bounded), len(known))
-        return [value for _, value in known], codes, numbers
+                codes[row] = known.setdefault(value, len(known))
+        values = [bounded_text(value) if isinstance(value, str) else value for value in known]
+        return values, np.array(codes, dtype=np.int64), np.array(numbers)
 
     def tails(self) -> tuple[list[bytes], Ints]:
         """What many predictions have in common, as bytes, and which each row has."""
@@ -180,24 +180,26 @@ class LabelRows(Rows):
         super().__init__(chunk, heard_ms, dedupe, settings)
         names, self.model_of = chunk.labels(("service", "model"))
         self.models = [models.of(service or "", model or "") for service, model in names]
-        self.labels: dict[int, Value] = {
+        self._labels: dict[int, Value] = {
             row: bounded_text(value) if isinstance(value, str) else value for row, value in chunk.objects("label")
         }
-        self.scores, self.ratings = chunk.floats("score"), chunk.floats("rating")
-        said = ~np.isnan(self.scores) | ~np.isnan(self.ratings)
-        said[list(self.labels)] = True
-        named = np.array([bool(each) for each in self.event_ids], dtype=np.bool_)
-        self.empty: Mask = self.accepted & ~(said & named)
+        labelled = np.zeros(len(self), dtype=np.int64)
+        labelled[list(self._labels)] = LABEL
+        scores, ratings = chunk.floats("score"), chunk.floats("rating")
+        self._kinds = labelled + SCORE * ~np.isnan(scores) + RATING * ~np.isnan(ratings)
+        self._scores, self._ratings = _numbers(scores), _numbers(ratings)
+        named = np.array(list(map(bool, self.event_ids)), dtype=np.bool_)
+        self.empty: Mask = self.accepted & ~(named & (self._kinds > 0))
         self.accepted &= ~self.empty
 
-    def model(self, row: int) -> Model:
-        return self.models[int(self.model_of[row])]
-
-    def label(self, row: int) -> Label:
-        """The label event of a row."""
-        said = self.labels.get(row), _number(self.scores[row]), _number(self.ratings[row])
-        kinds = sum(kind for kind, value in zip(KINDS, said, strict=True) if value is not None)
-        return Label(int(self.came_ms[row]), float(self.time[row]), *said, window=0.0, kinds=kinds, free=kinds)
+    def label_events(self, rows: Ints) -> list[Label]:
+        """The label events of some rows."""
+        columns = (each[rows].tolist() for each in (self.came_ms, self.time, self._kinds))
+        label, scores, ratings = self._labels.get, self._scores, self._ratings
+        return [
+            Label(came_ms, time, label(row), scores[row], ratings[row], 0.0, kinds, kinds)
+            for row, came_ms, time, kinds in zip(rows.tolist(), *columns, strict=True)
+        ]
 
     @cached_property
     def refusals(self) -> dict[int, Refusal]:
@@ -211,5 +213,5 @@ class LabelRows(Rows):
         return {row: refused[row] for row in sorted(refused)}
 
 
-def _number(value: np.float64) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _numbers(values: Floats) -> list[float | None]:
+    return [None if isnan(value) else value for value in values.tolist()]

@@ -204,6 +204,7 @@ class JoinTask:
         first = _firsts(keys, found)
         alone = _alone(rows, row[first], [keys[index] for index in np.flatnonzero(first).tolist()])
         changed = dict(zip(alone.keys, alone.values(), strict=True))
+        heard_ms = self._both_heard_ms()
         closer, repeated = dict[bytes, bytes](), np.zeros(len(row), dtype=np.bool_)
         for index in np.flatnonzero(~first).tolist():
             key, at, model = keys[index], int(row[index]), models[kind[index]]
@@ -215,7 +216,7 @@ class JoinTask:
             for match in matches:
                 self._no_longer_waits(model, match.label)
                 pairs.add(model, ids[at], match)
-            closer[key] = self._pack(entry, model)
+            closer[key] = entries.pack(entries.pruned(entry, heard_ms, model.horizon_ms))
         outputs = self._know(alone, changed, closer, int(rows.came_ms[row[-1]]))
         self._count_predictions(models, rows.kind[row[~repeated]])
         return repeated, outputs
@@ -242,26 +243,27 @@ class JoinTask:
 
     def _labels(self, rows: LabelRows) -> Iterator[Outgoing]:
         yield from self._dead_letters(rows)
-        row = np.flatnonzero(rows.accepted).tolist()
-        if not row:
+        row = np.flatnonzero(rows.accepted)
+        if not len(row):
             return
-        keys = [rows.model(at).key(rows.event_ids[at]) for at in row]
-        found = self._memory.get(keys)
+        ids = [rows.event_ids[at] for at in row.tolist()]
+        models = [rows.models[number] for number in rows.model_of[row].tolist()]
+        keys = [model.key(event_id) for model, event_id in zip(models, ids, strict=True)]
+        found, heard_ms = self._memory.get(keys), self._both_heard_ms()
         changed: dict[bytes, bytes] = {}
         pairs = _Pairs(self._partition)
-        for at, key, known in zip(row, keys, found, strict=True):
+        for key, known, model, event_id, label in zip(keys, found, models, ids, rows.label_events(row), strict=True):
             entry = entries.unpack(changed.get(key) or known)
-            self._label(rows, at, entry, pairs)
-            changed[key] = self._pack(entry, rows.model(at))
+            self._label(model, event_id, label, entry, pairs)
+            changed[key] = entries.pack(entries.pruned(entry, heard_ms, model.horizon_ms))
         yield from self._know(None, {}, changed, int(rows.came_ms[row[-1]]))
         yield from pairs.records()
 
-    def _label(self, rows: LabelRows, at: int, entry: Entry, pairs: _Pairs) -> None:
-        model, label = rows.model(at), rows.label(at)
+    def _label(self, model: Model, event_id: str, label: Label, entry: Entry, pairs: _Pairs) -> None:
         matches, repeated = entries.add_label(entry, label, model.horizon_ms)
         for match in matches:
             label.matched = True
-            pairs.add(model, rows.event_ids[at], match)
+            pairs.add(model, event_id, match)
         if label.kinds and not label.matched:
             label.window = self._label_windows.wait(model, label.came_ms)
         if repeated:
@@ -287,13 +289,12 @@ class JoinTask:
 
     # --- what is known ------------------------------------------------------------------------------------------
 
-    def _pack(self, entry: Entry, model: Model) -> bytes:
-        heard_ms = min(self._heard_ms(topic) for topic in TOPICS)
-        return entries.pack(entries.pruned(entry, heard_ms, model.horizon_ms))
-
     def _heard_ms(self, topic: str) -> int:
         """All that is still to come of a topic came at this time, or later."""
         return self._topics[topic].heard_ms if topic in self._topics else 0
+
+    def _both_heard_ms(self) -> int:
+        return min(self._heard_ms(topic) for topic in TOPICS)
 
     def _know(
         self, alone: Alone | None, changed: Mapping[bytes, bytes], closer: Mapping[bytes, bytes], came_ms: int
@@ -333,7 +334,7 @@ class JoinTask:
 
     def _is_over(self, generation: Generation) -> bool:
         """Nothing that is still to come, on either topic, can have to do with it."""
-        return min(self._heard_ms(topic) for topic in TOPICS) > self._over_ms(generation)
+        return self._both_heard_ms() > self._over_ms(generation)
 
     def _over_ms(self, generation: Generation) -> int:
         return generation.newest_ms + self._horizon_ms
