@@ -176,9 +176,13 @@ class Store:
 
     @classmethod
     def kept(cls, directory: Path) -> Store:
-        """With what is there already, unless another process uses it: then a temporary one."""
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / "lock")
+        """With what is there already, unless another process uses it, or we may not: then a temporary one."""
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(directory / "lock")
+        except OSError as error:
+            log.warning("using a temporary directory for the memory", directory=str(directory), error=str(error))
+            return cls.temporary()
         if not lock.take():
             lock.release()
             log.warning("another process keeps its memory there, using a temporary directory", directory=str(directory))
