@@ -115,6 +115,27 @@ def test_what_was_not_committed_never_reaches_the_disk(tmp_path: Path) -> None:
     assert memory.Store.kept(tmp_path).mark() is None
 
 
+def test_what_is_put_while_a_commit_is_under_way_waits_for_the_next(tmp_path: Path) -> None:
+    records = join_logs(1)["inference"]
+    half = len(records) // 2
+    task = join_task()
+    task.keep_in(tmp_path)
+    first = task.process("inference", records[:half])
+    snapshot = task.snapshot()
+    task.process("inference", records[half:])
+    task.committed()
+    task.close()  # here it crashes
+    again = join_task()
+    again.keep_in(tmp_path)
+    again.restore(snapshot)
+    assert again.recover_from() is None
+    found = joined(
+        [*first, *again.process("inference", records[half:]), *again.process("labels", join_logs(1)["labels"])]
+    )
+    assert found == expected(join_logs(1))
+    again.close()
+
+
 def test_a_disk_that_is_ahead_of_the_snapshot_is_thrown_away(tmp_path: Path) -> None:
     task, journal = join_task(), Journal(JOURNAL)
     task.keep_in(tmp_path)
