@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from streammon.config import Settings
 from streammon.models import load_models
-from streammon.outcomes import OUTCOMES
+from streammon.outcomes import OUTCOMES, elements, outcome_time
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
 from streammon.topics import LOOPS
+from streammon_processors.join import JoinTask
+from streammon_processors.join.models import KnownModels
+from streammon_processors.join.task import JOIN
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
 from streammon_processors.quality import QualityTask
@@ -36,8 +39,8 @@ QUALITY_TICK_S = 15.0
 """How exact the end of windows is where neither labels nor predictions come any more, for as long as labels may."""
 GROUP_TICK_S = 2.0
 """How exact the patience of `streammon_processors.rules.group` is."""
-
-
+JOIN_TICK_S = 30.0
+"""How exact the ends of cohorts are, where no prediction comes; they are minutes long, and labels may wait for days."""
 NOTIFY_TICK_S = 0.5
 """How exact ``group_wait`` and the like are, while there is something to wait for."""
 
@@ -177,6 +180,21 @@ def remedy_processor(settings: Settings) -> Processor:
         ),
         idle_tick_s=REMEDY_TICK_S,
         files=() if file is None else (file,),
+    )
+
+
+def join_processor(settings: Settings) -> Processor:
+    """Predictions and labels to outcomes."""
+    file = settings.models.file
+    models = load_models(file)
+    return Processor(
+        JOIN,
+        ("inference", "labels"),
+        lambda partition: JoinTask(partition, models, settings),
+        (Output(OUTCOMES, outcome_time, elements=elements),),
+        idle_tick_s=JOIN_TICK_S,
+        files=() if file is None else (file,),
+        journal_s=KnownModels(models).longest_s,
     )
 
 
