@@ -33,12 +33,13 @@ from msgspec import Struct
 
 from streammon.config import ElasticsearchSettings
 from streammon.errors import ConfigError, Retryable
-from streammon.results import Alert, Drift, Quality, Result, Slo, Window
+from streammon.results import Alert, Drift, Loop, Quality, Result, Slo, Window
 from streammon.telemetry import log
 from streammon_sinks.decoding import Decoded, decode_all
 from streammon_sinks.delivery import Item, PartlyWritten, Refused
 from streammon_sinks.es_documents import (
     DRIFT,
+    LOOPS,
     QUALITY,
     SLOS,
     STREAMS,
@@ -49,6 +50,7 @@ from streammon_sinks.es_documents import (
     constants,
     drift_document,
     index_template,
+    loop_document,
     quality_document,
     stream_of,
     window_document,
@@ -254,6 +256,8 @@ def _described(result: Result | None) -> tuple[str, str, Json]:
             return drift_record_id(result), DRIFT, drift_document(result)
         case Quality():
             return quality_record_id(result), QUALITY, quality_document(result)
+        case Loop():
+            return transition_id(result), LOOPS, loop_document(result)
     raise TypeError(f"no documents are made of {type(result).__name__}")
 
 

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 import msgspec
 
-from streammon.results import COUNTERS, DISTRIBUTIONS, Alert, Drift, Quality, Slo, Window
+from streammon.results import COUNTERS, DISTRIBUTIONS, Alert, Drift, Loop, Quality, Slo, Window
 from streammon_sinks.ids import drift_id, quality_id
 
 Json = dict[str, Any]
@@ -50,7 +50,8 @@ ALERTS: Final = "logs-streammon.alert"
 SLOS: Final = "metrics-streammon.slo"
 DRIFT: Final = "metrics-streammon.drift"
 QUALITY: Final = "metrics-streammon.quality"
-STREAMS: Final = (WINDOWS, RESOURCES, ROLLUPS, ALERTS, SLOS, DRIFT, QUALITY)
+LOOPS: Final = "logs-streammon.loop"
+STREAMS: Final = (WINDOWS, RESOURCES, ROLLUPS, ALERTS, SLOS, DRIFT, QUALITY, LOOPS)
 """Data streams, without the namespace."""
 
 SERIES_NAMES: Final = {
@@ -158,6 +159,21 @@ def quality_document(quality: Quality) -> Json:
     return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
 
 
+_OUTCOMES: Final = {"helped": "success", "failed": "failure", "timed_out": "failure", "worse": "failure"}
+"""In the words of ECS; all others are ``unknown``."""
+
+
+def loop_document(loop: Loop) -> Json:
+    """The document of one transition of a retraining; ``@timestamp`` is when it happened."""
+    fields = msgspec.to_builtins(loop) | {"transition": loop.transition}
+    fields["series"] = _labels_of_model(fields)
+    document = _common(fields, at_unix_s=loop.time_unix_s, kind="event", stream=LOOPS)
+    document |= {"event.id": loop.id, "event.action": loop.state, "event.start": _ms(loop.requested_unix_s)}
+    if loop.outcome is not None:
+        document["event.outcome"] = _OUTCOMES.get(loop.outcome, "unknown")
+    return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
 def _labels_of_model(fields: Json, *others: str) -> dict[str, str]:
     """What tells the series of a result about a model, as the series of a window does."""
     return {name: fields[name] for name in ("service", "model", "model_version", *others) if fields.get(name)}
@@ -218,7 +234,7 @@ _COMMON_FIELDS: Final = {
     "ecs.version": _KEYWORD,
     "event": {
         "properties": {
-            **dict.fromkeys(("kind", "module", "dataset", "category", "type", "action", "id"), _KEYWORD),
+            **dict.fromkeys(("kind", "module", "dataset", "category", "type", "action", "id", "outcome"), _KEYWORD),
             "start": _DATE,
             "end": _DATE,
             "duration": _LONG,
@@ -294,11 +310,24 @@ _QUALITY_FIELDS: Final = {
         }
     },
 }
+_LOOP_FIELDS: Final = {
+    "streammon": {
+        "properties": {
+            **dict.fromkeys(("type", "id", "service", "model", "action", "state", "by", "semconv"), _KEYWORD),
+            **dict.fromkeys(("old_version", "new_version", "job", "run_id", "outcome", "why"), _KEYWORD),
+            **dict.fromkeys(("schema", "transition"), _LONG),
+            **dict.fromkeys(("time_unix_s", "requested_unix_s", "deadline_unix_s"), _DOUBLE),
+            "detail": _TEXT,
+            **dict.fromkeys(("times", "reasons", "comparison", "guards"), _KEPT),
+        }
+    },
+}
 _FIELDS_OF: Final[dict[str, Json]] = {
     ALERTS: _ALERT_FIELDS,
     SLOS: _SLO_FIELDS,
     DRIFT: _DRIFT_FIELDS,
     QUALITY: _QUALITY_FIELDS,
+    LOOPS: _LOOP_FIELDS,
 }
 
 

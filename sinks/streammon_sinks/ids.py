@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from streammon.results import Alert, Drift, Quality, Slo, Window
+from streammon.results import Alert, Drift, Loop, Quality, Slo, Window
 
 
 def window_id(window: Window) -> str:
@@ -30,9 +30,9 @@ def window_id(window: Window) -> str:
     )
 
 
-def transition_id(alert: Alert) -> str:
-    """The same for every delivery of this transition of this alert: 22 characters."""
-    return _digest(alert.id, alert.transition)
+def transition_id(result: Alert | Loop) -> str:
+    """The same for every delivery of this transition of this alert or retraining: 22 characters."""
+    return _digest(result.id, result.transition)
 
 
 def budget_id(slo: Slo) -> str:

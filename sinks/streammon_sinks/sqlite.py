@@ -12,8 +12,8 @@ What it promises:
 * Every transition of an alert stays in ``alert_history``, without its evidence, when the log and ``alerts`` keep only
   the newest; a tombstone does not take it away.
 * Of an error budget the newest state is kept, in ``slos``.
-* ``drift`` and ``quality`` keep what was said of models, each window in its newest revision: see
-  `streammon_sinks.sqlite_models`.
+* ``drift``, ``quality`` and ``loops`` keep what was said of models, each time and each retraining as it was told last:
+  see `streammon_sinks.sqlite_models`.
 * Size is bounded: each batch also deletes some of what is older than ``retention_s`` or beyond ``max_rows``; of the
   history, older than ``alert_retention_s`` or beyond ``max_transitions``; and of what is about models, older than
   ``model_retention_s`` or beyond ``max_model_rows``. Age counts from the writing, so that a replay of old data is kept
@@ -363,7 +363,7 @@ class ResultStore:
         return [_SLO.decode(body) for (body,) in rows]
 
     def newest(self, kind: type[M], limit: int = 10_000) -> list[M]:
-        """Of each series of `Drift` or `Quality` the newest, the last that ended first."""
+        """Of each series of `Drift` or `Quality`, and each `Loop`, the newest, the last that ended first."""
         return self._told(kind, TABLES[kind].newest, (limit,))
 
     def ended(self, kind: type[M], since_unix_s: float, until_unix_s: float = inf, limit: int = 10_000) -> list[M]:

@@ -1,4 +1,4 @@
-"""The tables of the results file that are about models: drift, and the quality of predictions.
+"""The tables of the results file that are about models: drift, the quality of predictions, and retraining.
 
 Each row is the newest that is known under its id, so a record delivered again changes nothing, and one that replaces
 another (a later revision of the same window) does so whenever it comes. ``series`` is what rows of different times have
@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from streammon.results import Drift, Quality, Result
+from streammon.results import Drift, Loop, Quality, Result
 from streammon_sinks.ids import drift_id, drift_series, quality_id, quality_series
 
-ModelResult = Drift | Quality
-M = TypeVar("M", Drift, Quality)
+ModelResult = Drift | Quality | Loop
+M = TypeVar("M", Drift, Quality, Loop)
 
 
 class Row(NamedTuple):
@@ -117,6 +117,10 @@ def _quality(quality: Quality) -> Row:
     return Row(quality_id(quality), quality_series(quality), quality.end_unix_s, quality.revision)
 
 
+def _loop(loop: Loop) -> Row:
+    return Row(loop.id, loop.id, loop.time_unix_s, loop.transition)
+
+
 _OF_A_MODEL: Final = {"service": "TEXT", "model": "TEXT", "model_version": "TEXT"}
 TABLES: Final[dict[type[Result], Table]] = {
     Drift: Table(
@@ -133,6 +137,13 @@ TABLES: Final[dict[type[Result], Table]] = {
         _OF_A_MODEL
         | {"slice": "TEXT", "by": "TEXT", "labelled": "INTEGER", "coverage": "REAL", "accuracy": "REAL"}
         | {"estimated_accuracy": "REAL"},
+    ),
+    Loop: Table(
+        "loops",
+        Loop,
+        _loop,
+        {"service": "TEXT", "model": "TEXT", "action": "TEXT", "state": "TEXT", "outcome": "TEXT"}
+        | {"old_version": "TEXT", "new_version": "TEXT"},
     ),
 }
 """By what they hold."""

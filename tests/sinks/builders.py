@@ -17,7 +17,9 @@ from streammon.results import (
     Exemplar,
     Gauge,
     Interval,
+    Loop,
     Quality,
+    RetrainReason,
     Slo,
     Window,
 )
@@ -192,3 +194,21 @@ def quality_of_slice(number: int = 0, **changes: Any) -> Quality:
     intervals = {"accuracy": Interval(0.7, 0.8), "disparity.accuracy": Interval(-0.2, -0.1)}
     fields = {"slice": {"tenant": "acme"}, "accuracy": 0.75, "disparity": {"accuracy": -0.15}, "intervals": intervals}
     return quality(number, **(fields | changes))
+
+
+def loop(transition: int = 0, id: str = "l1", **changes: Any) -> Loop:  # noqa: A002 - the field's name
+    """A retraining that was asked for, ``transition`` steps later."""
+    plain = Loop(
+        id=id,
+        service="shop",
+        model="ranker",
+        action="retrain",
+        state="awaiting_approval",
+        transition=transition,
+        time_unix_s=START + transition,
+        requested_unix_s=START,
+        times={"awaiting_approval": START},
+        reasons=[RetrainReason(alert_id="a1", rule="drifted", summary="age drifted", time_unix_s=START)],
+        old_version="3",
+    )
+    return msgspec.structs.replace(plain, **changes)

@@ -12,6 +12,7 @@ from streammon_sinks.es_documents import (
     ALERTS,
     DISTRIBUTION_NAMES,
     DRIFT,
+    LOOPS,
     MEASURES,
     QUALITY,
     RESOURCES,
@@ -22,6 +23,7 @@ from streammon_sinks.es_documents import (
     budget_document,
     drift_document,
     index_template,
+    loop_document,
     quality_document,
     stream_of,
     window_document,
@@ -33,6 +35,7 @@ from tests.sinks.builders import (
     budget,
     distribution,
     drift,
+    loop,
     quality,
     quality_of_slice,
     resource_window,
@@ -43,6 +46,11 @@ from tests.sinks.builders import (
 FULL = window(0, part="late", revision=2, **{name: distribution(1.0, 2.0, 3.5) for name in DISTRIBUTIONS})
 
 FULL_QUALITY = msgspec.structs.replace(quality_of_slice(unmatched_labels=1), **dict.fromkeys(MEASURES, 0.5))
+
+FULL_LOOP = loop(
+    state="closed", outcome="helped", by="ann", new_version="4", job="j", run_id="r", why="better", detail="by 4 %",
+    deadline_unix_s=START,
+)  # fmt: skip
 
 
 def test_every_field_of_a_window_is_in_its_document_unchanged() -> None:
@@ -119,6 +127,7 @@ def test_every_field_of_an_alert_is_in_its_document() -> None:
         (ROLLUPS, [window_document(rollup(kind="hopping", every_s=30.0)), window_document(rollup(gap_s=9.0))]),
         (DRIFT, [drift_document(drift(p_value=0.01))]),
         (QUALITY, [quality_document(FULL_QUALITY)]),
+        (LOOPS, [loop_document(FULL_LOOP)]),
         (ALERTS, [alert_document(alert(contact="ops", escalation=["boss"], resolution_steps=["restart"]))]),
     ],
 )
@@ -199,6 +208,14 @@ def test_revisions_are_documents_of_one_event() -> None:
     assert len({quality_record_id(each) for each in told}) == 2
     assert len({quality_document(each)["event.id"] for each in told}) == 1
     assert drift_record_id(drift(0)) != drift_record_id(drift(0, sample_size=600))
+
+
+def test_a_transition_of_a_retraining_is_a_document_with_its_outcome() -> None:
+    document = loop_document(FULL_LOOP)
+    assert (document["event.id"], document["event.action"], document["event.outcome"]) == ("l1", "closed", "success")
+    assert document["labels"] == {"service": "shop", "model": "ranker"}
+    assert document["streammon"].items() >= msgspec.to_builtins(FULL_LOOP).items()
+    assert "event.outcome" not in loop_document(loop())
 
 
 def test_every_measure_is_named() -> None:

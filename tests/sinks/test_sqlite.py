@@ -12,7 +12,7 @@ import pytest
 
 from streammon.config import SqliteSettings
 from streammon.errors import ConfigError, Fatal, Retryable
-from streammon.results import Drift, Quality
+from streammon.results import Drift, Loop, Quality
 from streammon.tick import TICK
 from streammon_sinks import sqlite
 from streammon_sinks.ids import window_id
@@ -24,6 +24,7 @@ from tests.sinks.builders import (
     budget,
     drift,
     item,
+    loop,
     quality,
     quality_of_slice,
     resource_window,
@@ -467,7 +468,7 @@ def test_the_newest_of_each_series_comes_first_and_nothing_else(store: ResultSto
 
 
 def test_tests_against_other_references_and_slices_and_ways_of_counting_are_kept_apart(store: ResultStore) -> None:
-    told = [
+    told: list[ModelResult] = [
         drift(0),
         drift(0, reference="r2"),
         drift(0, detector="ks"),
@@ -480,6 +481,14 @@ def test_tests_against_other_references_and_slices_and_ways_of_counting_are_kept
     ]
     store.write(of_models=told)
     assert len(store.ended(Drift, 0)) + len(store.ended(Quality, 0)) == len(told)
+
+
+async def test_of_a_retraining_the_newest_state_is_kept_whatever_the_order(store: ResultStore) -> None:
+    sink = SqliteSink(store, SqliteSettings())
+    states = [loop(1, state="started"), loop(2, state="closed", outcome="helped"), loop(0), loop(0, id="other")]
+    records = [item(n, each, topic="loops") for n, each in enumerate([*states, *states])]
+    assert await sink.write([*records, item(99, None, topic="loops")]) == []
+    assert store.newest(Loop) == [states[1], states[3]]
 
 
 def test_results_about_models_are_found_by_when_they_ended(store: ResultStore) -> None:
