@@ -362,13 +362,21 @@ class ResultStore:
         rows = self._read("SELECT body FROM slos ORDER BY slo, series LIMIT ?", (limit,))
         return [_SLO.decode(body) for (body,) in rows]
 
-    def newest(self, kind: type[M], limit: int = 10_000) -> list[M]:
-        """Of each series of `Drift` or `Quality`, and each `Loop`, the newest, the last that ended first."""
-        return self._told(kind, TABLES[kind].newest, (limit,))
+    def newest(self, kind: type[M], limit: int = 10_000, *, notable: bool = False) -> list[M]:
+        """Of each series of `Drift` or `Quality`, and each `Loop`, the newest, the last that ended first.
+
+        ``notable``: the newest that drifted, or that was measured, or that is over.
+        """
+        return self._told(kind, TABLES[kind].newest(notable), (limit,))
 
     def ended(self, kind: type[M], since_unix_s: float, until_unix_s: float = inf, limit: int = 10_000) -> list[M]:
         """All of a kind that ended in ``(since, until]``, the last first; at most the newest ``limit``."""
         return self._told(kind, TABLES[kind].ended, (since_unix_s, until_unix_s, limit))
+
+    def before(self, result: M, since_unix_s: float, limit: int) -> list[M]:
+        """What else there is of the series of a result, that ended later than ``since``, and itself; the last first."""
+        table = TABLES[type(result)]
+        return self._told(type(result), table.of_series, (table.row(result).series, since_unix_s, limit))
 
     def _told(self, kind: type[M], query: str, parameters: tuple[Any, ...]) -> list[M]:
         decoder = msgspec.json.Decoder(kind)

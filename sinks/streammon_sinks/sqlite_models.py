@@ -20,13 +20,21 @@ ModelResult = Drift | Quality | Loop
 M = TypeVar("M", Drift, Quality, Loop)
 
 
+HEADLINES: Final = ("accuracy", "mae", "score", "rating")
+"""What a model is judged by, the first that there is: of classes, of numbers, by users."""
+
+
 class Row(NamedTuple):
-    """Where a result belongs. Of the same ``id``, the highest ``revision`` stays."""
+    """Where a result belongs. Of the same ``id``, the highest ``revision`` stays.
+
+    ``notable``: it is one of those that are asked for by themselves: something drifted, was measured, is over.
+    """
 
     id: str
     series: str
     end_unix_s: float
     revision: int
+    notable: bool
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,13 @@ CREATE TABLE IF NOT EXISTS {name} (
     series TEXT NOT NULL,
     end_unix_s REAL NOT NULL,
     revision INTEGER NOT NULL,
+    notable INTEGER NOT NULL,
     written_unix_s REAL NOT NULL,
     body TEXT NOT NULL,
     {", ".join(columns)}
 );
 CREATE INDEX IF NOT EXISTS {name}_by_series ON {name} (series, end_unix_s);
+CREATE INDEX IF NOT EXISTS {name}_notable ON {name} (series, end_unix_s) WHERE notable;
 CREATE INDEX IF NOT EXISTS {name}_by_time ON {name} (end_unix_s);
 CREATE INDEX IF NOT EXISTS {name}_by_age ON {name} (written_unix_s);
 """
@@ -62,13 +72,12 @@ CREATE INDEX IF NOT EXISTS {name}_by_age ON {name} (written_unix_s);
     @property
     def upsert(self) -> str:
         return f"""
-INSERT OR REPLACE INTO {self.name} (id, series, end_unix_s, revision, written_unix_s, body)
-SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE NOT EXISTS (SELECT 1 FROM {self.name} WHERE id = ?1 AND revision >= ?4)
+INSERT OR REPLACE INTO {self.name} (id, series, end_unix_s, revision, notable, written_unix_s, body)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM {self.name} WHERE id = ?1 AND revision >= ?4)
 """  # noqa: S608 - built from constants
 
-    @property
-    def newest(self) -> str:
-        """The newest row of each series, the last first."""
+    def newest(self, notable: bool) -> str:
+        """The newest row of each series, or the newest notable one; the last first."""
         return f"""
 WITH RECURSIVE each(series) AS (
     SELECT min(series) FROM {self.name}
@@ -76,7 +85,8 @@ WITH RECURSIVE each(series) AS (
     SELECT (SELECT min(series) FROM {self.name} WHERE series > each.series) FROM each WHERE each.series IS NOT NULL
 )
 SELECT found.body FROM each JOIN {self.name} AS found ON found.number = (
-    SELECT number FROM {self.name} AS one WHERE one.series = each.series ORDER BY end_unix_s DESC, number DESC LIMIT 1
+    SELECT number FROM {self.name} AS one WHERE one.series = each.series {"AND notable" * notable}
+    ORDER BY end_unix_s DESC, number DESC LIMIT 1
 ) ORDER BY found.end_unix_s DESC, found.number DESC LIMIT ?
 """  # noqa: S608 - built from constants
 
@@ -85,6 +95,13 @@ SELECT found.body FROM each JOIN {self.name} AS found ON found.number = (
         """All that ended in a time, the last first."""
         return f"""
 SELECT body FROM {self.name} WHERE end_unix_s > ? AND end_unix_s <= ? ORDER BY end_unix_s DESC, number DESC LIMIT ?
+"""  # noqa: S608 - built from constants
+
+    @property
+    def of_series(self) -> str:
+        """What one series had to say since a time, the last first."""
+        return f"""
+SELECT body FROM {self.name} WHERE series = ? AND end_unix_s > ? ORDER BY end_unix_s DESC, number DESC LIMIT ?
 """  # noqa: S608 - built from constants
 
     @property
@@ -110,15 +127,16 @@ DELETE FROM {name} WHERE number IN
 
 
 def _drift(drift: Drift) -> Row:
-    return Row(drift_id(drift), drift_series(drift), drift.end_unix_s, drift.sample_size)
+    return Row(drift_id(drift), drift_series(drift), drift.end_unix_s, drift.sample_size, drift.drifted)
 
 
 def _quality(quality: Quality) -> Row:
-    return Row(quality_id(quality), quality_series(quality), quality.end_unix_s, quality.revision)
+    measured = any(getattr(quality, name) is not None for name in HEADLINES)
+    return Row(quality_id(quality), quality_series(quality), quality.end_unix_s, quality.revision, measured)
 
 
 def _loop(loop: Loop) -> Row:
-    return Row(loop.id, loop.id, loop.time_unix_s, loop.transition)
+    return Row(loop.id, loop.id, loop.time_unix_s, loop.transition, loop.state == "closed")
 
 
 _OF_A_MODEL: Final = {"service": "TEXT", "model": "TEXT", "model_version": "TEXT"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -463,6 +464,9 @@ def test_the_newest_of_each_series_comes_first_and_nothing_else(store: ResultSto
         ("features.c", "shop", True),
         ("features.a", None, True),
     ]
+    assert [each.target for each in store.newest(Drift, notable=True)] == [
+        "features.a", "features.c", "features.b", "features.a",
+    ], "those that drifted last"  # fmt: skip
     assert store.newest(Drift, limit=1)[0].target == "features.b"
     assert store.newest(Quality) == []
 
@@ -534,8 +538,10 @@ def test_people_can_query_what_is_about_models_with_sql(store: ResultStore, path
 
 
 def test_the_newest_of_a_series_is_found_without_reading_the_others(store: ResultStore, path: Path) -> None:
-    for table in TABLES.values():
-        plan = " ".join(str(row[-1]) for row in query(path, f"EXPLAIN QUERY PLAN {table.newest.replace('?', '1')}"))
+    for table, notable in product(TABLES.values(), (False, True)):
+        explain = f"EXPLAIN QUERY PLAN {table.newest(notable).replace('?', '1')}"
+        plan = " ".join(str(row[-1]) for row in query(path, explain))
+        assert f"{table.name}_{'notable' if notable else 'by_series'} (series=?)" in plan
         assert f"SCAN {table.name}" not in plan
         assert "SCAN one" not in plan
         assert "SCAN found" not in plan
