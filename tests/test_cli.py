@@ -621,6 +621,12 @@ def test_query_shows_what_was_found_of_models(empty: Path) -> None:
     assert "92.0%" in everybody
     assert "tenant=acme" in acme
     assert shown("quality", "--where", "tenant=acme") == [acme]
+    store = ResultStore.open(empty / "results.sqlite")
+    store.write(of_models=[quality(5, labelled=0, accuracy=None, f1=None, intervals={})])
+    store.close()
+    assert [("0 of 200" in row, "150 of 200" in row) for row in shown("quality", "--where", "by=prediction")] == [
+        (True, False), (False, True), (False, True),
+    ], "the newest, and the newest with labels"  # fmt: skip
     [[_, model, state, *_, because, request]] = shown("loop")
     assert (model, state, because, request) == ("shop/ranker", "awaiting_approval", "age drifted", "l1")
     assert "with model=none" in inside("query", "drift", "--where", "model=none", "--data-dir", empty).stdout

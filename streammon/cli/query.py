@@ -69,7 +69,8 @@ def query(
 ) -> None:
     """Show windows, alerts, drift, the quality of models, or retraining (loop), from the results under --data-dir.
 
-    Of drift and quality it is the newest of each series, the last that ended first; of retraining the state of each.
+    Of drift and quality it is the newest of each series, the last that ended first; of quality also the newest that has
+    labels. Of retraining it is the state of each.
     """
     from streammon_sinks.sqlite import ResultStore
 
@@ -96,7 +97,7 @@ def query(
 
 
 class Asked(NamedTuple):
-    """Of what, and of when; ``since`` None: only the newest of each series."""
+    """Of what, and of when."""
 
     kind: Kind
     source: WindowSource
@@ -104,6 +105,11 @@ class Asked(NamedTuple):
     until_unix_s: float | None
     rollup_s: float | None
     limit: int
+
+    @property
+    def newest(self) -> bool:
+        """Of no time in particular: only the newest of each series."""
+        return self.since_unix_s is None and self.until_unix_s is None
 
 
 def _range(kind: Kind, since: str | None, until: str | None) -> tuple[float | None, float | None]:
@@ -122,16 +128,25 @@ def _read(store: ResultStore, asked: Asked) -> Iterable[Any]:
         case Kind.DRIFT:
             return _of_models(store, Drift, asked)
         case Kind.QUALITY:
-            return _of_models(store, Quality, asked)
+            return _qualities(store, asked)
         case Kind.LOOP:
             return _of_models(store, Loop, asked)
 
 
 def _of_models(store: ResultStore, kind: type[M], asked: Asked) -> list[M]:
-    if asked.since_unix_s is None and asked.until_unix_s is None:
+    if asked.newest:
         return store.newest(kind, asked.limit)
     until = inf if asked.until_unix_s is None else asked.until_unix_s
     return store.ended(kind, asked.since_unix_s or 0.0, until, asked.limit)
+
+
+def _qualities(store: ResultStore, asked: Asked) -> list[Quality]:
+    """Labels come late, and the newest may have none: then the newest that has some, too."""
+    from streammon_sinks.ids import quality_id
+
+    measured = store.newest(Quality, asked.limit, notable=True) if asked.newest else []
+    found = {quality_id(each): each for each in [*measured, *_of_models(store, Quality, asked)]}
+    return sorted(found.values(), key=lambda each: each.end_unix_s, reverse=True)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:
