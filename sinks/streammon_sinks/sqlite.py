@@ -35,7 +35,7 @@ from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -179,6 +179,8 @@ _PLACE: Final = """
 SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_unix_s),
     (SELECT total("transition" + 1) FROM evidence), (SELECT total(seq) FROM sqlite_sequence) FROM alerts
 """
+
+T = TypeVar("T")
 
 _WINDOW: Final = msgspec.json.Decoder(Window)
 _ALERT: Final = msgspec.json.Decoder(Alert)
@@ -373,10 +375,14 @@ class ResultStore:
         """All of a kind that ended in ``(since, until]``, the last first; at most the newest ``limit``."""
         return self._told(kind, TABLES[kind].ended, (since_unix_s, until_unix_s, limit))
 
-    def before(self, result: M, since_unix_s: float, limit: int) -> list[M]:
-        """What else there is of the series of a result, that ended later than ``since``, and itself; the last first."""
-        table = TABLES[type(result)]
-        return self._told(type(result), table.of_series, (table.row(result).series, since_unix_s, limit))
+    def before(self, result: ModelResult, brief: type[T], since_unix_s: float, limit: int) -> list[T]:
+        """What else there is of the series of a result that ended later than ``since``, and itself; the last first.
+
+        ``brief``: a struct of those fields that are wanted; what is not looked at costs little.
+        """
+        table, decoder = TABLES[type(result)], msgspec.json.Decoder(brief)
+        rows = self._read(table.of_series, (table.row(result).series, since_unix_s, limit))
+        return [decoder.decode(body) for (body,) in rows]
 
     def _told(self, kind: type[M], query: str, parameters: tuple[Any, ...]) -> list[M]:
         decoder = msgspec.json.Decoder(kind)

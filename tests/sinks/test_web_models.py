@@ -167,13 +167,16 @@ def test_models_that_need_somebody_come_first_and_all_is_bounded(monkeypatch: py
 
 
 def test_a_long_history_is_joined_to_few_points_that_say_the_same() -> None:
-    points = [Point(START + 10 * n, 0.9 if n % 2 else 0.6, 30 if n % 2 else 10, None, 50) for n in range(2000)]
+    points = [
+        Point(end_unix_s=START + 10 * n, accuracy=0.9 if n % 2 else 0.6, labelled=30 if n % 2 else 10)
+        for n in range(2000)
+    ]
     joined = models._thinned(points, 20_000)
     assert len(joined) <= models.MAX_POINTS + 1
     assert sum(point.labelled for point in joined) == sum(point.labelled for point in points)
     whole = sum((point.accuracy or 0) * point.labelled for point in points)
     assert sum((point.accuracy or 0) * point.labelled for point in joined) == pytest.approx(whole)
-    assert {point.estimated for point in joined} == {None}
+    assert {point.estimated_accuracy for point in joined} == {None}
     assert models._thinned(points[:10], 100) == points[:10]
 
 

@@ -20,7 +20,7 @@ from streammon.alert_log import AlertLog
 from streammon.clock import Clock
 from streammon.results import Drift, Loop, Quality
 from streammon_sinks.sqlite import Place, ResultStore, Snapshot
-from streammon_sinks.web.models import Point, Said, point_of
+from streammon_sinks.web.models import Point, Said
 from streammon_sinks.web.overview import SOURCES, Board, People, Status
 
 POLL_S: Final = 0.3
@@ -176,7 +176,4 @@ def _history(
     whole = [each for each in newest if not each.slice and each.end_unix_s > since_unix_s][:MAX_HISTORIES]
     chosen = {((each.service, each.model), each.model_version): each for each in whole if each.by == "label"}
     chosen |= {((each.service, each.model), each.model_version): each for each in whole if each.by == "prediction"}
-    return {
-        key: [point_of(each) for each in reversed(store.before(quality, since_unix_s, MAX_HISTORY))]
-        for key, quality in chosen.items()
-    }
+    return {key: store.before(quality, Point, since_unix_s, MAX_HISTORY)[::-1] for key, quality in chosen.items()}

@@ -130,26 +130,14 @@ class ModelHealth(Struct, frozen=True, kw_only=True):
     loops_left_out: int
 
 
-class Point(NamedTuple):
-    """How good the predictions of one time were."""
+class Point(Struct, frozen=True, kw_only=True):
+    """How good the predictions of one time were: those fields of a `Quality` that the chart is made of."""
 
     end_unix_s: float
-    accuracy: float | None
-    labelled: int
-    estimated: float | None
-    predictions: int
-
-
-def point_of(quality: Quality) -> Point:
-    """Of the quality of a whole version, what the chart shows."""
-    counted = quality.predictions if quality.by == "prediction" else quality.labelled
-    return Point(
-        quality.end_unix_s,
-        quality.accuracy,
-        quality.labelled,
-        quality.estimated_accuracy,
-        max(counted, quality.labelled),
-    )
+    accuracy: float | None = None
+    labelled: int = 0
+    estimated_accuracy: float | None = None
+    predictions: int = 0
 
 
 class Said(NamedTuple):
@@ -263,7 +251,7 @@ def _version(
         slices=_slices(each for each in measured if each.slice),
         times_unix_s=[point.end_unix_s for point in points],
         accuracy=[point.accuracy for point in points],
-        estimated_accuracy=[point.estimated for point in points],
+        estimated_accuracy=[point.estimated_accuracy for point in points],
     )
 
 
@@ -329,11 +317,11 @@ def _thinned(points: Sequence[Point], range_s: float) -> Sequence[Point]:
 
 def _joined(points: Sequence[Point]) -> Point:
     return Point(
-        points[-1].end_unix_s,
-        _mean([(point.accuracy, point.labelled) for point in points]),
-        sum(point.labelled for point in points),
-        _mean([(point.estimated, point.predictions) for point in points]),
-        sum(point.predictions for point in points),
+        end_unix_s=points[-1].end_unix_s,
+        accuracy=_mean([(point.accuracy, point.labelled) for point in points]),
+        labelled=sum(point.labelled for point in points),
+        estimated_accuracy=_mean([(point.estimated_accuracy, point.predictions) for point in points]),
+        predictions=sum(point.predictions for point in points),
     )
 
 
