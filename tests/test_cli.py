@@ -34,7 +34,7 @@ from streammon.results import RESULTS
 from streammon.tick import TICK
 from streammon.topics import TopicSpec, topic_specs
 from streammon.wire import Density, encode
-from tests.sinks.builders import drift, loop, quality, quality_of_slice, rollup, window
+from tests.sinks.builders import drift, quality, quality_of_slice, rollup, window
 from tests.support import wait_until
 
 register_commands()
@@ -563,7 +563,7 @@ def test_results_are_a_table_for_people_and_json_for_programs(empty: Path) -> No
 
     empty.mkdir()
     ResultStore.open(empty / "results.sqlite").close()
-    for kind in ("windows", "alerts", "drift", "quality", "loop"):
+    for kind in ("windows", "alerts", "drift", "quality"):
         assert inside("query", kind, "--data-dir", empty).stdout.startswith(f"no {kind} here")
         assert inside("query", kind, "--output", "json", "--data-dir", empty).stdout == ""
 
@@ -603,7 +603,7 @@ def test_query_shows_what_was_found_of_models(empty: Path) -> None:
     empty.mkdir()
     store = ResultStore.open(empty / "results.sqlite")
     store.write(of_models=[drift(0), drift(1, drifted=False, statistic=0.05), drift(0, model="other")])
-    store.write(of_models=[quality(0), quality_of_slice(0, accuracy=None, intervals={}), loop()])
+    store.write(of_models=[quality(0), quality_of_slice(0, accuracy=None, intervals={})])
     store.close()
 
     def shown(*arguments: str) -> list[list[str]]:
@@ -627,8 +627,6 @@ def test_query_shows_what_was_found_of_models(empty: Path) -> None:
     assert [("0 of 200" in row, "150 of 200" in row) for row in shown("quality", "--where", "by=prediction")] == [
         (True, False), (False, True), (False, True),
     ], "the newest, and the newest with labels"  # fmt: skip
-    [[_, model, state, *_, because, request]] = shown("loop")
-    assert (model, state, because, request) == ("shop/ranker", "awaiting_approval", "age drifted", "l1")
     assert "with model=none" in inside("query", "drift", "--where", "model=none", "--data-dir", empty).stdout
     [told] = inside(
         "query", "quality", "--where", "tenant=acme", "--output", "json", "--data-dir", empty

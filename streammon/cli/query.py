@@ -15,9 +15,9 @@ from streammon.cli.data import AGES_S, clock_time, moment
 from streammon.cli.roles import RESULTS_FILE
 from streammon.config import Settings
 from streammon.errors import ConfigError
-from streammon.results import Alert, Drift, Loop, Quality, Window
+from streammon.results import Alert, Drift, Quality, Window
 
-M = TypeVar("M", Drift, Quality, Loop)
+M = TypeVar("M", Drift, Quality)
 
 if TYPE_CHECKING:
     from streammon_sinks.sqlite import ResultStore
@@ -33,7 +33,6 @@ class Kind(StrEnum):
     ALERTS = "alerts"
     DRIFT = "drift"
     QUALITY = "quality"
-    LOOP = "loop"
 
 
 class WindowSource(StrEnum):
@@ -67,10 +66,10 @@ def query(
     limit: Annotated[int, typer.Option(min=1, help="The most rows.")] = 1000,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show windows, alerts, drift, the quality of models, or retraining (loop), from the results under --data-dir.
+    """Show windows, alerts, drift or the quality of models from the results under --data-dir.
 
     Of drift and quality it is the newest of each series, the last that ended first; of quality also the newest that has
-    labels. Of retraining it is the state of each.
+    labels.
     """
     from streammon_sinks.sqlite import ResultStore
 
@@ -129,8 +128,6 @@ def _read(store: ResultStore, asked: Asked) -> Iterable[Any]:
             return _of_models(store, Drift, asked)
         case Kind.QUALITY:
             return _qualities(store, asked)
-        case Kind.LOOP:
-            return _of_models(store, Loop, asked)
 
 
 def _of_models(store: ResultStore, kind: type[M], asked: Asked) -> list[M]:
@@ -156,7 +153,7 @@ def _labels(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-_LABELS: Final = ("service", "model", "model_version", "target", "detector", "by", "state", "outcome")
+_LABELS: Final = ("service", "model", "model_version", "target", "detector", "by")
 
 
 def _labels_of(result: Any) -> Mapping[str, str]:
@@ -188,7 +185,6 @@ def _why_empty(kind: Kind, labels: Mapping[str, str]) -> str:
         Kind.DRIFT: ": the inputs and outputs of models are tested once there is a reference to hold them against, "
         "window by window; see docs/drift.md",
         Kind.QUALITY: ": predictions need an event_id, and labels with the same one; see docs/labels.md",
-        Kind.LOOP: ": no retraining was asked for; see docs/retraining.md",
     }.get(kind, "")
 
 
@@ -276,23 +272,10 @@ def _measured(quality: Quality) -> Iterable[str]:
                 yield f"{name}={value:{form}}{between}"
 
 
-def _loop_row(loop: Loop) -> dict[str, Any]:
-    return _model_columns(loop) | {
-        "changed": clock_time(loop.time_unix_s),
-        "requested": clock_time(loop.requested_unix_s),
-        "state": loop.state,
-        "outcome": loop.outcome or "",
-        "why": loop.why or "",
-        "versions": " → ".join(version for version in (loop.old_version, loop.new_version) if version),
-        "because of": "; ".join(reason.summary or reason.rule for reason in loop.reasons),
-        "id": loop.id,
-    }
-
-
-def _model_columns(result: Drift | Quality | Loop) -> dict[str, Any]:
+def _model_columns(result: Drift | Quality) -> dict[str, Any]:
     return {
         "model": "/".join(name for name in (result.service, result.model) if name),
-        "version": getattr(result, "model_version", None) or "",
+        "version": result.model_version or "",
     }
 
 
@@ -333,8 +316,5 @@ _SHOWN: Final = {
             "estimated accuracy",
             "disparity",
         ),
-    ),
-    Kind.LOOP: Shown(
-        _loop_row, ("changed", "model", "state", "outcome", "why", "versions", "requested", "because of", "id")
     ),
 }
