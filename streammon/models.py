@@ -79,10 +79,6 @@ class LabelPolicy(Part, frozen=True):
         return seconds(self.window)
 
 
-class RetrainPolicy(Part, frozen=True):
-    """When it is trained anew, and how that is judged."""
-
-
 class ModelPolicy(Part, frozen=True):
     """How one model, or many, are watched."""
 
@@ -95,7 +91,6 @@ class ModelPolicy(Part, frozen=True):
     drift: DriftPolicy = DriftPolicy()
     detectors: DetectorPolicy = DetectorPolicy()
     labels: LabelPolicy = LabelPolicy()
-    retrain: RetrainPolicy | None = None
 
     def fits(self, service: str, model: str) -> bool:
         return self.service in (None, service) and self.model in (None, model)
