@@ -15,7 +15,7 @@ from msgspec import Struct
 from prometheus_client import Counter
 
 from streammon.models import LabelPolicy
-from streammon.outcomes import Cohort, Outcomes
+from streammon.outcomes import MAX_TEXT_BYTES, Cohort, Outcomes
 from streammon.results import OTHER, Interval, Quality
 from streammon_processors.quality.classes import Classes
 from streammon_processors.quality.clock import Clock, ended_before, number_of
@@ -27,8 +27,6 @@ from streammon_processors.quality.sums import Ints, Sums, grouped
 
 MAX_SERIES: Final = 128
 """Versions and slices of one partition, of all models: their snapshot has to fit into a record."""
-MAX_TEXT: Final = 200
-"""Versions, and values of slices, with longer names are not told apart."""
 MAX_SLICES: Final = 8
 """Fields by which one model is sliced."""
 MAX_VALUES: Final = 20
@@ -71,7 +69,7 @@ class Version:
     def of(self, name: str, value: str, room: Room) -> Series | None:
         """The series of a slice; None where there is no room."""
         found = self.series.get((name, value))
-        if found is None and (self._values.get(name, 0) >= MAX_VALUES or len(value) > MAX_TEXT):
+        if found is None and (self._values.get(name, 0) >= MAX_VALUES or len(value) > MAX_TEXT_BYTES):
             value = OTHER
             found = self.series.get((name, value))
         if found is not None or not room.left or (name not in self._values and len(self._values) > MAX_SLICES):
@@ -179,7 +177,7 @@ class Model:
 
     def _version(self, name: str | None, count: int = 1) -> Version | None:
         """That of a name; None where there is no room, for ``count`` pairs."""
-        if name is not None and len(name) > MAX_TEXT:
+        if name is not None and len(name) > MAX_TEXT_BYTES:  # as none of ours is
             name = OTHER
         if name not in self.versions:
             if not self._room.left:
