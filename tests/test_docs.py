@@ -16,10 +16,10 @@ from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
 from streammon.remediation import MOST_MODELS
-from streammon.results import Completeness, Distribution, Window
+from streammon.results import Completeness, Distribution, Quality, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
-from streammon_processors import aggregate, dedupe, revisions, rules, share, slos, windows
+from streammon_processors import aggregate, dedupe, quality, revisions, rules, share, slos, windows
 from streammon_processors.builtin import REMEDY_TICK_S
 from streammon_processors.remediation import comparing, retraining
 from streammon_processors.remediation import decide as remedying
@@ -149,8 +149,13 @@ def test_every_field_of_a_window_is_explained() -> None:
     assert "{" + ", ".join(Distribution.__struct_fields__) + "}" in page
 
 
+def test_every_field_of_quality_is_explained() -> None:
+    page = text_of("docs/quality.md")
+    assert [name for name in Quality.__struct_fields__ if f"`{name}`" not in page and f'"{name}"' not in page] == []
+
+
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task)
+    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, quality.models)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
