@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
+from math import isfinite
 from typing import Literal
 
 import msgspec
 from msgspec import field
 
-from streammon.results import OTHER, Completeness, Count, Result
+from streammon.results import Completeness, Count, Result
 
 OUTCOMES = "outcomes"
 CONFIDENCE_BINS = 50
@@ -36,13 +37,25 @@ def bounded_text(text: str) -> str:
     return f"{encoded[: MAX_TEXT_BYTES - 20].decode(errors='ignore')}…{digest}"
 
 
-def class_of(value: Value) -> str:
-    """The text by which a class is known: ``1``, ``true``, ``cat``; of what is none, `OTHER`."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return OTHER
-    return value if isinstance(value, str) else f"{value:g}"
+def class_name(value: float | str | bool) -> str:
+    """How a class is called, whether it came as number, truth or text: 1, 1.0, true and "1" are one class."""
+    if isinstance(value, str):
+        return _TRUTHS.get(value) or _number_name(value) or value
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(value)
+
+
+def _number_name(text: str) -> str | None:
+    """Of a text that is a number, how the number is called."""
+    if not text[:1] or text[0] not in "+-.0123456789":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return class_name(number) if isfinite(number) else None
+
+
+_TRUTHS = {"true": "1", "True": "1", "false": "0", "False": "0"}
 
 
 class Outcomes(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="outcomes"):

