@@ -36,10 +36,10 @@ from streammon_processors.journal import Link
 if TYPE_CHECKING:
     from rocksdict import Options, Rdict
 
-CACHE_BYTES = 32 * 1024**2
-WRITE_BUFFERS_BYTES = 64 * 1024**2
+CACHE_BYTES = 16 * 1024**2
+WRITE_BUFFERS_BYTES = 48 * 1024**2
 """Beyond this, what is in the buffers of all stores is written out early."""
-WRITE_BUFFER_BYTES = 16 * 1024**2
+WRITE_BUFFER_BYTES = 8 * 1024**2
 """Of one store: what a crash leaves to be read again from the journal, at most twice over."""
 BLOOM_BITS = 10
 """One in a hundred keys that are not there is looked for on disk."""
