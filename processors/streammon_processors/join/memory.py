@@ -47,7 +47,7 @@ SPILL_ENTRIES = 100_000
 """Kept in memory by one that has no directory of its own, before it takes a temporary one."""
 VERSION = 1
 _MARK = b"mark"  # shorter than any key
-_SPOILT = "spoilt"
+_SPOILT, _GONE = "spoilt", "gone-"
 
 
 class Mark(Struct, array_like=True):
@@ -203,6 +203,8 @@ class Store:
         try:
             if (self._directory / _SPOILT).exists():
                 self.clear()
+            for gone in self._directory.glob(f"{_GONE}*"):
+                shutil.rmtree(gone, ignore_errors=True)
             for number in sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit()):
                 self._generations[number] = self._database(number)
             self.mark()
@@ -269,7 +271,8 @@ class Store:
     def drop_before(self, oldest: int) -> None:
         for number in [number for number in self._generations if number < oldest]:
             self._generations.pop(number).close()
-            shutil.rmtree(self._directory / str(number), ignore_errors=True)
+            gone = (self._directory / str(number)).rename(self._directory / f"{_GONE}{number}")
+            shutil.rmtree(gone, ignore_errors=True)  # under another name: half a generation is none
 
     def clear(self) -> None:
         for database in self._generations.values():
