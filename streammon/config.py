@@ -275,6 +275,10 @@ class SqliteSettings(Section):
     """What happened to alerts longer ago than this is deleted from their history."""
     max_transitions: int = Field(200_000, ge=1000)
     """The oldest transitions of alerts are deleted beyond this many; a row takes about 1 kB."""
+    model_retention_s: float = Field(31 * DAY_S, gt=0)
+    """What was said about models (drift, quality, retraining) longer ago than this is deleted."""
+    max_model_rows: int = Field(200_000, ge=1000)
+    """Of each kind of that, the oldest are deleted beyond this many; a row takes 0.5 to 2 kB."""
 
 
 class RuleSettings(Section):

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec import field
 
-from streammon.results import Completeness, Count, Result
+from streammon.results import OTHER, Completeness, Count, Result
 
 OUTCOMES = "outcomes"
 CONFIDENCE_BINS = 50
@@ -24,17 +24,6 @@ MAX_TEXT_BYTES = 200
 """Of an event id, a version, a prediction, a label, or the value of a slice: in outcomes, and while it waits."""
 
 Value = float | str | bool | None
-
-
-def bounded_text(text: str) -> str:
-    """A text of at most `MAX_TEXT_BYTES`: of a longer one its beginning and a digest of it all.
-
-    So equal texts stay equal, different ones different: a label can be compared with a prediction.
-    """
-    if len(text) * 4 <= MAX_TEXT_BYTES or len(encoded := text.encode(errors="surrogatepass")) <= MAX_TEXT_BYTES:
-        return text
-    digest = blake2b(encoded, digest_size=8).hexdigest()
-    return f"{encoded[: MAX_TEXT_BYTES - 20].decode(errors='ignore')}…{digest}"
 
 
 def class_name(value: float | str | bool) -> str:
@@ -56,6 +45,29 @@ def _number_name(text: str) -> str | None:
 
 
 _TRUTHS = {"true": "1", "True": "1", "false": "0", "False": "0"}
+
+
+def bounded_text(text: str) -> str:
+    """A text of at most `MAX_TEXT_BYTES`: of a longer one its beginning and a digest of it all.
+
+    So equal texts stay equal, different ones different: a label can be compared with a prediction.
+    """
+    if len(text) * 4 <= MAX_TEXT_BYTES or len(encoded := text.encode(errors="surrogatepass")) <= MAX_TEXT_BYTES:
+        return text
+    digest = blake2b(encoded, digest_size=8).hexdigest()
+    return f"{encoded[: MAX_TEXT_BYTES - 20].decode(errors='ignore')}…{digest}"
+
+
+def class_of(value: Value) -> str:
+    """The same of a prediction, which may be none: `OTHER`."""
+    return OTHER if value is None else class_name(value)
+
+
+def slice_value(value: float | str | bool) -> str:
+    """The value of a slice as a text: ``true``, ``1``, or what it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 class Outcomes(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="outcomes"):

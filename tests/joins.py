@@ -200,10 +200,10 @@ def _text(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
-def _class(value: Any) -> str:
-    if value is None:
-        return OTHER
-    return bounded_text(value) if value in ("cat", "x" * 300) else "0.25" if value == 0.25 else "1"
+def _class(value: Any) -> str | None:
+    """As quality calls it: a number and the text of it are one class, and so are true and 1."""
+    text = _text(value)
+    return {"true": "1", "false": "0", "True": "1", "False": "0"}.get(text or "", text)
 
 
 def _batches(records: Sequence[Record]) -> Iterator[tuple[Record, int, list[Event]]]:
@@ -252,7 +252,7 @@ def _count(came: _Came, watermark: float, joined: Joined, *, repeated: bool) -> 
         joined.cohorts[*series, "repeated" if repeated else "with_id"] += bool(name)
         if 0 <= confidence <= 1:
             bin_ = min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
-            joined.cohorts[*series, text, bin_] += 1
+            joined.cohorts[*series, OTHER if text is None else bounded_text(text), bin_] += 1
     joined.cohorts = +joined.cohorts
 
 

@@ -14,7 +14,7 @@ from streammon import wire
 from streammon.config import WindowSettings
 from streammon.errors import Reason
 from streammon.events import EventType
-from streammon.outcomes import Value, bounded_text, class_name
+from streammon.outcomes import Value, bounded_text, class_of, slice_value
 from streammon.results import OTHER
 from streammon_processors.chunk import Chunk, Fate, Ints, Refusal
 from streammon_processors.dedupe import Dedupe
@@ -108,7 +108,7 @@ class PredictionRows(Rows):
     def _kind(self, fields: dict[str, Any]) -> _Kind:
         model = self._models.of(fields["service"] or "", fields["model"] or "")
         given = ((name, fields.get(name)) for name in model.slices)
-        slices = {name: bounded_text(_text(value)) for name, value in given if value is not None}
+        slices = {name: bounded_text(slice_value(value)) for name, value in given if value is not None}
         version = fields["model_version"]
         return _Kind(model, None if version is None else bounded_text(version), slices)
 
@@ -162,12 +162,11 @@ class PredictionRows(Rows):
         """What some rows predict, as classes, for those that say how sure that is; the others' class is any."""
         values, codes, numbers = self.predicted
         names: dict[str, int] = {OTHER: 0}  # of what predicts nothing, too
-        called = [OTHER if value is None else class_name(value) for value in values]
-        found = np.array([names.setdefault(name, len(names)) for name in called])[codes[rows]]
+        found = np.array([names.setdefault(class_of(value), len(names)) for value in values])[codes[rows]]
         own = np.flatnonzero(~np.isnan(numbers[rows]) & ~np.isnan(self.confidence[rows]))
         if len(own):
             distinct, which = np.unique(numbers[rows][own], return_inverse=True)
-            own_names = [names.setdefault(class_name(float(value)), len(names)) for value in distinct]
+            own_names = [names.setdefault(class_of(float(value)), len(names)) for value in distinct]
             found[own] = np.array(own_names, dtype=np.int64)[which]
         return list(names), found
 
@@ -212,13 +211,6 @@ class LabelRows(Rows):
         for row in np.flatnonzero(self.empty).tolist():
             refused[row] = Refusal(Reason.INVALID_EVENT, "no event_id, or neither label nor score nor rating")
         return {row: refused[row] for row in sorted(refused)}
-
-
-def _text(value: float | str | bool) -> str:
-    """The value of a slice."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else class_name(value)
 
 
 def _numbers(values: Floats) -> list[float | None]:
