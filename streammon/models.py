@@ -59,6 +59,12 @@ class LabelPolicy(Part, frozen=True):
     positive: str | bool | float | None = None
     """The class that precision, recall and F1 are of; of two classes 0 and 1, or false and true, the latter."""
 
+    def __post_init__(self) -> None:
+        if self.window_s < 1:
+            raise ValueError(f"window is {self.window!r}; it must be 1s or longer")
+        if self.horizon_s < self.window_s:
+            raise ValueError(f"horizon is {self.horizon!r}; it must be as long as window, {self.window!r}, or longer")
+
     @property
     def cohort_s(self) -> float:
         """How long a time of predictions is judged as one, as labels come in: `COHORTS` of them fill the horizon."""

@@ -15,12 +15,14 @@ from streammon.broker.kafka import member
 from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
+from streammon.models import COHORTS
+from streammon.outcomes import MAX_TEXT_BYTES
 from streammon.remediation import MOST_MODELS
-from streammon.results import Completeness, Distribution, Window
+from streammon.results import Completeness, Distribution, Quality, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
-from streammon_processors import aggregate, dedupe, revisions, rules, share, slos, windows
-from streammon_processors.builtin import REMEDY_TICK_S
+from streammon_processors import aggregate, dedupe, quality, revisions, rules, share, slos, windows
+from streammon_processors.builtin import QUALITY_TICK_S, REMEDY_TICK_S
 from streammon_processors.remediation import comparing, retraining
 from streammon_processors.remediation import decide as remedying
 from streammon_processors.task import Task
@@ -149,8 +151,13 @@ def test_every_field_of_a_window_is_explained() -> None:
     assert "{" + ", ".join(Distribution.__struct_fields__) + "}" in page
 
 
+def test_every_field_of_quality_is_explained() -> None:
+    page = text_of("docs/quality.md")
+    assert [name for name in Quality.__struct_fields__ if f"`{name}`" not in page and f'"{name}"' not in page] == []
+
+
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task)
+    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, quality.models)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
@@ -216,6 +223,20 @@ QUOTED = [
     ("docs/component-contract.md", f"{share.FIRST_RECORDS} records at first"),
     ("docs/component-contract.md", f"less than {share.QUICK_S:g} s, to {share.BATCH_RECORDS:,}"),
     ("docs/windows.md", f"At most {aggregate.MAX_GAUGES:,} names"),
+    ("docs/quality.md", f"all models together | {quality.models.MAX_SERIES} |"),
+    ("docs/quality.md", f"{quality.models.MAX_VALUES} values of a slice and {quality.models.MAX_SLICES} slices"),
+    (
+        "docs/quality.md",
+        f"| {quality.sums.MAX_CLASSES}; {quality.classes.MAX_NAME}, {MAX_TEXT_BYTES}, {MAX_TEXT_BYTES} characters",
+    ),
+    ("docs/quality.md", f"| {quality.task.MAX_BYTES // 1000} kB before compression"),
+    ("docs/quality.md", f"of which {COHORTS} fill the horizon"),
+    ("docs/quality.md", f"silent for {quality.clock.PATIENCE_S:g} s"),
+    ("docs/quality.md", f"one in {QUALITY_TICK_S:g} s"),
+    ("docs/quality.md", f"once {quality.estimate.LEAST} pairs were labelled"),
+    ("docs/quality.md", f"until there are {quality.estimate.CELL:g} pairs in each"),
+    ("docs/quality.md", f"{quality.estimate.MEMORY:,.0f} pairs: beyond that"),
+    ("docs/quality.md", f"about the last {quality.series.NEWEST} cohorts"),
     ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),
     ("docs/operations.md", f"`sqlite.max_rows` ({_SETTINGS.sqlite.max_rows:,})"),
     ("docs/operations.md", f"`embedded.max_bytes` ({_SETTINGS.embedded.max_bytes // 1024**3} GiB)"),

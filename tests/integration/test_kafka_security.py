@@ -424,6 +424,7 @@ COMMANDS = {
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
     "process join": ["process", "join", "--data-dir", "memory"],
+    "process quality": ["process", "quality"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
     "diagnose": ["diagnose"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
