@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from streammon.broker import Headers
 from streammon.errors import ConfigError
 from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, load_policies
-from streammon.results import Completeness, Interval, Loop, Quality, Run, Window
+from streammon.results import Completeness, Distribution, Interval, Loop, Quality, Run, Window
 from streammon.retraining import Confirm
+from streammon.sketch import Sketch
 from streammon.topics import MAX_RECORD_BYTES, ROLLUP_HEADER
 from streammon_processors.contract import Stored
 from streammon_processors.remediation.comparing import MOST_RECENT
@@ -454,6 +456,19 @@ def test_a_few_more_failing_requests_are_not_worse_however_sure_that_is() -> Non
     assert looping.loops[-1].state == "deployed"
 
 
+def test_more_slow_requests_are_worse_where_somebody_asks() -> None:
+    def looks(**confirm: Any) -> Looping:
+        looping = Looping(policies(confirm=replace(RETRAIN.confirm, **confirm)))
+        looping.at(0, requested(-60, 1000, 5, slow=10))
+        looping.deployed()
+        looping.at(480, requested(420, 1000, 5, "8", slow=200))
+        return looping
+
+    assert looks(slow="500ms").states[-1] == "closed: worse (slow)"
+    assert [each.measure for each in looks(slow="500ms").loops[-1].guards] == ["error_rate", "slow_rate"]
+    assert looks().states[-1] == "deployed"
+
+
 def test_errors_are_seen_before_there_is_any_label() -> None:
     looping = Looping()
     looping.at(0, requested(-60, 1000, 5))
@@ -494,9 +509,9 @@ def test_what_was_approved_holds_to_the_end() -> None:
 # --- gathering --------------------------------------------------------------------------------------------------------
 
 
-def gathered(topic: str, *contents: Any, headers: Headers = ()) -> list[Any]:
+def gathered(topic: str, *contents: Any, headers: Headers = (), policies: Policies = LOOPING) -> list[Any]:
     """What of these comes into the one order."""
-    task = GatherRemediesTask(3, LOOPING, "60s")
+    task = GatherRemediesTask(3, policies, "60s")
     values = [each if isinstance(each, bytes) else msgspec.json.encode(each) for each in contents]
     records = [Stored(value, n, 0, headers=headers) for n, value in enumerate(values)]
     return [decode_remedy(each.value or b"") for each in task.process(topic, records) if each.topic == "remedies"]
@@ -545,6 +560,23 @@ def test_of_windows_it_is_requests_of_these_models_in_rollups_of_one_length() ->
     empty = [replace(made, count=0), replace(made, source="resource"), replace(made, series={"host": "a"})]
     rollup: Headers = ((ROLLUP_HEADER, b"60s"),)
     assert gathered("windows", made, *empty, headers=rollup) == [requested(0, 100, 7, "8")]
+    asking = Known(Policy(retrain=replace(RETRAIN, confirm=replace(RETRAIN.confirm, slow="500ms"))), "v")
+    durations = Distribution(
+        count=4,
+        sum=2.0,
+        min=0.1,
+        max=0.9,
+        mean=0.5,
+        p50=0.5,
+        p90=0.9,
+        p99=0.9,
+        sketch=Sketch.of(np.array([0.1, 0.4, 0.6, 0.9])),
+    )
+    timed = replace(made, duration_s=durations)
+    assert gathered("windows", timed, made, headers=rollup, policies={"a": asking}) == [
+        requested(0, 100, 7, "8", slow=2),
+        requested(0, 100, 7, "8"),
+    ]
     assert gathered("windows", made) == gathered("windows", made, headers=((ROLLUP_HEADER, b"300s"),)) == []
 
 
