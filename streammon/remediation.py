@@ -31,7 +31,7 @@ REMEDIES: Final = "remedies"
 REMEDIATIONS: Final = "remediations"
 MOST_IN: Final = 100
 """The largest count of a rate limit."""
-MOST_MODELS: Final = 50
+MOST_MODELS: Final = 40
 """So many models one file may train anew."""
 
 State = Literal[

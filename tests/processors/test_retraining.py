@@ -620,7 +620,8 @@ def test_those_that_ended_long_ago_are_forgotten_on_the_topic() -> None:
 
 def test_the_largest_snapshot_fits_into_a_record() -> None:
     """Every model with all its versions, and a retraining of each that is watched; with the largest of remediation."""
-    models = [replace(RETRAIN, model=f"{number:60d}", job="j" * 100) for number in range(MOST_MODELS)]
+    confirm = replace(RETRAIN.confirm, slow="500ms")
+    models = [replace(RETRAIN, model=f"{n:60d}", job="j" * 100, confirm=confirm) for n in range(MOST_MODELS)]
     policies = {
         f"retrain-{number:50d}": Known(Policy(mode="auto", cool_down=0, retrain=each), "v" * 12)
         for number, each in enumerate(models)
@@ -647,7 +648,7 @@ def _lately() -> Iterator[Quality | Requests]:
         for version in ("7.1.17", "7.1.18", "7.1.19"):
             yield predicted(at, 123_456, version)
             yield labelled(at, 123_456, None, version, mae=1.2345678, rmse=2.3456789)
-            yield requested(at, 123_456, 12_345, version)
+            yield requested(at, 123_456, 12_345, version, slow=12_345)
 
 
 def _since() -> Iterator[Quality | Requests]:
@@ -655,7 +656,7 @@ def _since() -> Iterator[Quality | Requests]:
     for number in range(MOST_RECENT + 1):
         for version in ("7.1.19", "8.1.17"):
             yield labelled(60.0 * number, 4, None, version, mae=1.2345678, rmse=2.3456789)
-            yield requested(60.0 * number, 4, 1, version)
+            yield requested(60.0 * number, 4, 1, version, slow=1)
 
 
 def test_a_model_is_trained_in_one_way_and_one_file_trains_so_many(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from streammon_processors.remediation.comparing import (
 
 AGENT: Final = "streammon.remedy"
 """Who says so, in the changes that are published here."""
-MOST_LOOPS: Final = 50
+MOST_LOOPS: Final = 40
 MOST_CLOSED: Final = 500
 """So many that have ended are kept on `loops`; older ones are forgotten there."""
 MOST_REASONS: Final = 4
