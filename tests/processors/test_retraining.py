@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from streammon.broker import Headers
 from streammon.errors import ConfigError
-from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, load_policies
+from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, Why, load_policies
 from streammon.results import Completeness, Distribution, Interval, Loop, Quality, Run, Window
 from streammon.retraining import Confirm
 from streammon.sketch import Sketch
@@ -31,7 +31,7 @@ from streammon_processors.remediation.retraining import (
     change_time,
 )
 from tests.loops import LABELS, LOOPING, RETRAIN, Looping, deploy, drifted, labelled, predicted, requested, run, said
-from tests.remedies import T0, approval, ended, states
+from tests.remedies import T0, approval, ended, executed, states
 
 HOUR_S = 3600.0
 
@@ -202,6 +202,19 @@ def test_what_was_approved_goes_on_when_its_alert_ends() -> None:
     [loop] = looping.at(1, ended(after_s=1))
     assert loop.state == "approved"
     assert states(looping.remediations) == ["due"]
+
+
+def test_what_was_not_done_for_another_reason_is_told_with_it() -> None:
+    looping = asked()
+    after = Looping({"retrain-asking": Known(LOOPING["retrain-asking"].policy, "another")}, labels=0)
+    after.task.restore(looping.task.snapshot())
+    [loop] = after.at(60, approval(looping.id, time_unix_s=T0 + 60))
+    assert (said(loop), loop.by) == ("closed: skipped (changed)", "ann")
+    late = Looping()
+    late.approved()
+    due = late.remediations[-1]
+    [loop] = late.at(700, executed(due, "expired", 700, reason=Why.LATE, detail="x" * 1000))
+    assert (said(loop), len(loop.detail or "")) == ("closed: expired (late)", 300)
 
 
 # --- hook and run -----------------------------------------------------------------------------------------------------

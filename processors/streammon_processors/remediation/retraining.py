@@ -61,6 +61,7 @@ MOST_NAME: Final = 300
 SKEW_S: Final = 5.0
 """So much earlier than the broker others may say that something began."""
 _MOST_CHARACTERS: Final = 120
+_MOST_DETAIL: Final = 300
 _WAITING: Final = ("approved", "started")
 _BEFORE_DEPLOY: Final = (*_WAITING, "training", "trained")
 _WATCHED: Final = ("deployed", "confirming")
@@ -193,7 +194,7 @@ class Retrainings:
             yield from self._followed(found, remediation)
 
     def _followed(self, found: _Open, remediation: Remediation) -> Iterator[Outgoing]:
-        now, detail = remediation.time_unix_s, remediation.detail
+        now, detail = remediation.time_unix_s, remediation.detail and remediation.detail[:_MOST_DETAIL]
         by = remediation.approval.by if remediation.approval else None
         match remediation.state:
             case "due":
