@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streammon.broker import Outgoing, connect
-from streammon.cli import data  # noqa: F401 - importing registers the command
+from streammon.cli import query  # noqa: F401 - importing registers the command
 from streammon.config import Settings
 from streammon.results import Loop
 from streammon.topics import LOOPS, topic_specs

@@ -6,10 +6,16 @@ They are found as yours are, by the entry points of `streammon_processors.regist
 from __future__ import annotations
 
 from streammon.config import Settings
+from streammon.models import load_models
+from streammon.outcomes import OUTCOMES, elements, outcome_time
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
 from streammon.topics import LOOPS
+from streammon_processors.join import JoinTask
+from streammon_processors.join.models import KnownModels
+from streammon_processors.join.task import JOIN
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
+from streammon_processors.quality import QualityTask
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
 from streammon_processors.remediation.gather import inputs, remedy_time
 from streammon_processors.remediation.retraining import change_time
@@ -29,10 +35,12 @@ REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
 RULES_TICK_S = 5.0
 """How exact the silence of a series is. On `drift` and `runs`, hardly anything is there but ticks."""
+QUALITY_TICK_S = 15.0
+"""How exact the end of windows is where neither labels nor predictions come any more, for as long as labels may."""
 GROUP_TICK_S = 2.0
 """How exact the patience of `streammon_processors.rules.group` is."""
-
-
+JOIN_TICK_S = 30.0
+"""How exact the ends of cohorts are, where no prediction comes; they are minutes long, and labels may wait for days."""
 NOTIFY_TICK_S = 0.5
 """How exact ``group_wait`` and the like are, while there is something to wait for."""
 
@@ -86,6 +94,20 @@ def slos_processor(settings: Settings) -> Processor:
         lambda partition: SloTask(slos, partition, base_s=base_s),
         outputs,
         files=settings.rules.files,
+    )
+
+
+def quality_processor(settings: Settings) -> Processor:
+    """Predictions and their labels to how good they were."""
+    file, max_future_s = settings.models.file, settings.windows.max_future_s
+    models = load_models(file)
+    return Processor(
+        "quality",
+        (OUTCOMES,),
+        lambda partition: QualityTask(models, partition, max_future_s=max_future_s),
+        (Output("quality", time_field("start_unix_s")),),
+        idle_tick_s=QUALITY_TICK_S,
+        files=() if file is None else (file,),
     )
 
 
@@ -158,6 +180,21 @@ def remedy_processor(settings: Settings) -> Processor:
         ),
         idle_tick_s=REMEDY_TICK_S,
         files=() if file is None else (file,),
+    )
+
+
+def join_processor(settings: Settings) -> Processor:
+    """Predictions and labels to outcomes."""
+    file = settings.models.file
+    models = load_models(file)
+    return Processor(
+        JOIN,
+        ("inference", "labels"),
+        lambda partition: JoinTask(partition, models, settings),
+        (Output(OUTCOMES, outcome_time, elements=elements),),
+        idle_tick_s=JOIN_TICK_S,
+        files=() if file is None else (file,),
+        journal_s=KnownModels(models).longest_s,
     )
 
 

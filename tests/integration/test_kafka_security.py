@@ -423,6 +423,7 @@ COMMANDS = {
     "agent": ["agent"],
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
+    "process join": ["process", "join", "--data-dir", "memory"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
     "diagnose": ["diagnose"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
@@ -458,7 +459,8 @@ def test_every_role_works_with_the_permissions_on_the_page(
         assert here.run("topics create", ["topics", "create"]).count("created ") > 10
     with here.running(COMMANDS):
         event = {"service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok", "time_unix_s": time.time()}
-        here.run("emit inference", ONCE["emit inference"], json.dumps(event))
+        here.run("emit inference", ONCE["emit inference"], json.dumps({**event, "event_id": "a"}))
+        here.wait_until(lambda: any((tmp_path / "memory" / "state" / "join").glob("*/1")), "a prediction that waits")
         here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
         here.wait_until(lambda: "1 requests" in here.said("notify --notify FILE"), "and one that was decided")
         here.wait_until(lambda: "a remediation is begun" in here.said("remediate run"), "a dry run of an action")
