@@ -106,6 +106,22 @@ def test_of_drift_the_loudest_detector_of_a_target_speaks_and_drifted_ones_come_
     assert (model.drifted, model.tested) == (2, 4)
 
 
+def test_all_of_a_model_is_told_beside_its_targets_and_what_was_not_tested_with_the_reason() -> None:
+    model = only(
+        drift(1, target="dataset", statistic=0.3, threshold=0.5, drifted=False),
+        drift(0, target="dataset", model_version="2", drifted=False, reason="no_reference"),
+        drift(target="few", drifted=False, statistic=0.0, reason="too_few_samples"),
+        drift(target="sure", statistic=0.15, effect=0.05, drifted=False),
+        drift(target="rare", statistic=0.3, effect=0.01, drifted=False),
+    )
+    assert [(each.version, each.statistic, each.reason) for each in model.whole] == [
+        ("3", 0.3, None),
+        ("2", 0.31, "no_reference"),
+    ]
+    assert [each.target for each in model.drift] == ["sure", "rare", "few"], "by what chance alone does not explain"
+    assert (model.tested, model.drift[-1].reason) == (3, "too_few_samples")
+
+
 def test_what_was_last_said_of_a_version_that_nobody_uses_any_more_is_not_drift() -> None:
     model = only(drift(0, model_version="1"), drift(10, model_version="2", drifted=False))
     assert (model.drifted, [each.version for each in model.drift]) == (0, ["2"])
