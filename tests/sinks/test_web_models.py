@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from streammon.clock import Clock
 from streammon.results import Comparison, Drift, Interval, Loop, Quality
@@ -16,7 +17,7 @@ from streammon_sinks.web import models
 from streammon_sinks.web.live import Live
 from streammon_sinks.web.models import ModelHealth, Point, Said, VersionView, watched
 from streammon_sinks.web.overview import Status
-from tests.sinks.builders import START, drift, loop, quality, quality_of_slice
+from tests.sinks.builders import START, distribution, drift, loop, quality, quality_of_slice
 
 HOUR_S = 3600.0
 
@@ -128,7 +129,7 @@ def test_what_was_last_said_of_a_version_that_nobody_uses_any_more_is_not_drift(
     assert only(drift(0)).drifted == 1, "a model that is silent stays as it was"
 
 
-def test_slices_with_the_largest_sure_disparity_come_first() -> None:
+def test_slices_that_surely_fare_worst_come_first() -> None:
     def slice_(name: str, disparity: float, low: float, high: float, **changes: Any) -> Quality:
         intervals = {"disparity.accuracy": Interval(low, high)}
         return quality_of_slice(
@@ -140,14 +141,29 @@ def test_slices_with_the_largest_sure_disparity_come_first() -> None:
         slice_("small", -0.4, -0.9, 0.1),
         slice_("worse", -0.1, -0.12, -0.08),
         slice_("worst", -0.2, -0.22, -0.18),
+        slice_("better", 0.2, 0.18, 0.22),
         slice_("worst", 0.3, 0.29, 0.31, by="label"),
         quality_of_slice(slice={"tenant": "untold"}, disparity={}),
     )
     assert [(each.slice["tenant"], each.disparity, each.sure) for each in version.slices] == [
         ("worst", -0.2, True),
         ("worse", -0.1, True),
+        ("better", 0.2, True),
         ("small", -0.4, False),
     ]
+
+
+def test_of_errors_the_larger_one_is_worse() -> None:
+    plain = quality_of_slice(accuracy=None, mae=2.0, intervals={})
+    told = [replace(plain, slice={"tenant": name}, disparity={"mae": gap}) for name, gap in (("a", -1.0), ("b", 0.5))]
+    assert [each.slice["tenant"] for each in only_version(quality(), *told).slices] == ["b", "a"]
+
+
+def test_how_late_labels_are_is_known_by_when_they_came() -> None:
+    version = only_version(
+        quality(3, label_delay_s=None), quality(2, by="label"), quality_of_slice(4, label_delay_s=distribution(9.0))
+    )
+    assert version.label_delay_s == pytest.approx(2.0, rel=0.01)
 
 
 def test_of_retraining_the_open_ones_come_first_and_then_the_last() -> None:

@@ -241,7 +241,7 @@ def _version(
     version: str | None, told: Sequence[Quality], measured: Sequence[Quality], points: Sequence[Point]
 ) -> VersionView:
     judged, newest = _whole(measured), _whole(told)
-    delay = next((each.label_delay_s for each in (judged, newest) if each and each.label_delay_s), None)
+    delayed = max((each for each in measured if each.label_delay_s and not each.slice), key=_end, default=None)
     estimated = newest is not None and newest.estimated_accuracy is not None
     return VersionView(
         version=version,
@@ -251,12 +251,16 @@ def _version(
         labelled=judged.labelled if judged else 0,
         estimated=_measure(newest, "estimated_accuracy") if newest and estimated else None,
         coverage=judged.coverage if judged else None,
-        label_delay_s=delay.p50 if delay else None,
+        label_delay_s=delayed.label_delay_s.p50 if delayed and delayed.label_delay_s else None,
         slices=_slices(each for each in measured if each.slice),
         times_unix_s=[point.end_unix_s for point in points],
         accuracy=[point.accuracy for point in points],
         estimated_accuracy=[point.estimated_accuracy for point in points],
     )
+
+
+def _end(quality: Quality) -> float:
+    return quality.end_unix_s
 
 
 def _whole(told: Sequence[Quality]) -> Quality | None:
@@ -282,13 +286,18 @@ def _others(quality: Quality) -> dict[str, float]:
 
 
 def _slices(told: Iterable[Quality]) -> list[SliceView]:
-    """The largest disparity first, and of two ways of counting the one by prediction."""
+    """Those that fare worst first, if that is sure; and of two ways of counting the one by prediction."""
     newest: dict[tuple[tuple[str, str], ...], Quality] = {}
     for each in sorted(told, key=lambda each: (each.by == "prediction", each.end_unix_s)):
         if each.disparity:
             newest[tuple(sorted(each.slice.items()))] = each
     found = [view for each in newest.values() for view in _slice(each)]
-    return sorted(found, key=lambda view: (not view.sure, -abs(view.disparity)))[:MAX_SLICES]
+    return sorted(found, key=lambda view: (not view.sure, -_badness(view)))[:MAX_SLICES]
+
+
+def _badness(view: SliceView) -> float:
+    """How much worse than everybody else: by an error that is larger, or by anything else that is smaller."""
+    return view.disparity if view.measure == "mae" else -view.disparity
 
 
 def _slice(quality: Quality) -> Iterable[SliceView]:
