@@ -295,6 +295,14 @@ class ModelSettings(Section):
     """YAML file that says how models are watched; without it, all are, by the defaults."""
 
 
+class LabelSettings(Section):
+    """The join of predictions and labels; how long they wait for each other is said by model, in ``models.file``."""
+
+    max_predictions: int = Field(10_000_000, ge=1000)
+    """Predictions, and labels, remembered in one partition: some 100 bytes of disk each. Beyond, the oldest are
+    forgotten, and counted."""
+
+
 class NotifySettings(Section):
     """Whom to tell about alerts."""
 
@@ -420,6 +428,7 @@ class Settings(BaseSettings):
     sqlite: SqliteSettings = SqliteSettings()
     rules: RuleSettings = RuleSettings()
     models: ModelSettings = ModelSettings()
+    labels: LabelSettings = LabelSettings()
     notify: NotifySettings = NotifySettings()
     remediation: RemediationSettings = RemediationSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()

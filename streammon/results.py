@@ -209,6 +209,11 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     predictions: Count = 0
     """Made in that time; only by prediction."""
     labelled: Count = 0
+    scored: Count = 0
+    rated: Count = 0
+    """Predictions that users gave a score, or a rating."""
+    final: bool = False
+    """By prediction: nothing more is waited for."""
     coverage: float | None = None
     """The share of predictions that have a label, of those that can have one."""
     unmatched_labels: Count = 0
@@ -217,6 +222,8 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     precision: float | None = None
     recall: float | None = None
     f1: float | None = None
+    average: Literal["binary", "macro"] | None = None
+    """Of what precision, recall and F1 are: of the positive class, or the mean over classes."""
     log_loss: float | None = None
     calibration_error: float | None = None
     """Expected calibration error: how far confidence is from accuracy, on average over bins of confidence."""
@@ -230,9 +237,14 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     rating: float | None = None
     """Mean of what users gave."""
     estimated_accuracy: float | None = None
-    """From confidence alone, before labels come: an estimate, never a measurement."""
+    """From confidence alone, before labels come: an estimate, never a measurement. By label: what they were expected to
+    tell."""
     estimation_error: float | None = None
     """What it was off by, once labels are there: estimated minus measured."""
+    mean_estimation_error: float | None = None
+    """How far off such estimates have been, either way, on average; the newest count most."""
+    estimates: dict[str, float] = {}
+    """Of two classes, estimated likewise: precision, recall, f1, auc."""
     intervals: dict[str, Interval] = {}
     """By measure."""
     disparity: dict[str, float] = {}
@@ -383,7 +395,11 @@ class Evidence(Result, tag_field="type", tag="evidence"):
 LoopState = Literal[
     "awaiting_approval", "approved", "started", "training", "trained", "deployed", "confirming", "closed"
 ]
-Outcome = Literal["helped", "no_change", "worse", "failed", "refused", "withdrawn", "expired", "timed_out", "dry_run"]
+Outcome = Literal[
+    "helped", "no_change", "worse",
+    "failed", "refused", "withdrawn", "expired", "skipped", "timed_out", "overtaken", "dry_run",
+]  # fmt: skip
+"""How a retraining ended: the first three are measured, the others say why nothing was."""
 
 
 class RetrainReason(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -73,6 +73,11 @@ def state_topic(processor: str) -> str:
     return f"state.{processor}"
 
 
+def journal_topic(processor: str) -> str:
+    """The topic in which a processor keeps what is too large for its snapshots."""
+    return f"journal.{processor}"
+
+
 def state_topics(processors: Iterable[str], partitions: int) -> list[TopicSpec]:
     return [
         TopicSpec(state_topic(name), partitions, None, compact=True, max_record_bytes=LARGE_RECORD_BYTES)

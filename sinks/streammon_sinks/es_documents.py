@@ -74,7 +74,7 @@ SUM_NAMES: Final = {
 
 MEASURES: Final = (
     "accuracy", "precision", "recall", "f1", "log_loss", "calibration_error", "auc", "mae", "rmse", "bias", "score",
-    "rating", "estimated_accuracy", "estimation_error",
+    "rating", "estimated_accuracy", "estimation_error", "mean_estimation_error",
 )  # fmt: skip
 """The fields of a `Quality` that say how good."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
@@ -12,6 +13,7 @@ import typer
 
 from streammon.cli.base import Output, OutputOption, app, command, print_json, print_rows
 from streammon.cli.data import AGES_S, clock_time, moment
+from streammon.cli.loop import check_labels, show_loops
 from streammon.cli.roles import RESULTS_FILE
 from streammon.config import Settings
 from streammon.errors import ConfigError
@@ -33,6 +35,7 @@ class Kind(StrEnum):
     ALERTS = "alerts"
     DRIFT = "drift"
     QUALITY = "quality"
+    LOOP = "loop"
 
 
 class WindowSource(StrEnum):
@@ -63,18 +66,26 @@ def query(
         str | None,
         typer.Option(help="Show windows this long, such as 1m, instead of base windows.", show_default=False),
     ] = None,
+    id_: Annotated[
+        str | None,
+        typer.Option("--id", help="One retraining in full: its id, or its first digits.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most rows.")] = 1000,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show windows, alerts, drift or the quality of models from the results under --data-dir.
+    """Show windows, alerts, drift or the quality of models from the results under --data-dir; loop: from the log.
 
     Of drift and quality it is the newest of each series, the last that ended first; of quality also the newest that has
-    labels.
+    labels. The loop is how models are trained anew, and whether it helped.
     """
     from streammon_sinks.sqlite import ResultStore
 
-    asked = Asked(kind, source, *_range(kind, since, until), _length(rollup), limit if not where else MOST)
     labels = _labels(where or [])
+    if kind is Kind.LOOP:
+        check_labels(labels)
+        asyncio.run(show_loops(settings, labels, id_, limit, output))
+        return
+    asked = Asked(kind, source, *_range(kind, since, until), _length(rollup), limit if not where else MOST)
     path = settings.data_dir / RESULTS_FILE
     if not path.exists():
         raise ConfigError(f"no results at {path}; is `streammon up` or `streammon sink sqlite` using this --data-dir?")
@@ -126,7 +137,7 @@ def _read(store: ResultStore, asked: Asked) -> Iterable[Any]:
             return store.alerts(asked.limit)
         case Kind.DRIFT:
             return _of_models(store, Drift, asked)
-        case Kind.QUALITY:
+        case _:
             return _qualities(store, asked)
 
 
