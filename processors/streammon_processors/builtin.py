@@ -6,7 +6,10 @@ They are found as yours are, by the entry points of `streammon_processors.regist
 from __future__ import annotations
 
 from streammon.config import Settings
+from streammon.models import load_models
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
+from streammon_processors.detectors import DetectorsTask, sees_events
+from streammon_processors.detectors.steps import step_s
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
@@ -16,6 +19,7 @@ from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
 from streammon_processors.rules.group import GroupTask
 from streammon_processors.rules.groups import GROUPED, REGROUPED, refuse_base_windows
 from streammon_processors.rules.regroup import RegroupTask
+from streammon_processors.shapes import Asked, tumbling
 from streammon_processors.slos import SloTask
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask, sources
@@ -26,6 +30,8 @@ REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
 RULES_TICK_S = 5.0
 """How exact the silence of a series is. On `drift` and `runs`, hardly anything is there but ticks."""
+DETECTORS_TICK_S = 10.0
+"""How exact the patience of `streammon_processors.detectors.steps` is."""
 GROUP_TICK_S = 2.0
 """How exact the patience of `streammon_processors.rules.group` is."""
 
@@ -43,7 +49,8 @@ def windows_processor(settings: Settings) -> Processor:
 
 def rollups_processor(settings: Settings) -> Processor:
     """Windows to longer windows: those of the configuration, and those that its rules ask for."""
-    asked = _rules(settings).asked
+    steps = Asked(tumbling(step_s(settings.windows.size_s)), "inference", "detectors")
+    asked = (*_rules(settings).asked, steps)
     RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
     outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
     tick_s = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
@@ -110,6 +117,21 @@ def group_processor(settings: Settings) -> Processor:
         outputs,
         idle_tick_s=GROUP_TICK_S,
         files=settings.rules.files,
+    )
+
+
+def detectors_processor(settings: Settings) -> Processor:
+    """Windows and qualities, and events where a policy asks for it, to what River's detectors say of them."""
+    file, size_s = settings.models.file, step_s(settings.windows.size_s)
+    models = load_models(file)
+    per_event = sees_events(models)
+    return Processor(
+        "detectors",
+        ("windows", "quality", *(["inference"] if per_event else [])),
+        lambda partition: DetectorsTask(models, partition, step_s=size_s, per_event=per_event),
+        (Output("drift", time_field("end_unix_s", lacking="reference")),),
+        idle_tick_s=max(settings.windows.idle_tick_s, DETECTORS_TICK_S),
+        files=() if file is None else (file,),
     )
 
 
