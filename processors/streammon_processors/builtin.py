@@ -129,7 +129,7 @@ def detectors_processor(settings: Settings) -> Processor:
         "detectors",
         ("windows", "quality", *(["inference"] if per_event else [])),
         lambda partition: DetectorsTask(models, partition, step_s=size_s, per_event=per_event),
-        (Output("drift", time_field("end_unix_s", lacking="reference")),),
+        (Output("drift", time_field("end_unix_s", lacking="weight")),),
         idle_tick_s=max(settings.windows.idle_tick_s, DETECTORS_TICK_S),
         files=() if file is None else (file,),
     )

@@ -6,7 +6,7 @@ Promises, for every detector (`tests/contracts/test_detector.py`)
   from 0 to 1, its season taken off. Whatever alarms, restarts after a cool-down in which the new level is learned.
 - `dump` is all of it, and small; a watcher that has loaded it goes on byte for byte. Random detectors are seeded.
 
-It cannot promise that a false alarm is seldom: that is up to the settings. With `page_hinkley`, and no ``threshold``
+It cannot promise that false alarms are seldom: that is up to the settings. With `page_hinkley`, and no ``threshold``
 given, they follow from a budget (`budget`).
 """
 
@@ -88,7 +88,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "eddm": Kind(binary.EDDM, {"alpha": 0.7, "beta": 0.6}, _of_silent, 400),
     "hddm_a": Kind(binary.HDDMA, {"drift_confidence": 1e-6, "two_sided_test": 1}, _of_silent, 400),
     "hddm_w": Kind(
-        binary.HDDMW, {"drift_confidence": 1e-6, "lambda_val": 0.01, "two_sided_test": 1}, _of_silent, 900
+        binary.HDDMW, {"drift_confidence": 1e-6, "lambda_val": 0.01, "two_sided_test": 1}, _of_silent, 1000
     ),
     "fhddm": Kind(binary.FHDDM, {}, _of_silent, 1200),
 }  # fmt: skip
@@ -134,11 +134,6 @@ class Watch:
     @property
     def of_rates(self) -> bool:
         return self.detector in OF_RATES
-
-    @property
-    def follows_budget(self) -> bool:
-        """Whether its threshold is not given, and follows from how often it may be wrong."""
-        return self.detector == "page_hinkley" and "threshold" not in self.settings
 
     @property
     def state_bytes(self) -> int:
@@ -233,11 +228,11 @@ class Watcher:
         recovered = self._cooling_until > -inf
         if recovered:
             self._begin_again()
-        ignored = self.ignored
+        ignored, before_s = self.ignored, self.last_s
         sigmas = self._preparing.update(time_unix_s, value, count)
         seen = sigmas if not self.watch.of_rates or self.ignored > ignored else self._rate(time_unix_s, value)
         if seen is not None:
-            self._feed(time_unix_s, seen, count)
+            self._feed(time_unix_s, before_s, seen, count)
         if self._river.drift_detected and seen is not None:
             self._cooling_until = time_unix_s + self.watch.cool_down_s
             return self._verdict(time_unix_s, changed=True)
@@ -251,9 +246,9 @@ class Watcher:
         rate = min(max(value - (usual[0] - usual[1]), 0.0), 1.0) if 0.0 < value < 1.0 else value
         return 1.0 - rate if self.watch.detector == "fhddm" else rate  # which counts successes
 
-    def _feed(self, time_unix_s: float, seen: float, count: float) -> None:
+    def _feed(self, time_unix_s: float, before_s: float, seen: float, count: float) -> None:
         if not self._since:
-            self._since, self._onsets = time_unix_s, (time_unix_s, time_unix_s)
+            self._since, self._onsets = before_s, (before_s, before_s)
         self._sample_size = min(self._sample_size + int(count), 2**53)
         self._tune()
         self._river.update(seen)
@@ -263,11 +258,13 @@ class Watcher:
             self._onsets = time_unix_s if up <= 0.0 else at_up, time_unix_s if down <= 0.0 else at_down
 
     def _tune(self) -> None:
-        """Let the threshold follow the budget, and what is known of the series by now."""
-        if self.watch.follows_budget:
-            k = allowance(self.watch.effect, self._preparing.passes)
+        """Let what is not given follow from the budget, and from what is known of the series by now."""
+        if self.watch.detector == "page_hinkley":
+            settings = self.watch.settings
+            k = settings.get("delta") or allowance(self.watch.effect, self._preparing.passes)
             self._river.delta = k
-            self._river.threshold = threshold(self._per_month, self._preparing.interval_s, k)
+            if "threshold" not in settings:
+                self._river.threshold = threshold(self._per_month, self._preparing.interval_s, k)
 
     def _begin_again(self) -> None:
         self._preparing.settle()
