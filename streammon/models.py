@@ -64,7 +64,7 @@ class Use(Part, frozen=True):
     """As River calls them. Without a ``threshold``, that of `page_hinkley` follows from the budget of false alarms;
     the others have defaults that `streammon drift calibrate` replaces by what a history needs."""
     per_event: bool = False
-    """Whether it sees every event instead of sums over five minutes: sooner, and 10 µs an event."""
+    """Whether it sees every event instead of sums over five minutes: sooner, and for 20 to 60 µs an event."""
 
     def __post_init__(self) -> None:
         if self.per_event and self.detector not in PER_EVENT:
@@ -80,8 +80,8 @@ class DetectorPolicy(Part, frozen=True):
     """The smallest shift worth an alarm, in standard deviations of sums over five minutes."""
     season: Literal["day", "week", "none"] = "day"
     """What comes again and is no drift. ``week`` takes two weeks to learn, and twice the memory."""
-    warm_up: Duration = "2d"
-    """How long a version is watched before anything is said of it."""
+    warm_up: Duration | None = None
+    """How long a version is watched before anything is said of it; as long as its season takes, if not given."""
     cool_down: Duration = "6h"
     """How long, after an alarm, the new level is learned before it is watched again."""
     heartbeat: Duration = "1h"
@@ -98,8 +98,9 @@ class DetectorPolicy(Part, frozen=True):
                     raise ValueError(f"{use.detector} is about {' and '.join(RATES)} only, not {target}")
                 if use.per_event and target in QUALITIES:
                     raise ValueError(f"{target} comes with labels, not with events: leave out per_event")
-        for duration in (self.warm_up, self.cool_down, self.heartbeat):
-            seconds(duration)
+        for duration in (self.warm_up_s, self.cool_down_s, self.heartbeat_s):
+            if duration <= 0:
+                raise ValueError("warm_up, cool_down and heartbeat are longer than 0")
 
     @property
     def watched(self) -> dict[str, tuple[Use, ...]]:
@@ -108,7 +109,9 @@ class DetectorPolicy(Part, frozen=True):
 
     @property
     def warm_up_s(self) -> float:
-        return seconds(self.warm_up)
+        return seconds(
+            {"none": "1d", "day": "2d", "week": "14d"}[self.season] if self.warm_up is None else self.warm_up
+        )
 
     @property
     def cool_down_s(self) -> float:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from streammon.config import Settings
 from streammon.models import load_models
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
-from streammon_processors.detectors import DetectorsTask, sees_events
-from streammon_processors.detectors.steps import step_s
+from streammon_processors.detectors.lengths import step_s
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
@@ -122,6 +121,10 @@ def group_processor(settings: Settings) -> Processor:
 
 def detectors_processor(settings: Settings) -> Processor:
     """Windows and qualities, and events where a policy asks for it, to what River's detectors say of them."""
+    # River brings SciPy, and half a second of imports: for whoever runs it.
+    from streammon_processors.detectors.task import DetectorsTask
+    from streammon_processors.detectors.watching import sees_events
+
     file, size_s = settings.models.file, step_s(settings.windows.size_s)
     models = load_models(file)
     per_event = sees_events(models)

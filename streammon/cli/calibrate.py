@@ -60,7 +60,7 @@ async def drift_calibrate(
     over them. The exit status is 1 if no candidate keeps to the budget. Prints what to put into the file of models.
     """
     from streammon_processors.detectors.calibration import Plan, calibrate
-    from streammon_processors.detectors.watching import watch_of
+    from streammon_processors.detectors.watching import number_of_detectors, watch_of
 
     if write is not None and write.exists():
         raise ConfigError(f"--write {write}: it exists; put the lines into it by hand, or name a new file")
@@ -68,10 +68,11 @@ async def drift_calibrate(
     shifts = _effects(effects)
     policy = load_models(models or settings.models.file).policy(service or "", model or "")
     histories = await _histories(settings, service, model, file, wanted, from_time, to_time)
+    allowed = ONLINE_SHARE * policy.max_false_alarms_per_month / number_of_detectors(policy)
     found = []
     for history in histories:
         watch = watch_of(policy, history.name, Use())
-        plan = Plan(_allowed(policy), shifts, months, runs)
+        plan = Plan(allowed, shifts, months, runs)
         found.append(calibrate(history, watch, _candidates(history.name), plan, _say))
     lines = _yaml(found, policy, service, model)
     if write is not None:
@@ -97,11 +98,6 @@ def _effects(text: str) -> tuple[float, ...]:
     if not found or not all(0 < each <= 100 for each in found):
         raise ConfigError(f"--effects is {text!r}, expected standard deviations such as 0.5,1,2")
     return found
-
-
-def _allowed(policy: ModelPolicy) -> float:
-    """Of each detector of a model with one version."""
-    return ONLINE_SHARE * policy.max_false_alarms_per_month / sum(map(len, policy.detectors.watched.values()))
 
 
 def _candidates(target: str) -> list[str]:
@@ -140,7 +136,7 @@ async def _histories(
 
 async def _of_log(settings: Settings, of: tuple[str, str], first: float, last: float) -> list[History]:
     from streammon_processors.detectors.histories import Gathering
-    from streammon_processors.detectors.steps import step_s
+    from streammon_processors.detectors.lengths import step_s
 
     gathering = Gathering(*of, step_s(settings.windows.size_s), first, last)
     broker = await connect(settings)

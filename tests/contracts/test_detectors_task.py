@@ -13,7 +13,7 @@ from streammon.config import Settings
 from streammon.results import Drift
 from streammon_processors.builtin import detectors_processor
 from streammon_processors.contract import Logs, ProcessorContract
-from streammon_processors.detectors import DetectorsTask
+from streammon_processors.detectors.task import DetectorsTask
 from tests.detecting import BEGIN_S, CHANGE, EVENTFUL, MODELS, STEP_S, event_log, quality_log, window_log
 
 

@@ -5,8 +5,3 @@ the processor.
 """
 
 from __future__ import annotations
-
-from streammon_processors.detectors.task import DetectorsTask
-from streammon_processors.detectors.watching import sees_events
-
-__all__ = ["DetectorsTask", "sees_events"]

@@ -47,6 +47,10 @@ CENTRE_S: Final = 86_400.0
 BATCH: Final = 12
 PRIOR_BATCHES: Final = 48.0
 MOST_OF_BATCH: Final = 16.0
+PRIOR_DAYS: Final = 4.0
+MOST_OF_DAY: Final = 64.0
+UNLIKELY: Final = 2.0
+"""Sums of days are few: they count when they spread far wider than those of hours would by chance."""
 TURN_S: Final = 86_400.0
 OF_MEAN_DEVIATION: Final = 1.2533141373155001  # sigma of a normal variable by its mean absolute deviation
 SMALLEST: Final = 1e-12
@@ -106,6 +110,11 @@ class State(Struct, array_like=True):
     batch: float = 0.0
     batched: int = 0
     batches: Mean = field(default_factory=Mean)
+    day: float = 0.0
+    day_values: int = 0
+    day_began_s: float = 0.0
+    days: Mean = field(default_factory=Mean)
+    """The same of the sums of whole days: what a level wanders by from one to the next."""
     used: Dependence | None = None
     next: Dependence | None = None
     turned_s: float = 0.0
@@ -192,6 +201,7 @@ class Preparing:
         state.before = []
         state.bad = state.of = 0.0
         state.batch, state.batched = 0.0, 0
+        state.day, state.day_values, state.day_began_s = 0.0, 0, 0.0
         state.centre = Mean()
 
     def usual_rate(self, time_unix_s: float) -> tuple[float, float] | None:
@@ -300,6 +310,7 @@ class Preparing:
         else:
             scaled = min(max(new / scale, -CLIP), CLIP)
         self._learn_batch(scaled, most)
+        self._learn_day(time_unix_s, scaled)
         return scaled / known.wide
 
     def _scale(self, time_unix_s: float) -> float:
@@ -320,9 +331,10 @@ class Preparing:
             state.turned_s = time_unix_s
 
     def _estimated(self) -> Dependence:
-        batches = self.state.batches
-        wide = (PRIOR_BATCHES + batches.weight * batches.value) / (PRIOR_BATCHES + batches.weight)
-        return Dependence(self._phi(), sqrt(wide))
+        hours, days = self.state.batches, self.state.days
+        wide = (PRIOR_BATCHES + hours.weight * hours.value) / (PRIOR_BATCHES + hours.weight)
+        wider = (PRIOR_DAYS + days.weight * days.value) / (PRIOR_DAYS + days.weight)
+        return Dependence(self._phi(), sqrt(max(wide, wider if wider > UNLIKELY else 0.0)))
 
     def _phi(self) -> float:
         """Of an AR(1) in what is left.
@@ -345,6 +357,15 @@ class Preparing:
         if state.batched == BATCH:
             state.batches.learn(min(state.batch * state.batch / BATCH, MOST_OF_BATCH), max(most / BATCH, PRIOR_BATCHES))
             state.batch, state.batched = 0.0, 0
+
+    def _learn_day(self, time_unix_s: float, scaled: float) -> None:
+        state = self.state
+        if time_unix_s - state.day_began_s >= DAY.period_s:
+            if state.day_values >= 4 * BATCH:
+                state.days.learn(min(state.day * state.day / state.day_values, MOST_OF_DAY), MEMORY_S / DAY.period_s)
+            state.day, state.day_values, state.day_began_s = 0.0, 0, time_unix_s
+        state.day += scaled
+        state.day_values += 1
 
     def _learn_dependence(self, left: float) -> None:
         state, most = self.state, MEMORY_S / self.interval_s

@@ -12,7 +12,7 @@ A step is closed, and given to the detectors, by the first window of a later one
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import ceil, exp, isfinite
+from math import exp, isfinite
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,7 +24,6 @@ from streammon.results import DISTRIBUTIONS, OTHER, Kind
 from streammon.sketch import Sketch
 from streammon_processors.detectors.watching import Measured, Version, transform_of
 
-STEP_S: Final = 300.0
 CLOSE_S: Final = 30.0
 GAP_S: Final = 10.0
 """A longer gap in the log counts as this: nobody wrote then, so nobody was late."""
@@ -35,11 +34,6 @@ SHORTEST: Final[Mapping[str, float]] = {
 }
 """What is taken for the log of smaller values: a token, a microsecond."""
 MEASURED: Final = frozenset(DETECTABLE) - frozenset(QUALITIES)
-
-
-def step_s(base_s: float) -> float:
-    """The length of a step: five minutes, or the next longer time that base windows fill."""
-    return ceil(STEP_S / base_s - 1e-9) * base_s
 
 
 class _Numbers(Struct, gc=False):

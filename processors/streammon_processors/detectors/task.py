@@ -31,12 +31,12 @@ from streammon.tick import TICK
 from streammon.topics import ROLLUP_HEADER
 from streammon.wire import MAX_TIME_UNIX_S, Wanted, read_message
 from streammon_processors.chunk import Chunk, Fate
+from streammon_processors.detectors.lengths import STEP_S
 from streammon_processors.detectors.steps import (
     CLOSE_S,
     GAP_S,
     MEASURED,
     SHORTEST,
-    STEP_S,
     Step,
     decoder,
 )

@@ -101,6 +101,11 @@ def _check(policy: ModelPolicy, target: str, use: Use) -> None:
         raise ConfigError(f"models: {of}: detectors.targets.{target}: {error}") from None
 
 
+def number_of_detectors(policy: ModelPolicy) -> int:
+    """How many share the budget of a model, if it has one version; 1 at least."""
+    return sum(map(len, policy.detectors.watched.values())) or 1
+
+
 class _Track:
     """One detector on one target of one series."""
 
@@ -152,7 +157,8 @@ class Watching:
         series = self._series.get(name) or self._begin(name, end_unix_s)
         if series is None:
             return
-        series.last_s = max(series.last_s, end_unix_s)
+        # Events come a little out of order; results of a series do not.
+        series.last_s = end_unix_s = max(series.last_s, end_unix_s)
         allowed = self._allowed(name, series.policy)
         for (target, detector), track in series.tracks.items():
             if target in values:
@@ -235,9 +241,8 @@ class Watching:
 
     def _allowed(self, name: Version, policy: ModelPolicy) -> float:
         """False alarms a month, of each detector of a version."""
-        detectors = sum(map(len, policy.detectors.watched.values()))
         versions = max(self._versions[name.service, name.model], 1)
-        return ONLINE_SHARE * policy.max_false_alarms_per_month / (max(detectors, 1) * versions)
+        return ONLINE_SHARE * policy.max_false_alarms_per_month / (number_of_detectors(policy) * versions)
 
     # --- what is remembered -----------------------------------------------------------------------------------------
 
