@@ -79,7 +79,7 @@ class DetectorPolicy(Part, frozen=True):
     effect: Annotated[float, Meta(gt=0, le=4)] = 0.5
     """The smallest shift worth an alarm, in standard deviations of sums over five minutes."""
     season: Literal["day", "week", "none"] = "day"
-    """What comes again and is no drift. ``week`` takes two weeks to learn, and twice the memory."""
+    """What comes again and is no drift. ``week`` takes two weeks to learn, and three times the memory."""
     warm_up: Duration | None = None
     """How long a version is watched before anything is said of it; as long as its season takes, if not given."""
     cool_down: Duration = "6h"

@@ -422,6 +422,7 @@ COMMANDS = {
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
+    "process detectors": ["process", "detectors"],
     "diagnose": ["diagnose"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
     "notify": ["notify"],

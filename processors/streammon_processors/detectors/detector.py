@@ -138,8 +138,7 @@ class Watch:
     @property
     def state_bytes(self) -> int:
         """The most that it takes of a snapshot."""
-        season = 2048 if self.preparation.season == "week" else 1280
-        return season + self.kind.state_bytes
+        return 900 + 18 * self.preparation.shape.nodes + self.kind.state_bytes
 
     def make(self) -> Any:
         """River's detector. Raises ConfigError: a setting that it does not have, or does not take."""

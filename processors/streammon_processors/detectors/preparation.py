@@ -88,7 +88,6 @@ class State(Struct, array_like=True):
     """All that is remembered of one series."""
 
     profile: Profile
-    weekly: Profile
     spread: Profile
     """Mean deviations of what is left, by time."""
     first_s: float = 0.0
@@ -132,7 +131,7 @@ class Preparation:
 
     @property
     def shape(self) -> Shape:
-        return FLAT if self.season == "none" else DAY
+        return {"none": FLAT, "day": DAY, "week": WEEK}[self.season]
 
     def open(self) -> Preparing:
         return Preparing(self)
@@ -145,9 +144,7 @@ class Preparing:
         self.description = description
         self._shape = description.shape
         self._rate = description.transform == "rate"
-        empty = Profile.empty
-        weekly = empty(WEEK) if description.season == "week" else Profile([], [])
-        self.state = State(empty(self._shape), weekly, empty(self._shape))
+        self.state = State(Profile.empty(self._shape), Profile.empty(DAY))
 
     @property
     def dependence(self) -> Dependence:
@@ -241,11 +238,7 @@ class Preparing:
         )
 
     def _usual(self, time_unix_s: float) -> float | None:
-        state = self.state
-        usual = state.profile.expected(self._shape, time_unix_s)
-        if usual is not None and state.weekly.means:
-            usual += state.weekly.expected(WEEK, time_unix_s) or 0.0
-        return usual
+        return self.state.profile.expected(self._shape, time_unix_s)
 
     def _count(self, time_unix_s: float) -> None:
         state = self.state
@@ -277,18 +270,9 @@ class Preparing:
         return count / sqrt(max(count * usual * (1.0 - usual), MIN_EVENTS)) if self._rate else 1.0
 
     def _learn_season(self, time_unix_s: float, value: float, usual: float | None) -> None:
-        state, shape = self.state, self._shape
-        most = 28.0 * max(shape.period_s / shape.nodes / self.interval_s, 1.0)
-        value = value if usual is None else self._not_too_far(value, usual)
-        if state.weekly.means:
-            week = state.weekly.expected(WEEK, time_unix_s) or 0.0
-            daily = state.profile.expected(shape, time_unix_s)
-            if daily is not None:
-                per_node = WEEK.period_s / WEEK.nodes / self.interval_s
-                state.weekly.learn(WEEK, time_unix_s, value - daily, 8.0 * max(per_node, 1.0))
-            state.profile.learn(shape, time_unix_s, value - week, most)
-        else:
-            state.profile.learn(shape, time_unix_s, value, most)
+        shape = self._shape
+        most = shape.periods * max(shape.period_s / shape.nodes / self.interval_s, 1.0)
+        self.state.profile.learn(shape, time_unix_s, value if usual is None else self._not_too_far(value, usual), most)
 
     def _not_too_far(self, value: float, usual: float) -> float:
         if self._rate or self.state.deviation.weight < _PRIOR:
@@ -304,7 +288,7 @@ class Preparing:
         far = _OUTLIER * scale if state.noise.weight >= _PRIOR else abs(new)
         deviation = min(abs(new), max(far, SMALLEST))
         state.noise.learn(deviation, most)
-        state.spread.learn(self._shape, time_unix_s, deviation, max(most / self._shape.nodes, _PRIOR))
+        state.spread.learn(DAY, time_unix_s, deviation, max(most / DAY.nodes, _PRIOR))
         if scale <= SMALLEST:
             scaled = 0.0 if abs(new) <= SMALLEST else CLIP if new > 0 else -CLIP
         else:
@@ -316,7 +300,7 @@ class Preparing:
     def _scale(self, time_unix_s: float) -> float:
         """Sigma of what is left, at that time of the day as far as that is known."""
         state = self.state
-        (left, share), (right, other) = self._shape.places(time_unix_s)
+        (left, share), (right, other) = DAY.places(time_unix_s)
         spread = state.spread
         near = share * spread.means[left] + other * spread.means[right]
         weight = min(spread.weights[left], spread.weights[right])

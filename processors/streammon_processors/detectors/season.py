@@ -16,17 +16,16 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
-PERIODS: Final = 28.0
-"""A node remembers so many periods: older ones fade."""
 ENOUGH: Final = 3.0
 """As many values make a node known."""
 
 
 class Shape(NamedTuple):
-    """Of which period, and in how many nodes."""
+    """Of which period, in how many nodes, and of how many periods a node is the mean: older ones fade."""
 
     period_s: float
     nodes: int
+    periods: float
 
     def places(self, time_unix_s: float) -> tuple[tuple[int, float], tuple[int, float]]:
         """The two nodes around a time, and how much each counts."""
@@ -36,9 +35,9 @@ class Shape(NamedTuple):
         return (below % self.nodes, 1.0 - share), ((below + 1) % self.nodes, share)
 
 
-DAY: Final = Shape(86_400.0, 24)
-WEEK: Final = Shape(604_800.0, 56)
-FLAT: Final = Shape(86_400.0, 1)
+DAY: Final = Shape(86_400.0, 24, 28.0)
+WEEK: Final = Shape(604_800.0, 168, 8.0)
+FLAT: Final = Shape(86_400.0, 1, 28.0)
 """No season: one node, the mean of all."""
 
 
