@@ -45,6 +45,7 @@ def register_commands() -> None:
         notify,
         notify_file,
         people,
+        query,
         remediate,
         replay,
         roles,

@@ -257,6 +257,18 @@ def test_fields_set_during_the_call_are_in_its_event() -> None:
     assert (second["status"], second["error_type"]) == ("error", "Empty")
 
 
+def test_a_change_is_an_event_about_the_model() -> None:
+    with intake() as told, monitor(told) as watching:
+        watching.change("deploy", model_version="4", actor="ann", ref="v4.0")
+        watching.change("no such kind")
+    [attempt] = told.attempts
+    assert json.loads(attempt.body)["type"] == "change"
+    [change] = told.events
+    expected = {"kind": "deploy", "model_version": "4", "actor": "ann", "ref": "v4.0"}
+    assert change.items() >= expected.items()
+    assert {"service", "model", "time_unix_s"} <= change.keys()
+
+
 def test_label_is_an_event_of_its_own_type() -> None:
     with intake() as told, monitor(told) as watching:
         watching.record(duration_s=0.1, event_id="e1")
