@@ -10,7 +10,7 @@ import sys
 from itertools import takewhile
 
 ALL = (
-    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "evidence", "quality",
+    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "evidence", "quality",
     "scale_out", "paging", "sdk_overhead", "host_agent", "join",
 )  # fmt: skip
 

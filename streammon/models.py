@@ -5,6 +5,7 @@
         model: ranker
         max_false_alarms_per_month: 1
         drift: {window: 1h, reference: {first: 5000}}
+        detectors: {season: week, targets: {error: [{}], duration_s: [{}, {detector: adwin, per_event: true}]}}
         labels: {horizon: 7d, slices: [tenant, features.country]}
 
 The first entry that fits a model is the one that holds; a ``service`` or ``model`` that is left out fits all.
@@ -14,16 +15,20 @@ from __future__ import annotations
 
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
 from streammon.durations import Duration, seconds
+from streammon.results import DISTRIBUTIONS
 from streammon.yaml_files import load_yaml
 
 Positive = Annotated[int, Meta(ge=1)]
 COHORTS = 168
 """Times of predictions that wait for labels at once, at most: each hour of a week."""
+
+ONLINE_SHARE: Final = 0.5
+"""Of a model's budget of false alarms, what the online detectors may use; the rest is for tests of data drift."""
 
 
 class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,8 +46,83 @@ class DriftPolicy(Part, frozen=True):
         return seconds(self.window)
 
 
+Detector = Literal["page_hinkley", "adwin", "kswin", "ddm", "eddm", "hddm_a", "hddm_w", "fhddm"]
+PER_EVENT: Final = ("page_hinkley", "adwin", "eddm")
+"""Those cheap enough to be given every event."""
+OF_RATES: Final = ("ddm", "eddm", "hddm_a", "hddm_w", "fhddm")
+"""Those that are about errors, and know nothing but shares from 0 to 1."""
+RATES: Final = ("error", "accuracy")
+QUALITIES: Final = ("accuracy", "mae", "score")
+"""What comes with labels, in the topic `quality`; nothing of it is in an event."""
+DETECTED: Final = ("duration_s", "error", "confidence", "input_tokens", "output_tokens", "accuracy")
+"""What is watched unless a policy says otherwise."""
+DETECTABLE: Final = tuple(dict.fromkeys((*DISTRIBUTIONS, "error", *QUALITIES)))
+
+
+class Use(Part, frozen=True):
+    """A detector, and how it is set."""
+
+    detector: Detector = "page_hinkley"
+    settings: dict[str, float] = {}
+    """As River calls them. Without a ``threshold``, that of `page_hinkley` follows from the budget of false alarms;
+    the others have defaults that `streammon drift calibrate` replaces by what a history needs."""
+    per_event: bool = False
+    """Whether it sees every event instead of sums over five minutes: sooner, and for 20 to 60 µs an event."""
+
+    def __post_init__(self) -> None:
+        if self.per_event and self.detector not in PER_EVENT:
+            raise ValueError(f"{self.detector} takes too long for every event; per_event: {', '.join(PER_EVENT)}")
+
+
 class DetectorPolicy(Part, frozen=True):
-    """Online detectors on its measurements."""
+    """Online detectors on its measurements: whether they still come as they did."""
+
+    targets: dict[str, tuple[Use, ...]] = {}
+    """By what is watched, the detectors on it; if none is given, `DETECTED`, each by `page_hinkley`."""
+    effect: Annotated[float, Meta(gt=0, le=4)] = 0.5
+    """The smallest shift worth an alarm, in standard deviations of sums over five minutes."""
+    season: Literal["day", "week", "none"] = "day"
+    """What comes again and is no drift. ``week`` takes two weeks to learn, and three times the memory."""
+    warm_up: Duration | None = None
+    """How long a version is watched before anything is said of it; as long as its season takes, if not given."""
+    cool_down: Duration = "6h"
+    """How long, after an alarm, the new level is learned before it is watched again."""
+    heartbeat: Duration = "1h"
+    """How often a record says that nothing has changed, or that it still is as changed."""
+
+    def __post_init__(self) -> None:
+        for target, uses in self.targets.items():
+            if target not in DETECTABLE:
+                raise ValueError(f"target {target!r} is none that can be watched: {', '.join(DETECTABLE)}")
+            if len({use.detector for use in uses}) < len(uses):
+                raise ValueError(f"a detector is named twice for {target}: their results could not be told apart")
+            for use in uses:
+                if use.detector in OF_RATES and target not in RATES:
+                    raise ValueError(f"{use.detector} is about {' and '.join(RATES)} only, not {target}")
+                if use.per_event and target in QUALITIES:
+                    raise ValueError(f"{target} comes with labels, not with events: leave out per_event")
+        for duration in (self.warm_up_s, self.cool_down_s, self.heartbeat_s):
+            if duration <= 0:
+                raise ValueError("warm_up, cool_down and heartbeat are longer than 0")
+
+    @property
+    def watched(self) -> dict[str, tuple[Use, ...]]:
+        """By target, the detectors on it."""
+        return self.targets or dict.fromkeys(DETECTED, (Use(),))
+
+    @property
+    def warm_up_s(self) -> float:
+        return seconds(
+            {"none": "1d", "day": "2d", "week": "14d"}[self.season] if self.warm_up is None else self.warm_up
+        )
+
+    @property
+    def cool_down_s(self) -> float:
+        return seconds(self.cool_down)
+
+    @property
+    def heartbeat_s(self) -> float:
+        return seconds(self.heartbeat)
 
 
 class LabelPolicy(Part, frozen=True):

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -352,6 +353,16 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             return int(self._positive.counts[max(0, bucket + 1 - self.offset) :].sum())
         smaller = self._negative.counts[: max(0, bucket - self.negative_offset)].sum()
         return int(smaller + self._positive.counts.sum()) + self.zero_count
+
+    def mean_log(self, floor: float) -> float:
+        """The mean of the natural logs of the values, those below ``floor`` taken for it; within 0.0055 at scale 6.
+
+        NaN for an empty sketch.
+        """
+        positive, scale = self._positive, 2.0**self.scale
+        lowest, total = math.log(floor), int(positive.counts.sum())
+        logs = np.maximum((positive.indices + 0.5) * (math.log(2.0) / scale), lowest)
+        return float(logs @ positive.counts + (self.count - total) * lowest) / self.count if self.count else math.nan
 
     def merge(self, other: Sketch) -> Sketch:
         """The sketch of both sets of values."""

@@ -15,7 +15,7 @@ from streammon.broker.kafka import member
 from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
-from streammon.models import COHORTS
+from streammon.models import COHORTS, ModelPolicy
 from streammon.outcomes import MAX_TEXT_BYTES
 from streammon.remediation import MOST_MODELS
 from streammon.results import Completeness, Distribution, Quality, Window
@@ -23,6 +23,8 @@ from streammon.wire import plain
 from streammon_agents import gateway, ndjson
 from streammon_processors import aggregate, dedupe, quality, revisions, rules, share, slos, windows
 from streammon_processors.builtin import QUALITY_TICK_S, REMEDY_TICK_S
+from streammon_processors.detectors import lengths, steps, watching
+from streammon_processors.detectors import task as detecting
 from streammon_processors.remediation import comparing, retraining
 from streammon_processors.remediation import decide as remedying
 from streammon_processors.task import Task
@@ -157,7 +159,7 @@ def test_every_field_of_quality_is_explained() -> None:
 
 
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, quality.models)
+    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, quality.models, watching)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
@@ -179,7 +181,7 @@ def test_retention_on_the_page_is_that_of_the_topics() -> None:
 
 # ---------------------------------------------------------------- numbers
 
-_SETTINGS, _PATIENCE = Settings(), circuit.Patience()
+_SETTINGS, _PATIENCE, _DETECTORS = Settings(), circuit.Patience(), ModelPolicy()
 QUOTED = [
     ("docs/windows.md", f"`windows.size_s` long ({_SETTINGS.windows.size_s:g} s)"),
     ("docs/windows.md", f"`windows.lateness_s` ({_SETTINGS.windows.lateness_s:g} s)"),
@@ -193,6 +195,12 @@ QUOTED = [
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
     ("docs/windows.md", f"{dedupe.MAX_GAPS} gaps of each, but {dedupe.MAX_GAPS_TOGETHER} of all"),
     ("docs/windows.md", f"while windows are open, {windows.MAX_DUPLICATES:,} are remembered"),
+    ("docs/detectors.md", f"in steps of {lengths.STEP_S:g} s"),
+    ("docs/detectors.md", f"after {steps.CLOSE_S:g} s of silence"),
+    ("docs/detectors.md", f"at most {detecting.WINDOWS_BYTES // 1024} KiB of windows"),
+    ("docs/detectors.md", f"{detecting.QUALITY_BYTES // 1024} KiB each of qualities and events"),
+    ("docs/detectors.md", f"{_DETECTORS.max_false_alarms_per_month:g} # of all that looks for drift"),
+    ("docs/detectors.md", f"effect: {_DETECTORS.detectors.effect:g} "),
     ("docs/remediation.md", f"more than {remedying.STALE_S:g} s before it was read"),
     ("docs/remediation.md", f"nobody was there to do it within {execute.LATE_S:g} s"),
     ("docs/remediation.md", f"| {remedying.MOST_OPEN} are open |"),

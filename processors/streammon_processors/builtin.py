@@ -10,6 +10,7 @@ from streammon.models import load_models
 from streammon.outcomes import OUTCOMES, elements, outcome_time
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
 from streammon.topics import LOOPS
+from streammon_processors.detectors.lengths import step_s
 from streammon_processors.join import JoinTask
 from streammon_processors.join.models import KnownModels
 from streammon_processors.join.task import JOIN
@@ -24,7 +25,7 @@ from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
 from streammon_processors.rules.group import GroupTask
 from streammon_processors.rules.groups import GROUPED, REGROUPED, refuse_base_windows
 from streammon_processors.rules.regroup import RegroupTask
-from streammon_processors.shapes import plan
+from streammon_processors.shapes import Asked, plan, tumbling
 from streammon_processors.slos import SloTask
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask, sources
@@ -35,6 +36,8 @@ REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
 RULES_TICK_S = 5.0
 """How exact the silence of a series is. On `drift` and `runs`, hardly anything is there but ticks."""
+DETECTORS_TICK_S = 10.0
+"""How exact the patience of `streammon_processors.detectors.steps` is."""
 QUALITY_TICK_S = 15.0
 """How exact the end of windows is where neither labels nor predictions come any more, for as long as labels may."""
 GROUP_TICK_S = 2.0
@@ -54,7 +57,8 @@ def windows_processor(settings: Settings) -> Processor:
 
 def rollups_processor(settings: Settings) -> Processor:
     """Windows to longer windows: those of the configuration, and those that its rules ask for."""
-    asked = _rules(settings).asked
+    steps = Asked(tumbling(step_s(settings.windows.size_s)), "inference", "detectors")
+    asked = (*_rules(settings).asked, steps)
     RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
     outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
     tick_s = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
@@ -135,6 +139,25 @@ def group_processor(settings: Settings) -> Processor:
         outputs,
         idle_tick_s=GROUP_TICK_S,
         files=settings.rules.files,
+    )
+
+
+def detectors_processor(settings: Settings) -> Processor:
+    """Windows and qualities, and events where a policy asks for it, to what River's detectors say of them."""
+    # River brings SciPy, and half a second of imports: for whoever runs it.
+    from streammon_processors.detectors.task import DetectorsTask
+    from streammon_processors.detectors.watching import sees_events
+
+    file, size_s = settings.models.file, step_s(settings.windows.size_s)
+    models = load_models(file)
+    per_event = sees_events(models)
+    return Processor(
+        "detectors",
+        ("windows", "quality", *(["inference"] if per_event else [])),
+        lambda partition: DetectorsTask(models, partition, step_s=size_s, per_event=per_event),
+        (Output("drift", time_field("end_unix_s", lacking="weight")),),
+        idle_tick_s=max(settings.windows.idle_tick_s, DETECTORS_TICK_S),
+        files=() if file is None else (file,),
     )
 
 

@@ -426,6 +426,7 @@ COMMANDS = {
     "process join": ["process", "join", "--data-dir", "memory"],
     "process quality": ["process", "quality"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
+    "process detectors": ["process", "detectors"],
     "diagnose": ["diagnose"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
     "notify": ["notify"],
