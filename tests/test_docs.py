@@ -18,7 +18,7 @@ from streammon.events import EventType
 from streammon.results import Completeness, Distribution, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
-from streammon_processors import aggregate, dedupe, revisions, rules, share, slos, windows
+from streammon_processors import aggregate, dedupe, event_windows, revisions, rules, share, slos, windows
 from streammon_processors.remediation import decide as remedying
 from streammon_processors.task import Task
 from streammon_sinks import delivery
@@ -177,12 +177,12 @@ QUOTED = [
     ("docs/windows.md", f"`windows.max_late_s` ({_SETTINGS.windows.max_late_s / 3600:g} h)"),
     ("docs/windows.md", f"`windows.idle_tick_s` ({_SETTINGS.windows.idle_tick_s:g} s)"),
     ("docs/windows.md", f"`windows.max_series` ({_SETTINGS.windows.max_series:,})"),
-    ("docs/windows.md", f"about {windows.PENDING_LIMIT:,} late or refused events"),
+    ("docs/windows.md", f"about {event_windows.PENDING_LIMIT:,} late or refused events"),
     ("docs/windows.md", f"for {revisions.MAX_REVISIONS:,} pairs of window and series"),
     ("docs/windows.md", f"more than {windows.MAX_SERIES_BYTES:,} bytes"),
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
     ("docs/windows.md", f"{dedupe.MAX_GAPS} gaps of each, but {dedupe.MAX_GAPS_TOGETHER} of all"),
-    ("docs/windows.md", f"while windows are open, {windows.MAX_DUPLICATES:,} are remembered"),
+    ("docs/windows.md", f"while windows are open, {event_windows.MAX_DUPLICATES:,} are remembered"),
     ("docs/remediation.md", f"more than {remedying.STALE_S:g} s before it was read"),
     ("docs/remediation.md", f"nobody was there to do it within {execute.LATE_S:g} s"),
     ("docs/remediation.md", f"| {remedying.MOST_OPEN} are open |"),
