@@ -108,7 +108,10 @@ class TargetReference(Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 class Reference(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="reference"):
-    """How the targets of a model should be distributed. On the topic `references`, key ``service/model``."""
+    """How the targets of a model should be distributed.
+
+    On the topic `references`, under `reference_key`, in the partition of ``service/model``.
+    """
 
     id: str
     """Made of its content: another reference has another id."""
@@ -126,3 +129,8 @@ class Reference(Result, kw_only=True, omit_defaults=True, tag_field="type", tag=
     sample_size: Count
     targets: dict[str, TargetReference]
     pairs: dict[str, CoMoments] = field(default_factory=dict)
+
+
+def reference_key(reference: Reference) -> bytes:
+    """Its key on the topic `references`: with its id, so that compaction keeps older ones, too."""
+    return f"{reference.service}/{reference.model}/{reference.id}".encode()

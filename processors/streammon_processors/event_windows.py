@@ -116,7 +116,7 @@ class Product:
         raise NotImplementedError
 
     def key(self, series: Series | None) -> bytes:
-        """The record key of a series; None: of events whose series is not known."""
+        """What tells a series from all others; None: of events whose series is not known."""
         raise NotImplementedError
 
     def record(
@@ -142,8 +142,8 @@ class Product:
         """Whether there will be, as time passes."""
         return False
 
-    def publish(self, closed: float, oldest: float) -> Iterator[Outgoing]:
-        """That. What it remembers now is what a snapshot has to hold; windows before ``oldest`` never come again."""
+    def publish(self, closed: float, oldest: float, newest: float) -> Iterator[Outgoing]:
+        """That. What it remembers then has to be in the snapshot. Nothing is added to windows before ``oldest``."""
         yield from ()
 
 
@@ -464,7 +464,7 @@ class EventWindows:
         closed, oldest = float(self._closed(self._newest)), self._oldest_window()
         outputs = [
             *pending.letters,
-            *self._product.publish(closed, oldest),
+            *self._product.publish(closed, oldest, self._newest),
             *self._main_windows(pending),
             *self._supplements(pending),
             *self._counters_left(pending),
