@@ -99,8 +99,8 @@ def silent() -> socket.socket:
 # --- help and mistakes ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "up": ["--demo", "--port", "--rules", "--notify", "--actions"], "agent": [], "process": [], "notify": ["--notify"],
-    "notify test": ["--notify"], "doctor": ["--output"],
+    "up": ["--demo", "--port", "--rules", "--notify", "--actions"], "agent": [],
+    "process": ["--rules", "--models"], "notify": ["--notify"], "notify test": ["--notify"], "doctor": ["--output"],
     "rules run": ["--rules"], "rules check": [], "rules default": [], "sink": ["sqlite", "elasticsearch"],
     "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
@@ -114,6 +114,8 @@ COMMANDS = {
     "remediate list": ["--output"],
     "slo report": ["--from", "--to", "--rules", "--fail-under", "--output"],
     "diagnose": [], "why": ["--output"],
+    "drift reference": ["--from", "--from-time", "--column", "--dry-run", "--models"], "drift show": ["--output"],
+    "drift references": ["--output"],
     "rules report": ["--from", "--to", "--flap", "--output"],
 }  # fmt: skip
 COMMON = ["--config", "--bootstrap", "--data-dir", "--metrics-port", "--log-level"]
@@ -492,7 +494,7 @@ def test_rules_whose_windows_only_they_ask_for_are_named_at_the_start_with_what_
 def test_topics_are_created_once_and_compared(empty: Path) -> None:
     first, again = (inside("topics", "create", "--data-dir", empty).stdout for _ in range(2))
     assert "created streammon.inference\n" in first
-    assert again == "0 created, 37 there already\n"
+    assert again == "0 created, 38 there already\n"
     same = inside("topics", "check", "--data-dir", empty)
     assert (same.exit_code, same.stdout) == (0, "all topics are as they should be\n")
     differing = inside("topics", "check", "--output", "json", "--data-dir", empty, STREAMMON_TOPICS__PARTITIONS="7")

@@ -38,6 +38,7 @@ def register_commands() -> None:
     from streammon.cli import (  # noqa: F401
         admin,
         data,
+        drift,
         imports,
         inventory,
         notify,

@@ -65,17 +65,17 @@ class Events:
             at = np.flatnonzero(~np.isnan(self.confidence))
             return Column(at, self.confidence[at], types=_types(number=len(at)))
         if name == PREDICTION:
-            return self._read(name, self.predictions)
+            return read(name, self.predictions, self.policy)
         own = name.removeprefix(FEATURES)
-        return self._read(name, [each.get(own) if each else None for each in self.features])
+        return read(name, [each.get(own) if each else None for each in self.features], self.policy)
 
-    def _read(self, name: str, values: Sequence[Any]) -> Column:
-        column = column_of(values)
-        if name in self.policy.text:
-            return lengths(values)
-        if name in self.policy.categorical and len(column.at):
-            return names_of(values, column)
-        return column
+
+def read(name: str, values: Sequence[Any], policy: DriftPolicy) -> Column:
+    """The values of a target as the policy wants them seen."""
+    if name in policy.text:
+        return lengths(values)
+    column = column_of(values)
+    return names_of(values, column) if name in policy.categorical and len(column.at) else column
 
 
 def column_of(values: Sequence[Any]) -> Column:
