@@ -131,15 +131,17 @@ class ProfileOracle(Oracle):
             if series not in self.complete and self._covers(reference, dict(series)):
                 del self.first[series]
 
-    def _add(self, window: dict[Labels, list[Event]], event: Event) -> None:
-        super()._add(window, event)
-        series = self._series(event)
-        if series in self.complete or any(self._covers(each, dict(series)) for _, each in self.told):
-            return
-        events = self.first.setdefault(series, [])
-        events.append(event)
-        if len(events) == POLICY.reference.first:
-            self.complete[series] = self._next_window(max(self.newest, event["time_unix_s"]))
+    def _publish(self, offset: int) -> None:
+        super()._publish(offset)
+        for each in self.publications[-1].windows:
+            held = not each.series or any(self._covers(reference, each.series) for _, reference in self.told)
+            if each.part == "main" and not held and self.expected_reference(each) is None:
+                series = tuple(each.series.items())
+                if series not in self.complete:
+                    self.first.setdefault(series, []).extend(each.events[: POLICY.reference.first])
+        for series, events in self.first.items():
+            if series not in self.complete and len(events) >= POLICY.reference.first:
+                self.complete[series] = self._next_window(self.newest)
 
     def _next_window(self, newest: float) -> int:
         return 0 if newest == -math.inf else math.floor(newest / self.settings.size_s) + 1

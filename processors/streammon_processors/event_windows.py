@@ -49,7 +49,7 @@ from streammon.events import EventType
 from streammon.results import Completeness, bounded
 from streammon.tick import TICK
 from streammon.topics import MAX_RECORD_BYTES
-from streammon.wire import Density, Floats, Identity
+from streammon.wire import Density, Identity
 from streammon_processors.aggregate import sortable
 from streammon_processors.chunk import (
     Chunk,
@@ -127,9 +127,6 @@ class Product:
 
     # --- of those that remember more ------------------------------------------------------------------------------
 
-    def look(self, rows: AcceptedRows) -> None:
-        """Events that are about to be counted, each of them once, in log order."""
-
     def tell(self, tick: Record, newest: float) -> None:
         """A tick record, as it comes; ``newest`` is the highest event time before it."""
 
@@ -145,17 +142,6 @@ class Product:
     def publish(self, closed: float, oldest: float, newest: float) -> Iterator[Outgoing]:
         """That. What it remembers then has to be in the snapshot. Nothing is added to windows before ``oldest``."""
         yield from ()
-
-
-@dataclass(frozen=True)
-class AcceptedRows:
-    """Events that are about to be counted. ``newest``, by row: the highest event time, its own included."""
-
-    chunk: Chunk
-    rows: Ints
-    series: list[Series]
-    codes: Ints
-    newest: Floats
 
 
 class Published(Struct, array_like=True):
@@ -310,7 +296,6 @@ class EventWindows:
         while start < len(rows):
             last = self._next_place(start, closing, weights)
             part = np.arange(start, last + 1)
-            self._look(rows, part[(accepted & ~too_late)[part]], newest)
             self._count(self._open, rows, part[(accepted & ~late)[part]])
             self._count(self._pending.supplements, rows, part[supplement[part]])
             refused_here = letters[bisect_left(letters, start) : bisect_right(letters, last)]
@@ -386,11 +371,6 @@ class EventWindows:
 
     # --- what becomes of rows ---------------------------------------------------------------------------------------
 
-    def _look(self, rows: _Rows, accepted: Ints, newest: Floats) -> None:
-        """``newest[i + 1]`` includes row ``i``."""
-        if len(accepted):
-            self._product.look(AcceptedRows(rows.chunk, accepted, rows.series, rows.codes, newest[accepted + 1]))
-
     def _count(self, windows: dict[int, _OpenWindow], rows: _Rows, counted: Ints) -> None:
         """Add rows to their windows."""
         numbers = rows.window[counted]
@@ -464,10 +444,10 @@ class EventWindows:
         closed, oldest = float(self._closed(self._newest)), self._oldest_window()
         outputs = [
             *pending.letters,
-            *self._product.publish(closed, oldest, self._newest),
             *self._main_windows(pending),
             *self._supplements(pending),
             *self._counters_left(pending),
+            *self._product.publish(closed, oldest, self._newest),
         ]
         self._revisions.forget_before(oldest)  # only after numbering: what is published here may be older
         for identity, now_ms in pending.judged:

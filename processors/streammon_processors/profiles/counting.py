@@ -6,21 +6,21 @@ value after the other, and whoever comes beyond a cap is decided in the order of
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from math import isnan
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from streammon.models import DriftPolicy
-from streammon.profiles import CoMoments, Numbers, Reference, TargetProfile, TargetReference
+from streammon.profiles import Numbers, Reference, TargetProfile, TargetReference
 from streammon.results import OTHER
 from streammon.sketch import Sketch, SketchBag
 from streammon.wire import Floats
 from streammon_processors.aggregate import sortable
 from streammon_processors.chunk import Chunk, Ints, Series
+from streammon_processors.profiles.sample import Sample
+from streammon_processors.profiles.sums import Counts, Moments, Pair, finite
 from streammon_processors.profiles.targets import ALWAYS, MAX_TARGETS, Column, Events, Fields, by_series
 
 MAX_VERSIONS = 100
@@ -28,108 +28,14 @@ MAX_VERSIONS = 100
 about 10 kB while its window is open."""
 MAX_LEFT_OUT = 1000
 """So far left-out targets are counted."""
-MAX_UNSEEN, MAX_CATEGORY_CHARS = 50, 120
-"""Categories that the reference does not know, of one target; more, and longer ones, are counted as ``other``."""
+MAX_UNSEEN = 50
+"""Categories that the reference does not know, of one target; more are counted as ``other``."""
 SKETCH_BUCKETS = 256
 """Of the sketch of a target: beside bins it has to be mergeable, not fine. A profile stays below 4 kB a target."""
-LARGEST = sys.float_info.max
 
 Policies = Callable[[Series], DriftPolicy]
 References = Callable[[Series, int], Reference | None]
 """The reference that holds for a series in the window of that number."""
-
-
-class Counts:
-    """The categories of one target: those that are known, and the first others."""
-
-    def __init__(self, known: Iterable[str], most: int) -> None:
-        self.values = dict.fromkeys(known, 0)
-        self.other = 0
-        self._room = most
-
-    def add(self, texts: Iterable[str]) -> None:
-        for value, count in Counter(texts).items():
-            if value in self.values:
-                self.values[value] += count
-            elif self._room > 0 and len(value) <= MAX_CATEGORY_CHARS:
-                self.values[value] = count
-                self._room -= 1
-            else:
-                self.other += count
-
-    def present(self) -> dict[str, int] | None:
-        """Those that there are, by name."""
-        return {value: count for value, count in sorted(self.values.items()) if count} or None
-
-
-class Moments:
-    """Count, extremes and sums of numbers; squares about a center."""
-
-    def __init__(self, center: float) -> None:
-        self.center = center
-        self.count = 0
-        self.min, self.max = np.inf, -np.inf
-        self.sum = self.squares = 0.0
-
-    def add(self, numbers: Floats) -> None:
-        self.count += len(numbers)
-        self.min, self.max = min(self.min, float(numbers.min())), max(self.max, float(numbers.max()))
-        with np.errstate(over="ignore", invalid="ignore"):
-            self.sum = one_by_one(self.sum, numbers)
-            self.squares = one_by_one(self.squares, (numbers - self.center) ** 2)
-
-
-def one_by_one(start: float, values: Floats) -> float:
-    """A sum from left to right: the same however its values are cut into calls."""
-    return float(np.cumsum(np.concatenate(([start], values)))[-1])
-
-
-def finite(value: float) -> float:
-    """JSON has no infinity, and no NaN."""
-    return 0.0 if isnan(value) else min(max(value, -LARGEST), LARGEST)
-
-
-def together(x: Column, y: Column) -> Floats:
-    """The numbers of the events that have both; shape (2, n)."""
-    if len(x.at) != len(y.at) or (x.at != y.at).any():
-        _, mine, other = np.intersect1d(x.at, y.at, assume_unique=True, return_indices=True)
-        return np.array([x.numbers[mine], y.numbers[other]])
-    return np.array([x.numbers, y.numbers])
-
-
-class Pair:
-    """What two targets have to do with each other, over the events that have both."""
-
-    def __init__(self, centers: tuple[float, float] | None) -> None:
-        self._centers = centers  # None: the first values, once they are there
-        self._count = 0
-        self._sums = np.zeros(5)  # of x, y, xx, yy and xy, about the centers
-
-    def add(self, x: Column, y: Column) -> None:
-        numbers = together(x, y)
-        if not numbers.size:
-            return
-        if self._centers is None:
-            self._centers = float(numbers[0, 0]), float(numbers[1, 0])
-        self._count += numbers.shape[1]
-        with np.errstate(over="ignore", invalid="ignore"):
-            dx, dy = numbers - np.array(self._centers)[:, None]
-            terms = np.array([dx, dy, dx * dx, dy * dy, dx * dy])
-            self._sums = np.cumsum(np.column_stack([self._sums, terms]), axis=1)[:, -1]
-
-    def moments(self) -> CoMoments | None:
-        if not self._count or self._centers is None:
-            return None
-        n = self._count
-        x, y, xx, yy, xy = self._sums.tolist()
-        return CoMoments(
-            count=n,
-            mean_x=finite(self._centers[0] + x / n),
-            mean_y=finite(self._centers[1] + y / n),
-            m2_x=max(0.0, finite(xx - x * x / n)),
-            m2_y=max(0.0, finite(yy - y * y / n)),
-            c_xy=finite(xy - x * y / n),
-        )
 
 
 class _Target:
@@ -185,6 +91,8 @@ class _Pooled(NamedTuple):
 class _Version:
     """One model version in one window."""
 
+    """``sample``: of one without a reference, its first events as they are."""
+
     def __init__(self, number: int, policy: DriftPolicy, reference: Reference | None) -> None:
         self.policy = policy
         self.count = 0
@@ -193,6 +101,7 @@ class _Version:
         self._targets: dict[str, _Target] = {}
         self._pairs = {pair: Pair(self._centers(*pair)) for pair in policy.pairs}
         self._left_out: set[str] = set()
+        self.sample = Sample(policy) if reference is None else None
         for name in reference.targets if reference is not None else ():
             self._new(name)  # that it is missing has to be seen, too
 
@@ -212,6 +121,11 @@ class _Version:
         for (x, y), pair in self._pairs.items():
             if x in columns and y in columns:
                 pair.add(columns[x], columns[y])
+        if self.sample is not None and self.sample.lacking:
+            if len(events) > self.sample.lacking:
+                events = events.first(self.sample.lacking)
+                columns = events.columns(columns)
+            self.sample.add(columns, len(events))
 
     def _admit(self, name: str) -> bool:
         """Whether there is room for a feature: for the first ones, whatever they hold."""
@@ -236,6 +150,7 @@ class _Version:
             "targets": {name: target.profile(self.count, sketches.get(target.cell)) for name, target in targets},
             "pairs": pairs,
             "left_out": len(self._left_out),
+            "sample": self.sample,
         }
 
 

@@ -1,6 +1,7 @@
 """Which reference holds for which window, and how references come to be; everything decided by the order of the log.
 
-* The first events of a version for which nobody has published a reference are its reference.
+* The events of the first windows of a version for which nobody has published a reference are its reference, as soon as
+  they are enough. While a window is open, its events are read again after a restart; of closed ones they are held here.
 * What somebody publishes comes as a tick record in the partition of its model: so it has a place among the events.
 * Either takes over from the first window that starts later. It is published once the window in which it came has
   closed; what is published never changes.
@@ -10,9 +11,9 @@ What is held is bounded, because it is in every snapshot: see `HELD_VALUES` and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import floor, inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -24,13 +25,12 @@ from streammon.models import Models
 from streammon.profiles import REFERENCES, Reference, reference_key
 from streammon.reference_ticks import Parts, PartsMemory
 from streammon.wire import SCHEMA_HEADER
-from streammon_processors.chunk import Ints, Series
-from streammon_processors.event_windows import AcceptedRows
+from streammon_processors.aggregate import sortable
+from streammon_processors.chunk import Series
 from streammon_processors.profiles.sample import Sample, SampleMemory
-from streammon_processors.profiles.targets import Columns, Fields, by_series
 
 HELD_VALUES = 48_000
-"""Numbers of all versions that are collected together, eight bytes each; the largest collection ends early beyond."""
+"""Numbers of all versions whose first events are not yet enough, eight bytes each; beyond, the largest has enough."""
 OF_A_SAMPLE = 200
 """What a collection counts for beside what it holds."""
 HELD_BYTES = 600_000
@@ -59,16 +59,6 @@ class Holding(Struct, array_like=True):
     def rank(self) -> tuple[bool, bool]:
         """Somebody's own goes before an automatic one, and that of a version before that of all."""
         return not self.reference.automatic, self.reference.model_version is not None
-
-
-class _Block(NamedTuple):
-    """Events to be collected. ``more``: by how much what is held may grow."""
-
-    series: Series
-    sample: Sample
-    rows: Ints
-    columns: Columns
-    more: int
 
 
 class ReferencesMemory(Struct, array_like=True):
@@ -135,49 +125,22 @@ class References:
 
     # --- the first events of a version --------------------------------------------------------------------------------
 
-    def collect(self, accepted: AcceptedRows, fields: Fields) -> None:
-        """Look at events in log order; those of a version without a reference are held."""
-        groups = by_series(accepted.chunk, accepted.rows, accepted.series, accepted.codes)
-        wanted = [(series, rows) for series, rows in groups if not self._is_held(series)]
-        if wanted:
-            newest = dict(zip(accepted.rows.tolist(), accepted.newest.tolist(), strict=True))
-            self._collect(wanted, fields, newest)
+    def collect(self, series: Series, sample: Sample) -> None:
+        """What a window that closes has of a version that has no reference."""
+        if not self._is_held(series):
+            self._samples.setdefault(series, Sample(sample.policy)).append(sample)
 
-    def _collect(self, groups: list[tuple[Series, Ints]], fields: Fields, newest: Mapping[int, float]) -> None:
-        """Where all of them may be too much, half of them at a time: who goes beyond the limit depends on the order."""
-        blocks = [self._block(series, rows, fields) for series, rows in groups if not self._is_held(series)]
-        rows = sorted(row for block in blocks for row in block.rows.tolist())
-        if len(rows) > 1 and self._held() + sum(block.more for block in blocks) > HELD_VALUES:
-            middle = rows[len(rows) // 2]
-            for half in (
-                ((series, some[some < middle]) for series, some in groups),
-                ((series, some[some >= middle]) for series, some in groups),
-            ):
-                self._collect([(series, some) for series, some in half if len(some)], fields, newest)
-            return
-        for block in blocks:
-            self._samples[block.series] = block.sample
-            block.sample.add(block.columns, len(block.rows))
-        complete = [block for block in blocks if not block.sample.lacking]
-        for block in sorted(complete, key=lambda block: int(block.rows[-1])):
-            self._finish(block.series, newest[int(block.rows[-1])])
-        if rows and self._held() > HELD_VALUES:
-            self._relieve(newest[rows[-1]])
-
-    def _block(self, series: Series, rows: Ints, fields: Fields) -> _Block:
-        sample = self._samples.get(series)
-        before = sample.size if sample is not None else -OF_A_SAMPLE
-        sample = sample or Sample(self._models.policy(series[0], series[1]).drift)
-        rows = rows[: sample.lacking]
-        columns = sample.columns(fields.of(rows, sample.policy))
-        return _Block(series, sample, rows, columns, sample.size_with(columns, len(rows)) - before)
-
-    def _held(self) -> int:
-        return sum(OF_A_SAMPLE + sample.size for sample in self._samples.values())
+    def _make(self, newest: float) -> None:
+        """Of those with enough events references; and where too much is held, of the largest others."""
+        for series in sorted(self._samples, key=sortable):
+            if not self._samples[series].lacking:
+                self._finish(series, newest)
+        while sum(OF_A_SAMPLE + sample.size for sample in self._samples.values()) > HELD_VALUES:
+            self._relieve(newest)
 
     def _relieve(self, newest: float) -> None:
         """Too much is held: the largest collection ends with what it has."""
-        largest = max(self._samples, key=lambda series: self._samples[series].size)
+        largest = max(self._samples, key=lambda series: (self._samples[series].size, sortable(series)))
         if self._samples[largest].count >= FEWEST:
             self._finish(largest, newest)
         else:
@@ -223,7 +186,8 @@ class References:
         return bool(self._letters) or not all(each.published for each in self._holdings)
 
     def publish(self, closed: float, oldest: float, newest: float) -> Iterator[Outgoing]:
-        """References that hold from now on; those that hold for no window any more are forgotten."""
+        """References that hold from now on; new ones are made, and those that hold for no window are forgotten."""
+        self._make(newest)
         letters, self._letters = self._letters, []
         yield from letters
         for each in self._holdings:

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from streammon.models import DriftPolicy
 from streammon.profiles import CoMoments, Reference, TargetKind, TargetReference
 from streammon.wire import Floats
-from streammon_processors.profiles.counting import Counts, Moments, Pair, finite
 from streammon_processors.profiles.edges import bins_of, edges_of
+from streammon_processors.profiles.sums import Counts, Moments, Pair, finite
 from streammon_processors.profiles.targets import ALWAYS, MAX_TARGETS, Column, Columns, Events
 
 MAX_DISTINCT = 500
@@ -85,11 +85,16 @@ class Sample:
                 known.add(name)
         return events.columns(name for name in events.names() if name in known)
 
-    def size_with(self, columns: Columns, events: int) -> int:
-        """At most so much is held once these are added."""
-        texts = sum(2 + len(text) // 8 for column in columns.values() for text in set(column.texts))
-        numeric = {name for name, column in columns.items() if len(column.at)} | self._numbers.keys()
-        return self.size + (self.count + events) * len(numeric) - self.count * len(self._numbers) + texts
+    def append(self, other: Sample) -> None:
+        """The events of another sample behind these."""
+        for name, types in other._types.items():
+            self._types.setdefault(name, Counter()).update(types)
+        for name, counts in other._values.items():
+            self._values.setdefault(name, Counts((), MAX_DISTINCT)).append(counts)
+        for name in dict.fromkeys((*self._numbers, *other._numbers)):
+            mine = self._numbers.setdefault(name, [np.full(self.count, np.nan)])
+            mine += other._numbers.get(name) or [np.full(other.count, np.nan)]
+        self.count += other.count
 
     def add(self, columns: Columns, events: int) -> None:
         """So many events, and their values."""

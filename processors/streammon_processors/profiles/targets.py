@@ -53,6 +53,9 @@ class Events:
     def __len__(self) -> int:
         return len(self.features)
 
+    def first(self, count: int) -> Events:
+        return Events(self.features[:count], self.predictions[:count], self.confidence[:count], self.policy)
+
     def names(self) -> list[str]:
         """The targets that they may have, in the order in which they appear."""
         return [*ALWAYS, *(FEATURES + name for name in dict.fromkeys(chain(*filter(None, self.features))))]

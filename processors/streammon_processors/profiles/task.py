@@ -26,10 +26,9 @@ from streammon.results import Completeness
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER
 from streammon_processors.chunk import Series
-from streammon_processors.event_windows import AcceptedRows, EventWindows, Product, Published
+from streammon_processors.event_windows import EventWindows, Product, Published
 from streammon_processors.profiles.counting import ProfileCounting
 from streammon_processors.profiles.references import References, ReferencesMemory
-from streammon_processors.profiles.targets import Fields
 from streammon_processors.task import Step, outputs_of
 
 INFERENCE = "inference"
@@ -111,9 +110,6 @@ class Profiles(Product):
     def key(self, series: Series | None) -> bytes:
         return msgspec.json.encode(series)
 
-    def look(self, rows: AcceptedRows) -> None:
-        self._references.collect(rows, Fields(rows.chunk))
-
     def tell(self, tick: Record, newest: float) -> None:
         self._references.tell(tick, newest)
 
@@ -131,6 +127,9 @@ class Profiles(Product):
     def record(
         self, number: int, series: Series | None, revision: int, counters: Completeness, fields: dict[str, Any]
     ) -> Outgoing:
+        sample = fields.pop("sample", None)
+        if sample is not None and series is not None and not revision:
+            self._references.collect(series, sample)
         service, model, version = series or ("", "", None)
         profile = Profile(
             service=service,
