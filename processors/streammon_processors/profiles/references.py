@@ -33,7 +33,7 @@ HELD_VALUES = 48_000
 """Numbers of all versions whose first events are not yet enough, eight bytes each; beyond, the largest has enough."""
 OF_A_SAMPLE = 200
 """What a collection counts for beside what it holds."""
-HELD_BYTES = 600_000
+HELD_BYTES = 1_000_000
 """Of all references that hold, as JSON; beyond, the oldest hold no longer, automatic ones before others."""
 FEWEST = 20
 """Of fewer events no reference is made; rather is the collection begun anew."""
