@@ -18,7 +18,7 @@ from msgspec import Struct
 from streammon.broker import Outgoing, Record
 from streammon.errors import Reason, Rejected
 from streammon.events import EventType, record_key
-from streammon.profiles import Reference, TargetReference
+from streammon.profiles import Reference, TargetReference, reference_key
 from streammon.tick import TICK
 from streammon.topics import TOPIC_OF
 from streammon.wire import SCHEMA_HEADER, read_message
@@ -28,6 +28,7 @@ PART_BYTES: Final = 24 * 1024
 MAX_PARTS: Final = 12
 MAX_BYTES: Final = 1_000_000
 """Of a reference as JSON."""
+MAX_KEY_BYTES: Final = 4096
 _HEAD: Final = re.compile(rb"([0-9a-f]{1,32}) (\d{1,2})/(\d{1,2})\n")
 _read: Final = msgspec.json.Decoder(Reference).decode
 
@@ -85,10 +86,14 @@ def read_reference(packed: bytes) -> Reference:
     """Raises Rejected: it is none, or its bins cannot be."""
     unpacking = zlib.decompressobj()
     try:
-        value = unpacking.decompress(packed, MAX_BYTES)
+        value = unpacking.decompress(packed, MAX_BYTES + 1)
     except zlib.error as error:
         raise Rejected(Reason.INVALID_EVENT, f"a reference cannot be unpacked: {error}") from None
+    if len(value) > MAX_BYTES:
+        raise Rejected(Reason.TOO_LARGE, f"a reference has more than {MAX_BYTES} bytes")
     reference = read_message(_read, value, "no reference: ")
+    if len(reference_key(reference)) > MAX_KEY_BYTES:
+        raise Rejected(Reason.TOO_LARGE, f"the names of its service and model have more than {MAX_KEY_BYTES} bytes")
     for name, target in reference.targets.items():
         _check(name, target)
     return reference

@@ -21,7 +21,7 @@ from streammon_processors.aggregate import sortable
 from streammon_processors.chunk import Chunk, Ints, Series
 from streammon_processors.profiles.sample import Sample
 from streammon_processors.profiles.sums import Counts, Moments, Pair, finite
-from streammon_processors.profiles.targets import ALWAYS, MAX_TARGETS, Column, Events, Fields, by_series
+from streammon_processors.profiles.targets import ALWAYS, MAX_NAME_CHARS, MAX_TARGETS, Column, Events, Fields, by_series
 
 MAX_VERSIONS = 100
 """Model versions kept apart in one window of a partition; the others are only counted, as ``__other__``. A target takes
@@ -130,10 +130,10 @@ class _Version:
     def _admit(self, name: str) -> bool:
         """Whether there is room for a feature: for the first ones, whatever they hold."""
         if name not in self._targets:
-            if len(self._targets.keys() - set(ALWAYS)) < MAX_TARGETS:
+            if len(name) <= MAX_NAME_CHARS and len(self._targets.keys() - set(ALWAYS)) < MAX_TARGETS:
                 self._new(name)
             elif len(self._left_out) < MAX_LEFT_OUT:
-                self._left_out.add(name)
+                self._left_out.add(name[:MAX_NAME_CHARS])
         return name in self._targets
 
     def _new(self, name: str) -> _Target:

@@ -29,7 +29,15 @@ from streammon_processors.chunk import Chunk, Fate
 from streammon_processors.dedupe import Dedupe
 from streammon_processors.event_windows import CHUNK_ROWS
 from streammon_processors.profiles.sample import Sample
-from streammon_processors.profiles.targets import CONFIDENCE, FEATURES, MAX_TARGETS, PREDICTION, Fields, read
+from streammon_processors.profiles.targets import (
+    CONFIDENCE,
+    FEATURES,
+    MAX_NAME_CHARS,
+    MAX_TARGETS,
+    PREDICTION,
+    Fields,
+    read,
+)
 from streammon_processors.profiles.task import INFERENCE, Profiles
 from streammon_processors.replay import Range
 
@@ -64,6 +72,10 @@ class ColumnNames:
         found = {column: self._target(column) for column in header if column not in self.ignored}
         if twice := sorted(target for target, count in Counter(found.values()).items() if count > 1):
             raise ConfigError(f"{file}: two columns are {twice[0]}; leave one out with --ignore")
+        if long := [column for column, target in found.items() if len(target) > MAX_NAME_CHARS]:
+            raise ConfigError(
+                f"{file}: the name of column {long[0][:40]!r}… is too long; --column NAME={long[0][:10]}…"
+            )
         if len(found) > MAX_TARGETS:
             raise ConfigError(f"{file} has {len(found)} columns, at most {MAX_TARGETS} are looked at; --ignore some")
         return found

@@ -56,6 +56,10 @@ class Holding(Struct, array_like=True):
         return self.from_window <= window and (self.until_window is None or window < self.until_window)
 
     @property
+    def never_holds(self) -> bool:
+        return self.until_window is not None and self.until_window <= self.from_window
+
+    @property
     def rank(self) -> tuple[bool, bool]:
         """Somebody's own goes before an automatic one, and that of a version before that of all."""
         return not self.reference.automatic, self.reference.model_version is not None
@@ -219,10 +223,10 @@ class References:
         sizes = {id(each): len(msgspec.json.encode(each.reference)) for each in left}
         total = sum(sizes.values())
         for each in sorted(left, key=lambda each: not each.reference.automatic):
-            if total <= most:
-                return
-            total -= sizes[id(each)]
-            each.until_window = max(next_window, each.from_window)
+            if total > most:
+                total -= sizes[id(each)]
+                each.until_window = max(next_window, each.from_window)
+        self._holdings = [each for each in self._holdings if each.published or not each.never_holds]
 
 
 def _is_due(holding: Holding, closed: float) -> bool:

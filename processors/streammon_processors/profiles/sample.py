@@ -15,7 +15,7 @@ from streammon.profiles import CoMoments, Reference, TargetKind, TargetReference
 from streammon.wire import Floats
 from streammon_processors.profiles.edges import bins_of, edges_of
 from streammon_processors.profiles.sums import Counts, Moments, Pair, finite
-from streammon_processors.profiles.targets import ALWAYS, MAX_TARGETS, Column, Columns, Events
+from streammon_processors.profiles.targets import ALWAYS, MAX_NAME_CHARS, MAX_TARGETS, Column, Columns, Events
 
 MAX_DISTINCT = 500
 """Categories of a target that are told apart in a sample."""
@@ -81,7 +81,7 @@ class Sample:
         """What `add` would take of these events."""
         known = set(ALWAYS)
         for name in (*self._types, *events.names()):
-            if len(known) < MAX_TARGETS + len(ALWAYS):
+            if len(known) < MAX_TARGETS + len(ALWAYS) and len(name) <= MAX_NAME_CHARS:
                 known.add(name)
         return events.columns(name for name in events.names() if name in known)
 

@@ -24,6 +24,8 @@ PREDICTION, CONFIDENCE = "prediction", "confidence"
 ALWAYS = (PREDICTION, CONFIDENCE)
 MAX_TARGETS = 200
 """Features of one model version; more are left out, and how many is told."""
+MAX_NAME_CHARS = 200
+"""A feature with a longer name is left out, too: names are in every profile, reference and snapshot."""
 
 
 class Column(NamedTuple):

@@ -22,7 +22,7 @@ from streammon.config import WindowSettings
 from streammon.events import EventType, record_key
 from streammon.models import DriftPolicy, Models
 from streammon.profiles import PROFILES, Profile
-from streammon.results import Completeness
+from streammon.results import OTHER, Completeness
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER
 from streammon_processors.chunk import Series
@@ -32,6 +32,8 @@ from streammon_processors.profiles.references import References, ReferencesMemor
 from streammon_processors.task import Step, outputs_of
 
 INFERENCE = "inference"
+MAX_SERIES_BYTES = 4096
+"""Of the names of service, model and version together."""
 
 
 class _Snapshot(Struct, array_like=True):
@@ -100,6 +102,10 @@ class Profiles(Product):
     def restore(self, references: ReferencesMemory) -> None:
         self._references.restore(references)
         self.published = self._references.memory()
+
+    def series(self, values: Series) -> Series:
+        """Names are in the keys of records: those with longer ones are only counted."""
+        return values if len(self.key(values)) <= MAX_SERIES_BYTES else (OTHER,) * len(values)
 
     def counting(self, number: int) -> ProfileCounting:
         return ProfileCounting(number, self._policy, self._references.of)
