@@ -15,10 +15,12 @@ from streammon.broker.kafka import member
 from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
+from streammon.models import DriftPolicy
 from streammon.results import Completeness, Distribution, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
 from streammon_processors import aggregate, dedupe, event_windows, revisions, rules, share, slos, windows
+from streammon_processors.profiles import counting, edges, reading, references, sums, targets
 from streammon_processors.remediation import decide as remedying
 from streammon_processors.task import Task
 from streammon_sinks import delivery
@@ -207,6 +209,20 @@ QUOTED = [
     ("docs/component-contract.md", f"{share.FIRST_RECORDS} records at first"),
     ("docs/component-contract.md", f"less than {share.QUICK_S:g} s, to {share.BATCH_RECORDS:,}"),
     ("docs/windows.md", f"At most {aggregate.MAX_GAUGES:,} names"),
+    (
+        "docs/drift.md",
+        f"| {targets.MAX_TARGETS} features of a model version, with names of {targets.MAX_NAME_CHARS} ch",
+    ),
+    ("docs/drift.md", f"says how many (up to {counting.MAX_LEFT_OUT:,})"),
+    ("docs/drift.md", f"| {counting.MAX_VERSIONS} model versions in a window of a partition |"),
+    ("docs/drift.md", f"a `sketch` of at most {counting.SKETCH_BUCKETS} buckets"),
+    ("docs/drift.md", f"the first {counting.MAX_UNSEEN} others of at most {sums.MAX_CATEGORY_CHARS} characters"),
+    ("docs/drift.md", f"at most {references.HELD_VALUES:,} values of versions that have not enough yet"),
+    ("docs/drift.md", f"a version with fewer than {references.FEWEST} begins anew"),
+    ("docs/drift.md", f"of {references.HELD_BYTES // 1_000_000} MB as JSON together"),
+    ("docs/drift.md", f"A file may hold {reading.MAX_VALUES // 1_000_000} million values"),
+    ("docs/drift.md", f"There are about {edges.BINS}, as even"),
+    ("docs/drift.md", f"{DriftPolicy().reference.first:,} of them unless"),
     ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),
     ("docs/operations.md", f"`sqlite.max_rows` ({_SETTINGS.sqlite.max_rows:,})"),
     ("docs/operations.md", f"`embedded.max_bytes` ({_SETTINGS.embedded.max_bytes // 1024**3} GiB)"),
