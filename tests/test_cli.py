@@ -99,7 +99,7 @@ def silent() -> socket.socket:
 # --- help and mistakes ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "up": ["--demo", "--port", "--rules", "--notify", "--actions"], "agent": [],
+    "up": ["--demo", "--port", "--rules", "--models", "--notify", "--actions"], "agent": [],
     "process": ["--rules", "--models"], "notify": ["--notify"], "notify test": ["--notify"], "doctor": ["--output"],
     "rules run": ["--rules"], "rules check": [], "rules default": [], "sink": ["sqlite", "elasticsearch"],
     "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],

@@ -18,7 +18,7 @@ from streammon.errors import ConfigError
 from streammon.events import EventType, record_key
 from streammon.profiles import REFERENCES
 from streammon.topics import topic_specs
-from streammon.wire import Density, encode
+from streammon.wire import Density, Identity, encode
 from streammon_processors import builtin
 from streammon_processors.builtin import profiles_processor
 from streammon_processors.runtime import run_processor
@@ -34,7 +34,7 @@ def logging_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """60 predictions of 10 a second in the log, half of another version, and a file of 30 rows."""
+    """60 predictions of 10 a second in the log, sent twice, half of another version; and a file of 30 rows."""
     (tmp_path / "train.csv").write_text("price,city\n" + "".join(f"{300 + n / 8},Rome\n" for n in range(30)))
     asyncio.run(_write(tmp_path))
     return tmp_path
@@ -52,9 +52,9 @@ async def _write(directory: Path) -> None:
     broker = await connect(Settings(data_dir=directory / "data"))
     await broker.create_topics(topic_specs(partitions=4))
     key = record_key(EventType.INFERENCE, ("shop", "ranker"))
-    (value,) = encode(EventType.INFERENCE, events(), Density.PACKED)
+    (value,) = encode(EventType.INFERENCE, events(), Density.PACKED, Identity("agent", "boot", 0))
     other = encode(EventType.INFERENCE, [each | {"model": "other"} for each in events()], Density.PACKED)[0]
-    await broker.append([Outgoing("inference", key, value), Outgoing("inference", b"shop/other", other)])
+    await broker.append([Outgoing("inference", key, value)] * 2 + [Outgoing("inference", b"shop/other", other)])
     await broker.close()
 
 

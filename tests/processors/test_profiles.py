@@ -15,7 +15,7 @@ import pytest
 from streammon.broker import Outgoing
 from streammon.config import Settings
 from streammon.models import DriftPolicy, Models, ReferencePolicy
-from streammon.profiles import Profile, Reference
+from streammon.profiles import Profile, Reference, TargetReference
 from streammon.reference_ticks import HEADER, in_ticks
 from streammon.tick import TICK
 from streammon.topics import LARGE_RECORD_BYTES, MAX_RECORD_BYTES
@@ -255,6 +255,13 @@ def test_a_tick_that_brings_no_reference_is_a_dead_letter_and_a_tick(header: byt
     (letter,) = told([Outgoing("inference", None, TICK, ((HEADER, header),))], make())
     assert letter.topic == "deadletter"
     assert said in dict(letter.headers)["error"].decode()
+
+
+def test_a_reference_of_more_features_than_are_looked_at_is_refused() -> None:
+    reference = large()
+    reference.targets = {f"features.f{n}": TargetReference(kind="numeric", count=0) for n in range(201)}
+    (letter,) = told(in_ticks(reference), make())
+    assert "201 features, at most 200" in dict(letter.headers)["error"].decode()
 
 
 def test_bins_that_cannot_be_are_refused() -> None:

@@ -89,9 +89,7 @@ class _Pooled(NamedTuple):
 
 
 class _Version:
-    """One model version in one window."""
-
-    """``sample``: of one without a reference, its first events as they are."""
+    """One model version in one window. ``sample``: of one without a reference, its first events as they are."""
 
     def __init__(self, number: int, policy: DriftPolicy, reference: Reference | None) -> None:
         self.policy = policy

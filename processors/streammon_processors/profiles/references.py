@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter_of
-from streammon.errors import Rejected
+from streammon.errors import Reason, Rejected
 from streammon.models import Models
 from streammon.profiles import REFERENCES, Reference, reference_key
 from streammon.reference_ticks import Parts, PartsMemory
@@ -28,6 +28,7 @@ from streammon.wire import SCHEMA_HEADER
 from streammon_processors.aggregate import sortable
 from streammon_processors.chunk import Series
 from streammon_processors.profiles.sample import Sample, SampleMemory
+from streammon_processors.profiles.targets import ALWAYS, MAX_TARGETS
 
 HELD_VALUES = 48_000
 """Numbers of all versions whose first events are not yet enough, eight bytes each; beyond, the largest has enough."""
@@ -163,6 +164,8 @@ class References:
         """A tick may bring a reference, or a part of one."""
         try:
             reference = self._parts.take(tick)
+            if reference is not None:
+                _check(reference)
         except Rejected as error:
             self._letters.append(dead_letter_of("inference", tick, error, to_partition=self._partition))
             return
@@ -227,6 +230,12 @@ class References:
                 total -= sizes[id(each)]
                 each.until_window = max(next_window, each.from_window)
         self._holdings = [each for each in self._holdings if each.published or not each.never_holds]
+
+
+def _check(reference: Reference) -> None:
+    features = len(reference.targets.keys() - set(ALWAYS))
+    if features > MAX_TARGETS:
+        raise Rejected(Reason.TOO_LARGE, f"a reference of {features} features, at most {MAX_TARGETS} are looked at")
 
 
 def _is_due(holding: Holding, closed: float) -> bool:
