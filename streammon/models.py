@@ -17,8 +17,9 @@ The first entry that fits a model is the one that holds; a ``service`` or ``mode
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -26,6 +27,8 @@ from streammon.durations import Duration, seconds
 from streammon.yaml_files import load_yaml
 
 Positive = Annotated[int, Meta(ge=1)]
+COHORTS = 168
+"""Times of predictions that wait for labels at once, at most: each hour of a week."""
 
 
 class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,6 +88,15 @@ class LabelPolicy(Part, frozen=True):
     """How long a time the quality of predictions is told of."""
     slices: tuple[str, ...] = ()
     """Fields of inference events (``tenant``, ``features.country``) by whose values quality is told, too."""
+    task: Literal["classification", "regression"] | None = None
+    """What it predicts; by the values if not given: text and truth are classes, numbers with fractions are not."""
+    positive: str | bool | float | None = None
+    """The class that precision, recall and F1 are of; of two classes 0 and 1, or false and true, the latter."""
+
+    @property
+    def cohort_s(self) -> float:
+        """How long a time of predictions is judged as one, as labels come in: `COHORTS` of them fill the horizon."""
+        return self.window_s * max(1, ceil(self.horizon_s / COHORTS / self.window_s))
 
     @property
     def horizon_s(self) -> float:
@@ -93,10 +105,6 @@ class LabelPolicy(Part, frozen=True):
     @property
     def window_s(self) -> float:
         return seconds(self.window)
-
-
-class RetrainPolicy(Part, frozen=True):
-    """When it is trained anew, and how that is judged."""
 
 
 class ModelPolicy(Part, frozen=True):
@@ -111,7 +119,6 @@ class ModelPolicy(Part, frozen=True):
     drift: DriftPolicy = DriftPolicy()
     detectors: DetectorPolicy = DetectorPolicy()
     labels: LabelPolicy = LabelPolicy()
-    retrain: RetrainPolicy | None = None
 
     def fits(self, service: str, model: str) -> bool:
         return self.service in (None, service) and self.model in (None, model)

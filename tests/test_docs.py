@@ -16,16 +16,19 @@ from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
 from streammon.models import DriftPolicy
+from streammon.remediation import MOST_MODELS
 from streammon.results import Completeness, Distribution, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
 from streammon_processors import aggregate, dedupe, event_windows, revisions, rules, share, slos, windows
+from streammon_processors.builtin import REMEDY_TICK_S
 from streammon_processors.profiles import counting, edges, reading, references, sums, targets
+from streammon_processors.remediation import comparing, retraining
 from streammon_processors.remediation import decide as remedying
 from streammon_processors.task import Task
 from streammon_sinks import delivery
 from streammon_sinks.notify import circuit, deliver, remembered
-from streammon_sinks.remediation import execute
+from streammon_sinks.remediation import command, execute
 from tests.faults.harness import Scenario
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +192,12 @@ QUOTED = [
     ("docs/remediation.md", f"nobody was there to do it within {execute.LATE_S:g} s"),
     ("docs/remediation.md", f"| {remedying.MOST_OPEN} are open |"),
     ("docs/remediation.md", f"what is under way has {execute.GRACE_S:g} s to end"),
+    ("docs/retraining.md", f"| `too_many` | {retraining.MOST_LOOPS} retrainings are open |"),
+    ("docs/retraining.md", f"after {retraining.MOST_CLOSED} that have ended"),
+    ("docs/retraining.md", f"at least {comparing.SHARE:.0%}".replace("%", " %")),
+    ("docs/retraining.md", f"the last {command.SAID_CHARACTERS} characters that it said"),
+    ("docs/retraining.md", f"One file trains at most {MOST_MODELS} models"),
+    ("docs/retraining.md", f"a tick record is written to `remedies` every {REMEDY_TICK_S:g} s"),
     ("docs/delivering.md", f"`notify.failing_after_s` ({_SETTINGS.notify.failing_after_s:g} s)"),
     ("docs/delivering.md", f"`notify.give_up_s` ({_SETTINGS.notify.give_up_s / 86_400:g} d)"),
     ("docs/delivering.md", f"has failed {_PATIENCE.failures} times in a row"),

@@ -14,8 +14,9 @@
 
     monitor.record(duration_s=0.012, status="ok", input_tokens=310)
     monitor.label("a1", label=1.0)
+    monitor.change("deploy", model_version="4")
 
-Fields are those of `streammon.events.Inference` and `Label`. Events go to the HTTP intake of ``streammon
+Fields are those of `streammon.events.Inference`, `Label` and `Change`. Events go to the HTTP intake of ``streammon
 up`` or the gateway (``url``, or ``STREAMMON_URL``), or straight to Kafka (``bootstrap``, or
 ``STREAMMON_BOOTSTRAP``).
 
@@ -80,7 +81,7 @@ class Monitor:
         host = host or socket.gethostname()
         call: dict[str, Any] = {"model_version": model_version, "endpoint": endpoint, "host": host}
         model_key: dict[str, Any] = {"service": service, "model": model}
-        constant = {EventType.INFERENCE: model_key | call, EventType.LABEL: model_key}
+        constant = {EventType.INFERENCE: model_key | call, EventType.LABEL: model_key, EventType.CHANGE: model_key}
         _check(constant[EventType.INFERENCE])
         connect = transport or _transport(url, bootstrap)
         self._clock = clock
@@ -105,6 +106,13 @@ class Monitor:
         """Report what the truth turned out to be for the call with this ``event_id``."""
         fields = {"event_id": event_id, "label": label, "score": score, "rating": rating, "source": source}
         self._put(EventType.LABEL, fields)
+
+    def change(
+        self, kind: str, *, model_version: str | None = None, actor: str | None = None, ref: str | None = None
+    ) -> None:
+        """Report that something was done to the model: ``deploy``, ``rollback``, ``config``, ``retrain``, ``scale``."""
+        fields = {"kind": kind, "model_version": model_version, "actor": actor, "ref": ref}
+        self._put(EventType.CHANGE, fields)
 
     def measure(self, /, **fields: Any) -> Call:
         """A context manager that reports its block; an exception passes through, and makes it an error."""

@@ -4,7 +4,8 @@ A processor may be at work meanwhile. What is published follows from what had be
 how far the processor is, then where its results end, and last where the log does. What follows from records before the
 first of these places must be there; what is there must follow from the log; what is in between is `Verdict.PENDING`.
 
-Order is that of each partition and input topic: between the topics that a task reads there is none.
+Order is that of each partition and input topic: between the topics that a task reads there is none. Of a topic whose
+`Output` has ``elements``, those are compared, in any order.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Expected(NamedTuple):
     """What should have been published, after what else, and whether it should be there by now."""
 
     result: Fingerprint
-    input: TopicPartition
+    input: TopicPartition | None
+    """After whatever else comes from it; None: in any order."""
     due: bool
 
 
@@ -86,8 +88,10 @@ def compare(
             yield Judged(Verdict.UNEXPECTED, result)
             continue
         place = places[result].popleft()
-        before = newest.get(expected[place].input, -1)
-        newest[expected[place].input] = max(place, before)
+        source = expected[place].input
+        before = newest.get(source, -1) if source is not None else -1
+        if source is not None:
+            newest[source] = max(place, before)
         yield Judged(Verdict.IDENTICAL if place > before else Verdict.MISPLACED, result)
     for place in sorted(place for left in places.values() for place in left):
         yield Judged(_absence(expected[place], replaced), expected[place].result)
@@ -113,10 +117,21 @@ class Verification:
         expected = []
         async with aclosing(self.replay.partition(number, cuts=self.committed)) as replayed:
             async for each in replayed:
+                if (elements := self._elements(each.record, number)) is not None:
+                    expected += [Expected(element, None, not each.beyond) for element in elements]
+                    continue
                 due = each.read_to <= self.committed.get(each.input, 0)
                 expected.append(Expected(Fingerprint.of(each.record, number, each.time_unix_s), each.input, due))
         published, replaced = await self._published(number)
         return list(compare(expected, published, replaced))
+
+    def _elements(self, record: Outgoing, number: int) -> list[Fingerprint] | None:
+        """Those of a result that are about the range, if no more than elements is promised of its topic."""
+        elements = self.replay.processor.elements(record.topic, record.value)
+        if elements is None:
+            return None
+        parts = ((time, record._replace(value=part, headers=())) for time, part in elements)
+        return [Fingerprint.of(part, number, time) for time, part in parts if time in self.replay.range]
 
     async def _published(self, number: int) -> tuple[list[Fingerprint], set[bytes | None]]:
         """The results that are there, and the keys for which compaction may have left only the newest."""
@@ -128,9 +143,11 @@ class Verification:
         async with aclosing(read(self.replay.broker, topics, starts, self.ends)) as batches:
             async for partition, records in batches:
                 for record in records:
+                    there = Outgoing(partition.topic, record.key, record.value, record.headers)
                     time = processor.time_of(partition.topic, record.value)
-                    if time is not None and time in range_:
-                        there = Outgoing(partition.topic, record.key, record.value, record.headers)
+                    if (elements := self._elements(there, number)) is not None:
+                        published += elements
+                    elif time is not None and time in range_:
                         published.append(Fingerprint.of(there, number, time))
                     if partition.topic in compacted:
                         replaced.add(record.key)

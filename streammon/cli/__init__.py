@@ -44,6 +44,7 @@ def register_commands() -> None:
         notify,
         notify_file,
         people,
+        query,
         remediate,
         replay,
         roles,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from streammon_sinks.delivery import Sink
 
 RESULTS_FILE = "results.sqlite"
-RESULT_TOPICS = ("windows", "alerts", "slos")
+RESULT_TOPICS = ("windows", "alerts", "slos", "drift", "quality", "loops")
 """What is delivered to stores."""
 STORED = (*RESULT_TOPICS, "evidence")
 """What the results file keeps."""

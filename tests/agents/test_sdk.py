@@ -269,6 +269,18 @@ def test_embeddings_and_texts_are_told_by_their_summaries_and_not_sent() -> None
     assert found[1:] == [{"price": 2.5}, None]
 
 
+def test_a_change_is_an_event_about_the_model() -> None:
+    with intake() as told, monitor(told) as watching:
+        watching.change("deploy", model_version="4", actor="ann", ref="v4.0")
+        watching.change("no such kind")
+    [attempt] = told.attempts
+    assert json.loads(attempt.body)["type"] == "change"
+    [change] = told.events
+    expected = {"kind": "deploy", "model_version": "4", "actor": "ann", "ref": "v4.0"}
+    assert change.items() >= expected.items()
+    assert {"service", "model", "time_unix_s"} <= change.keys()
+
+
 def test_label_is_an_event_of_its_own_type() -> None:
     with intake() as told, monitor(told) as watching:
         watching.record(duration_s=0.1, event_id="e1")
