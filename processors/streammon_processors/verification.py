@@ -4,8 +4,8 @@ A processor may be at work meanwhile. What is published follows from what had be
 how far the processor is, then where its results end, and last where the log does. What follows from records before the
 first of these places must be there; what is there must follow from the log; what is in between is `Verdict.PENDING`.
 
-Order is that of each partition and input topic: between the topics that a task reads there is none. Of a topic whose
-`Output` has ``elements``, those are compared, in any order.
+Order is that of each partition, input topic and output topic: between the topics that a task reads, or writes, there is
+none. Of a topic whose `Output` has ``elements``, those are compared, in any order.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Expected(NamedTuple):
 
     result: Fingerprint
     input: TopicPartition | None
-    """After whatever else comes from it; None: in any order."""
+    """After whatever else comes from it to the same topic; None: in any order."""
     due: bool
 
 
@@ -82,16 +82,16 @@ def compare(
     places: dict[Fingerprint, deque[int]] = {}
     for place, each in enumerate(expected):
         places.setdefault(each.result, deque()).append(place)
-    newest: dict[TopicPartition, int] = {}
+    newest: dict[tuple[TopicPartition, str], int] = {}
     for result in published:
         if not places.get(result):
             yield Judged(Verdict.UNEXPECTED, result)
             continue
         place = places[result].popleft()
         source = expected[place].input
-        before = newest.get(source, -1) if source is not None else -1
+        before = newest.get((source, result.topic), -1) if source is not None else -1
         if source is not None:
-            newest[source] = max(place, before)
+            newest[source, result.topic] = max(place, before)
         yield Judged(Verdict.IDENTICAL if place > before else Verdict.MISPLACED, result)
     for place in sorted(place for left in places.values() for place in left):
         yield Judged(_absence(expected[place], replaced), expected[place].result)
