@@ -417,7 +417,8 @@ class Comparison(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A new version of a model against the one before it, by one measure."""
 
     measure: str
-    """``accuracy`` or ``mae``, of labels; ``estimated_accuracy``, which is an estimate; ``error_rate``, of requests."""
+    """``accuracy`` or ``mae``, of labels; ``estimated_accuracy``, which is an estimate; ``error_rate`` and
+    ``slow_rate``, of requests."""
     way: Literal["side_by_side", "before_after"]
     """Both in the same windows, or the new one's against what was the old one's before."""
     old: float

@@ -8,13 +8,16 @@ from __future__ import annotations
 from streammon.config import Settings
 from streammon.models import load_models
 from streammon.outcomes import OUTCOMES, elements, outcome_time
+from streammon.profiles import PROFILES, REFERENCES
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
 from streammon.topics import LOOPS
+from streammon_processors.detectors.lengths import step_s
 from streammon_processors.join import JoinTask
 from streammon_processors.join.models import KnownModels
 from streammon_processors.join.task import JOIN
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
+from streammon_processors.profiles import ProfileTask
 from streammon_processors.quality import QualityTask
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
 from streammon_processors.remediation.gather import inputs, remedy_time
@@ -24,17 +27,21 @@ from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
 from streammon_processors.rules.group import GroupTask
 from streammon_processors.rules.groups import GROUPED, REGROUPED, refuse_base_windows
 from streammon_processors.rules.regroup import RegroupTask
-from streammon_processors.shapes import plan
+from streammon_processors.shapes import Asked, plan, tumbling
 from streammon_processors.slos import SloTask
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask, sources
 
 ROLLUPS_TICK_S = 5.0
 """Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
+PROFILES_TICK_S = 5.0
+"""Profiles are of minutes: that the last one of a model comes seconds later concerns nobody."""
 REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
 RULES_TICK_S = 5.0
 """How exact the silence of a series is. On `drift` and `runs`, hardly anything is there but ticks."""
+DETECTORS_TICK_S = 10.0
+"""How exact the patience of `streammon_processors.detectors.steps` is."""
 QUALITY_TICK_S = 15.0
 """How exact the end of windows is where neither labels nor predictions come any more, for as long as labels may."""
 GROUP_TICK_S = 2.0
@@ -52,9 +59,24 @@ def windows_processor(settings: Settings) -> Processor:
     return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows), outputs)
 
 
+def profiles_processor(settings: Settings) -> Processor:
+    """Predictions to profiles, and to references of models that have none."""
+    file, windows = settings.models.file, settings.windows
+    models = load_models(file)
+    return Processor(
+        "profiles",
+        ("inference",),
+        lambda partition: ProfileTask(partition, windows, models),
+        (Output(PROFILES, time_field("start_unix_s")), Output(REFERENCES, time_field("since_unix_s"), compact=True)),
+        idle_tick_s=max(windows.idle_tick_s, PROFILES_TICK_S),
+        files=() if file is None else (file,),
+    )
+
+
 def rollups_processor(settings: Settings) -> Processor:
     """Windows to longer windows: those of the configuration, and those that its rules ask for."""
-    asked = _rules(settings).asked
+    steps = Asked(tumbling(step_s(settings.windows.size_s)), "inference", "detectors")
+    asked = (*_rules(settings).asked, steps)
     RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
     outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
     tick_s = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
@@ -135,6 +157,25 @@ def group_processor(settings: Settings) -> Processor:
         outputs,
         idle_tick_s=GROUP_TICK_S,
         files=settings.rules.files,
+    )
+
+
+def detectors_processor(settings: Settings) -> Processor:
+    """Windows and qualities, and events where a policy asks for it, to what River's detectors say of them."""
+    # River brings SciPy, and half a second of imports: for whoever runs it.
+    from streammon_processors.detectors.task import DetectorsTask
+    from streammon_processors.detectors.watching import sees_events
+
+    file, size_s = settings.models.file, step_s(settings.windows.size_s)
+    models = load_models(file)
+    per_event = sees_events(models)
+    return Processor(
+        "detectors",
+        ("windows", "quality", *(["inference"] if per_event else [])),
+        lambda partition: DetectorsTask(models, partition, step_s=size_s, per_event=per_event),
+        (Output("drift", time_field("end_unix_s", lacking="weight")),),
+        idle_tick_s=max(settings.windows.idle_tick_s, DETECTORS_TICK_S),
+        files=() if file is None else (file,),
     )
 
 

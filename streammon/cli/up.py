@@ -17,7 +17,7 @@ from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.notify import Callbacks, Notifier, NotifyFile, notifier, with_notify
 from streammon.cli.remediate import ActionFile, Remedies, executor_topics, remedies, with_actions
-from streammon.cli.roles import RESULTS_FILE, STORED, RuleFiles, opened, with_rules
+from streammon.cli.roles import RESULTS_FILE, STORED, ModelFile, RuleFiles, opened, with_models, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
@@ -42,6 +42,7 @@ async def up(
         bool, typer.Option("--demo", help="Also run a model service to watch, with load and trouble.")
     ] = False,
     rules: RuleFiles = None,
+    models: ModelFile = None,
     notify: NotifyFile = None,
     actions: ActionFile = None,
     host: Annotated[str | None, typer.Option(help="Address of the page.", show_default="127.0.0.1")] = None,
@@ -57,6 +58,7 @@ async def up(
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
     settings = with_actions(with_notify(settings, notify), actions)
+    settings = with_models(settings, models or (EXAMPLES / "models.yaml" if demo else None))
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
     ours = [make(settings) for make in _makers()]  # a bad file is found before anything is started
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
@@ -80,6 +82,8 @@ def _makers() -> tuple[Callable[[Settings], Processor], ...]:
         builtin.group_processor,
         builtin.rules_processor,
         builtin.slos_processor,
+        builtin.profiles_processor,
+        builtin.detectors_processor,
         builtin.join_processor,
         builtin.quality_processor,
     )
