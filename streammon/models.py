@@ -13,7 +13,7 @@ The first entry that fits a model is the one that holds; a ``service`` or ``mode
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -21,10 +21,30 @@ from streammon.durations import Duration, seconds
 from streammon.yaml_files import load_yaml
 
 Positive = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+TestName = Literal["ks", "wasserstein", "chi_square", "psi", "kl", "jensen_shannon", "hellinger"]
+"""`streammon_processors.drift.statistics` says what each is."""
 
 
 class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of what is said about a model: strict about its keys."""
+
+
+class ReferencePolicy(Part, frozen=True):
+    """What drift is measured from, where nobody has published a reference with ``streammon drift reference``."""
+
+    first: Annotated[int, Meta(ge=20, le=100_000)] = 1000
+    """The first events of each model version are its reference, and fix the bins in which its numbers are counted."""
+    rolling: Duration | None = None
+    """Hold a window against the profiles of this long before it instead; counted in the same bins."""
+    same_hour_last_week: bool = False
+    """Hold a window against the profiles of the same time a week before it instead; counted in the same bins."""
+
+    def __post_init__(self) -> None:
+        if self.rolling is not None and self.same_hour_last_week:
+            raise ValueError("rolling and same_hour_last_week exclude each other; keep one")
+        if self.rolling is not None and not seconds(self.rolling):
+            raise ValueError("rolling is 0; write how long a time a window is held against, such as 7d")
 
 
 class DriftPolicy(Part, frozen=True):
@@ -32,6 +52,25 @@ class DriftPolicy(Part, frozen=True):
 
     window: Duration = "1h"
     """How long a time is tested as one."""
+    reference: ReferencePolicy = ReferencePolicy()
+    tests: dict[str, TestName] = {}
+    """By target, such as ``features.age: ks``: which test; left out, it is chosen by kind and size of the reference."""
+    threshold: Annotated[float, Meta(gt=0)] = 0.1
+    """What a statistic has to reach to be called drift, however sure it is: of all tests of distributions."""
+    thresholds: dict[str, Annotated[float, Meta(gt=0)]] = {}
+    """The same, by target."""
+    share_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.02
+    """The same of shares: of events more that lack a target, or have another type, or lie outside its range."""
+    min_samples: Annotated[int, Meta(ge=20)] = 100
+    """With fewer values in the window, or in the reference, nothing is tested."""
+    weights: dict[str, Annotated[float, Meta(gt=0)]] = {}
+    """By target: how much it matters beside others, which have 1; for example the importance of a feature."""
+    dataset_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """As much of the weight of its targets has to drift that the model is called drifted: the target ``dataset``."""
+    false_discovery: Literal["bh", "by"] = "bh"
+    """Benjamini and Hochberg, for tests that are independent or go together; or Benjamini and Yekutieli, for all."""
+    budget_share: Share = 0.5
+    """How much of ``max_false_alarms_per_month`` the tests of profiles may use up; online detectors have the rest."""
 
     @property
     def window_s(self) -> float:

@@ -6,7 +6,10 @@ They are found as yours are, by the entry points of `streammon_processors.regist
 from __future__ import annotations
 
 from streammon.config import Settings
+from streammon.models import load_models
+from streammon.profiles import PROFILES, REFERENCES
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
+from streammon_processors.drift import DriftTask
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
@@ -30,6 +33,8 @@ GROUP_TICK_S = 2.0
 """How exact the patience of `streammon_processors.rules.group` is."""
 
 
+DRIFT_TICK_S = 30.0
+"""How exact the patience of `streammon_processors.drift.task` is, which is minutes."""
 NOTIFY_TICK_S = 0.5
 """How exact ``group_wait`` and the like are, while there is something to wait for."""
 
@@ -142,6 +147,21 @@ def remedy_processor(settings: Settings) -> Processor:
         lambda partition: RemedyTask(policies, partition),
         (Output(REMEDIATIONS, time_field("time_unix_s")),),
         idle_tick_s=REMEDY_TICK_S,
+        files=() if file is None else (file,),
+    )
+
+
+def drift_processor(settings: Settings) -> Processor:
+    """Profiles to what has drifted."""
+    file = settings.models.file
+    models = load_models(file)
+    outputs = (Output("drift", time_field("start_unix_s", having="weight")),)
+    return Processor(
+        "drift",
+        (PROFILES, REFERENCES),
+        lambda partition: DriftTask(models, partition),
+        outputs,
+        idle_tick_s=DRIFT_TICK_S,
         files=() if file is None else (file,),
     )
 
