@@ -136,23 +136,32 @@ def shares(counts: Ints, smoothing: float = 0.0) -> Floats:
 
 def _groups(pooled: Ints, ordered: int, least: float) -> Ints:
     """For each bin, the number of the one that it is merged into, so that each holds ``least`` if all together do."""
+    alone = ordered + np.arange(len(pooled) - ordered)
+    groups = _numbered(np.concatenate([_neighbours(pooled[:ordered], least), alone]))
+    held = np.bincount(groups, pooled)
+    sparse = held < least
+    if sparse.any() and not sparse.all() and held[sparse].sum() < least:
+        sparse[np.where(sparse, np.inf, held).argmin()] = True
+    return _numbered(np.where(sparse, -1, np.arange(len(held)))[groups])
+
+
+def _neighbours(pooled: Ints, least: float) -> Ints:
+    """Bins in order: one after the other until they hold enough; what is left at the end goes to the ones before it."""
     groups = np.zeros(len(pooled), dtype=np.int64)
     group, held = 0, 0
-    for at in range(ordered):
+    for at, count in enumerate(pooled.tolist()):
         if held >= least:
             group, held = group + 1, 0
         groups[at] = group
-        held += int(pooled[at])
-    if held < least and group:  # what is left at the end goes to the neighbour before it
-        groups[:ordered][groups[:ordered] == group] = group - 1
-        group -= 1
-    full = ordered + np.flatnonzero(pooled[ordered:] >= least)
-    sparse = ordered + np.flatnonzero(pooled[ordered:] < least)
-    first = group + 1 if ordered else 0
-    groups[full] = first + np.arange(len(full))
-    last = first + len(full)
-    groups[sparse] = last if pooled[sparse].sum() >= least or not last else last - 1
+        held += count
+    if held < least:
+        groups[groups == group] = max(0, group - 1)
     return groups
+
+
+def _numbered(groups: Ints) -> Ints:
+    """The same groups, numbered from 0."""
+    return np.asarray(np.unique(groups, return_inverse=True)[1], dtype=np.int64)
 
 
 # -- distances of shares ---------------------------------------------------------------------------
@@ -203,9 +212,9 @@ def ks_error(p: Floats, q: Floats) -> float:
     return max(0.0, float(most) - ks(p, q))
 
 
-def wasserstein_error(p: Floats, q: Floats, widths: Floats) -> float:
-    """How far `wasserstein` may be from that of the raw values: each was moved by at most half the width of its bin."""
-    return float(((p + q) * widths).sum()) / 2
+def wasserstein_error(p: Floats, q: Floats, reach: Floats) -> float:
+    """How far `wasserstein` may be from that of the raw values: each was moved by at most the reach of its bin."""
+    return float(((p + q) * reach).sum())
 
 
 def bounds_of(edges: Floats, low: float, high: float) -> Floats:
@@ -215,9 +224,23 @@ def bounds_of(edges: Floats, low: float, high: float) -> Floats:
 
 
 def places_of(edges: Floats, low: float, high: float) -> Floats:
-    """The middles of the bins."""
+    """Where the values of each bin are taken to be: in its middle.
+
+    But the first and the last one between edges reach into the tails, where most values are near the others: no farther
+    than the neighbouring bin is wide.
+    """
     bounds = bounds_of(edges, low, high)
-    return np.asarray(bounds[:-1] / 2 + bounds[1:] / 2)
+    places, widths = bounds[:-1] / 2 + bounds[1:] / 2, np.diff(bounds)
+    if len(edges) > 2:
+        places[1] = max(places[1], bounds[2] - widths[2])
+        places[-2] = min(places[-2], bounds[-3] + widths[-3])
+    return np.asarray(places)
+
+
+def reach_of(edges: Floats, low: float, high: float) -> Floats:
+    """How far a value may be from the place of its bin, if it is within the range."""
+    bounds, places = bounds_of(edges, low, high), places_of(edges, low, high)
+    return np.maximum(places - bounds[:-1], bounds[1:] - places)
 
 
 # -- tests -----------------------------------------------------------------------------------------
