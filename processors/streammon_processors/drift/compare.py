@@ -346,8 +346,12 @@ class _Target:
 
 
 def _categories(before: Side, now: Side) -> tuple[Ints, Ints]:
-    """Counts of the reference's categories, of all others, and of what is missing."""
-    known = [*before.values]
+    """Counts of the categories of both, of all others, and of what is missing.
+
+    Not of the reference's alone: which of many rare ones it has is chance, and the others would seem to be new. Those
+    that are rare in both together are merged, which favours neither.
+    """
+    known = [*dict.fromkeys([*before.values, *now.values])]
 
     def row(side: Side) -> Ints:
         counts = [side.values.get(value, 0) for value in known]

@@ -5,7 +5,8 @@ A slot is a twenty-eighth of a rolling reference (6 h of 7 d), an hour of the la
 
 Slots are in the snapshot of the task, packed, for they are read once an hour and there are few of them. To read a week
 of profiles again instead would be gigabytes for a model with a hundred features. `trim` keeps all of a partition within
-`MAX_BYTES`: enough for about 30 rolling models of 100 features, or for 5 of the same hour last week.
+`MAX_BYTES`, and bins of numbers are kept `COARSER` times as wide as the reference's: enough for some 600 features that
+are held against rolling references, or 100 against the same hour last week.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from prometheus_client import Counter
 
 from streammon.durations import seconds
 from streammon.models import DriftPolicy
+from streammon.profiles import Reference
 from streammon_processors.drift.sample import Sample
 
 MAX_BYTES: Final = 640 * 1024
@@ -28,6 +31,7 @@ MAX_BYTES: Final = 640 * 1024
 WEEK_S: Final = 7 * 86_400.0
 HOUR_S: Final = 3600.0
 SLOTS: Final = 28
+COARSER: Final = 4
 ROUNDING_S: Final = 1e-3
 
 DROPPED = Counter("streammon_drift_past_dropped", "Slots of earlier windows that there was no room to keep")
@@ -60,7 +64,7 @@ class Past:
         self.kept = dict(kept or {})
 
     def before(self, series: str, start_unix_s: float, reference: str, policy: DriftPolicy) -> Sample | None:
-        """What a window that starts there is held against; None if nothing of that time is known."""
+        """What a window that starts there is held against, in `coarse` bins; None if nothing of that time is known."""
         kept = self.kept.get(series)
         if kept is None or kept.reference != reference or kept.slot_s != slot_s_of(policy):
             return None
@@ -82,7 +86,7 @@ class Past:
             kept = self.kept[series] = Kept(reference, slot_s, {})
         number = _slot(start_unix_s, slot_s)
         known = [_unpacked(kept.slots[number])] if number in kept.slots else []
-        kept.slots[number] = zlib.compress(_pack(_sum([*known, sample])), 1)
+        kept.slots[number] = zlib.compress(_pack(_sum([*known, coarse(sample)])), 1)
         span_s = WEEK_S if policy.reference.same_hour_last_week else seconds(policy.reference.rolling or 0.0)
         oldest = _slot(start_unix_s - span_s, slot_s)
         kept.slots = {slot: packed for slot, packed in sorted(kept.slots.items()) if slot >= oldest}
@@ -100,6 +104,32 @@ class Past:
             DROPPED.inc()
             if not slots:
                 del self.kept[largest], sizes[largest]
+
+
+def coarse(sample: Sample) -> Sample:
+    """The same in wider bins; those beyond the range of the reference stay as they are."""
+    targets = {name: replace(side, bins=_coarse_bins(side.bins)) for name, side in sample.targets.items()}
+    return replace(sample, targets=targets)
+
+
+def coarse_frame(frame: Reference) -> Reference:
+    """The reference whose bins those are."""
+    targets = {
+        name: replace(target, edges=_coarse_edges(target.edges), bins=_coarse_bins(target.bins))
+        for name, target in frame.targets.items()
+    }
+    return replace(frame, targets=targets)
+
+
+def _coarse_edges(edges: list[float] | None) -> list[float] | None:
+    return edges and [*edges[:-1:COARSER], edges[-1]]
+
+
+def _coarse_bins(bins: list[int] | None) -> list[int] | None:
+    if not bins or len(bins) < 3:
+        return bins
+    inner = bins[1:-1]
+    return [bins[0], *(sum(inner[at : at + COARSER]) for at in range(0, len(inner), COARSER)), bins[-1]]
 
 
 def _slot(unix_s: float, slot_s: float) -> int:

@@ -22,8 +22,9 @@ test               statistic                                   range    law if n
 =================  ==========================================  =======  ================================================
 
 p is the share of each bin in the reference, q in the window. `ks` and `wasserstein` look at the numbers alone; all
-others at all bins, of which "missing", "of another type" and "unseen" are some. Those that are χ² near 0 are the same
-there; the p-value of all of them is Pearson's, whose law holds from the smallest samples on (Read and Cressie 1988).
+others at all bins: of a category each, "missing" and "of another type" are bins, too. Those that are χ² near 0 are the
+same there, and the p-value of all of them is Pearson's, whose law holds from the smallest samples on (Read and Cressie
+1988).
 
 Bins
 - *Frozen*: the edges are the reference's, so no value of the window moves them. Values beyond the reference's smallest
@@ -32,6 +33,7 @@ Bins
   each bin (Krichevsky-Trofimov). The others need nothing.
 - *Sparse*: laws by χ² hold from some values a bin on. Their p-values are of a table in which bins are merged until each
   is expected to hold `MIN_EXPECTED` values in either row: neighbours if they are in order, else all that are sparse.
+  So are their effects, as what chance brings is known of such bins only.
 - *Blind*: what moves within a bin is not seen. `ks` is at most that of the raw values and less by at most
   `ks_error`; `wasserstein` is within `wasserstein_error` of that of the raw values, if these are within the
   reference's range; every other one is at most that of any finer bins (they are f-divergences).
@@ -292,10 +294,12 @@ def _divergence(distance: Callable[[Floats, Floats], float], factor: float, powe
     """A test by an f-divergence; ``factor`` × effective size × statistic ** power is χ²."""
 
     def test(table: Table) -> Outcome:
-        statistic = distance(shares(table.reference, smoothing), shares(table.current, smoothing))
-        freedom = np.count_nonzero(table.reference + table.current) - 1
-        noise = (freedom / (factor * table.effective_size)) ** (1 / power)
-        return Outcome(statistic, pearson(table), _without(statistic, noise, power))
+        statistic, of_merged = (
+            distance(shares(each.reference, smoothing), shares(each.current, smoothing))
+            for each in (table, table.merged)
+        )
+        noise = ((len(table.merged.reference) - 1) / (factor * table.effective_size)) ** (1 / power)
+        return Outcome(statistic, pearson(table), min(statistic, _without(of_merged, noise, power)))
 
     return test
 

@@ -37,14 +37,14 @@ from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Reason, Rejected
 from streammon.events import MAX_COUNT, EventType, record_key
-from streammon.models import DriftPolicy, ModelPolicy, Models
+from streammon.models import ModelPolicy, Models
 from streammon.profiles import PROFILES, REFERENCES, Profile, Reference
 from streammon.results import Drift
 from streammon.tick import TICK
 from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER, read_message
 from streammon_processors.drift.compare import NotTested, Tested, compare, judge, untested
 from streammon_processors.drift.multiplicity import alpha_of
-from streammon_processors.drift.past import ROUNDING_S, Kept, Past, slot_s_of
+from streammon_processors.drift.past import ROUNDING_S, Kept, Past, coarse, coarse_frame, slot_s_of
 from streammon_processors.drift.sample import Sample, of_profile, of_reference
 
 PATIENCE_S: Final = 120.0
@@ -355,8 +355,11 @@ class DriftTask:
         if frame is None:
             reason = NotTested.UNKNOWN_REFERENCE if key.reference else NotTested.NO_REFERENCE
             return [untested(reason, sample.count, 0, policy.drift)]
-        before = self._before(key, frame, policy.drift)
+        has_past = slot_s_of(policy.drift) is not None
+        before = self._past.before(key.series, key.start, frame.id, policy.drift) if has_past else of_reference(frame)
         self._past.add(key.series, key.start, frame.id, sample, policy.drift)
+        if has_past:
+            frame, sample = coarse_frame(frame), coarse(sample)
         if before is None:
             return [untested(NotTested.NO_PAST, sample.count, 0, policy.drift)]
         if sample.count < policy.drift.min_samples:
@@ -364,11 +367,6 @@ class DriftTask:
         allowed = policy.max_false_alarms_per_month * policy.drift.budget_share
         alpha = alpha_of(allowed, policy.drift.window_s, growing.place.versions)
         return judge(compare(sample, before, frame, policy.drift), policy.drift, alpha)
-
-    def _before(self, key: _Key, frame: Reference, policy: DriftPolicy) -> Sample | None:
-        if slot_s_of(policy) is None:
-            return of_reference(frame)
-        return self._past.before(key.series, key.start, frame.id, policy)
 
     def _outgoing(self, key: _Key, test: Tested) -> Outgoing:
         drift = Drift(
