@@ -13,7 +13,7 @@ from scipy import stats
 from streammon.models import DriftPolicy
 from streammon.profiles import Reference, TargetKind
 from streammon_processors.drift import chances
-from streammon_processors.drift.compare import Tested, compare, judge
+from streammon_processors.drift.compare import Finding, compare, judge
 from streammon_processors.drift.multiplicity import MAX_ALPHA, alpha_of, q_values
 from streammon_processors.drift.past import coarse, coarse_frame
 from streammon_processors.drift.sample import Sample, of_profile, of_reference
@@ -24,7 +24,7 @@ ALPHA = 7e-4
 
 def judged(
     before: Values, now: Values, policy: DriftPolicy | None = None, **fields: Any
-) -> dict[tuple[str, str], Tested]:
+) -> dict[tuple[str, str], Finding]:
     """All tests of a window, by target and detector."""
     policy = policy or DriftPolicy()
     frame = reference(before, **fields)
@@ -37,7 +37,7 @@ def sample(values: Values, frame: Reference, pairs: Sequence[tuple[str, str]] = 
     return of_profile(profile(values, frame, 0.0, pairs=pairs))
 
 
-def wrong(found: Mapping[tuple[str, str], Tested]) -> set[tuple[str, str]]:
+def wrong(found: Mapping[tuple[str, str], Finding]) -> set[tuple[str, str]]:
     return {key for key, test in found.items() if test.drifted}
 
 

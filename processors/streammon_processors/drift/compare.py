@@ -60,7 +60,7 @@ class NotTested(StrEnum):
 
 
 @dataclass(frozen=True)
-class Tested:
+class Finding:
     """A test of one target, or why there is none."""
 
     target: str
@@ -85,7 +85,7 @@ class Tested:
 # ---------------------------------------------------------------- which are drift
 
 
-def judge(tests: Sequence[Tested], policy: DriftPolicy, alpha: float) -> list[Tested]:
+def judge(tests: Sequence[Finding], policy: DriftPolicy, alpha: float) -> list[Finding]:
     """The same, with q-values and verdicts, and last what they say of the model as a whole."""
     family = [each for each in tests if each.p_value is not None]
     adjusted = q_values(
@@ -96,19 +96,19 @@ def judge(tests: Sequence[Tested], policy: DriftPolicy, alpha: float) -> list[Te
     return [*judged, _dataset(judged, policy)] if judged else []
 
 
-def _verdict(test: Tested, q_value: float | None, alpha: float) -> Tested:
+def _verdict(test: Finding, q_value: float | None, alpha: float) -> Finding:
     no_chance = q_value is not None and q_value <= alpha
     return replace(test, q_value=q_value, drifted=no_chance and (test.effect or 0.0) >= test.threshold)
 
 
-def _dataset(judged: Sequence[Tested], policy: DriftPolicy) -> Tested:
+def _dataset(judged: Sequence[Finding], policy: DriftPolicy) -> Finding:
     """The share of the weight of all tested targets that has drifted, by any test."""
     drifted = {each.target for each in judged if each.drifted}
     known = [each for each in judged if not each.is_check and (not each.reason or each.target in drifted)]
     weights = {each.target: each.weight for each in known}
     total = sum(weights.values())
     share = sum(weight for target, weight in weights.items() if target in drifted) / total if total else 0.0
-    return Tested(
+    return Finding(
         DATASET,
         SHARE_OF_WEIGHT,
         policy.dataset_share,
@@ -121,15 +121,15 @@ def _dataset(judged: Sequence[Tested], policy: DriftPolicy) -> Tested:
     )
 
 
-def untested(reason: NotTested, sample_size: int, reference_size: int, policy: DriftPolicy) -> Tested:
+def untested(reason: NotTested, sample_size: int, reference_size: int, policy: DriftPolicy) -> Finding:
     """What there is to say of a window of which nothing can be tested."""
-    return Tested(DATASET, SHARE_OF_WEIGHT, policy.dataset_share, sample_size, reference_size, reason=reason)
+    return Finding(DATASET, SHARE_OF_WEIGHT, policy.dataset_share, sample_size, reference_size, reason=reason)
 
 
 # ---------------------------------------------------------------- all tests of a window
 
 
-def compare(now: Sample, before: Sample, frame: Reference, policy: DriftPolicy) -> list[Tested]:
+def compare(now: Sample, before: Sample, frame: Reference, policy: DriftPolicy) -> list[Finding]:
     """``now`` against ``before``, both counted in the bins of ``frame``, by targets in the order of their names."""
     pairs = [_Target(name, frame.targets[name], now, before, policy) for name in sorted(frame.targets)]
     tests = [test for target in pairs for test in target.tests()]
@@ -147,7 +147,7 @@ class _Target:
         self._policy = policy
         self._weight = policy.weights.get(name, 1.0)
 
-    def tests(self) -> Iterator[Tested]:
+    def tests(self) -> Iterator[Finding]:
         if self._unknown:
             yield self._untested(NotTested.LEFT_OUT)
             return
@@ -177,13 +177,13 @@ class _Target:
         is_large = sum(self._frame.types.values()) > LARGE
         return "jensen_shannon" if is_large else "chi_square" if self._is_categorical else "ks"
 
-    def _distribution(self) -> Tested:
+    def _distribution(self) -> Finding:
         reason = self._why_not()
         if reason:
             return self._untested(reason)
         outcome = TESTS[self.test](self._table)
         reference_size, sample_size = self._sizes
-        return Tested(self._name, self.test, self._threshold, sample_size, reference_size, self._weight, *outcome)
+        return Finding(self._name, self.test, self._threshold, sample_size, reference_size, self._weight, *outcome)
 
     def _why_not(self) -> NotTested | None:
         if self._is_categorical and self.test in OF_NUMBERS:
@@ -231,9 +231,9 @@ class _Target:
     def _threshold(self) -> float:
         return self._policy.thresholds.get(self._name, self._policy.threshold)
 
-    def _untested(self, reason: NotTested) -> Tested:
+    def _untested(self, reason: NotTested) -> Finding:
         reference_size, sample_size = self._sizes
-        return Tested(self._name, self.test, self._threshold, sample_size, reference_size, self._weight, reason=reason)
+        return Finding(self._name, self.test, self._threshold, sample_size, reference_size, self._weight, reason=reason)
 
     # --- schema and quality -----------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class _Target:
     def _has_values(self) -> bool:
         return all(side.present >= self._policy.min_samples for side in (self._before, self._now))
 
-    def check_lost(self) -> Iterator[Tested]:
+    def check_lost(self) -> Iterator[Finding]:
         """``lost_target``: no event has it, and enough of the reference's had that this is no chance."""
         before, now = self._before, self._now
         if now.missing < self._policy.min_samples:
@@ -256,7 +256,7 @@ class _Target:
         share = before.present / size
         yield self._share("lost_target", share, share, chance, now.missing, size)
 
-    def check_missing(self) -> Iterator[Tested]:
+    def check_missing(self) -> Iterator[Finding]:
         """``missing``: another share of the events lacks it, or has null. Fisher's exact test, both ways."""
         before, now = self._before, self._now
         sizes = before.present + before.missing, now.present + now.missing
@@ -265,7 +265,7 @@ class _Target:
             chance = chances.as_far(before.missing, sizes[0], now.missing, sizes[1])
             yield self._share("missing", distance, distance, chance, sizes[1], sizes[0])
 
-    def check_type(self) -> Iterator[Tested]:
+    def check_type(self) -> Iterator[Finding]:
         """``type_change``: more values are of another type than most of the reference's. Fisher's exact test."""
         before, now = self._before, self._now
         usual = max(before.types, key=lambda name: (before.types[name], name))
@@ -275,7 +275,7 @@ class _Target:
             chance = chances.at_least(others[0], before.present, others[1], now.present)
             yield self._share("type_change", others[1] / now.present, excess, chance, now.present, before.present)
 
-    def check_range(self) -> Iterator[Tested]:
+    def check_range(self) -> Iterator[Finding]:
         """``range``: more values lie outside the bins that the reference's own values lie in.
 
         Outside those of a reference that fixed the bins lies none of its own, and to compare with none would be
@@ -297,7 +297,7 @@ class _Target:
         share = outside[1] / sizes[1]
         yield self._share("range", share, share - expected, chance, sizes[1], sizes[0])
 
-    def check_unseen(self) -> Iterator[Tested]:
+    def check_unseen(self) -> Iterator[Finding]:
         """``unseen``: more values are of categories that the reference has not.
 
         How many are to be expected is told by the categories that it has once (Good 1953): as large a share of new
@@ -313,7 +313,7 @@ class _Target:
             share = unseen / now.present
             yield self._share("unseen", share, share - once / before.present, chance, now.present, before.present)
 
-    def check_distinct(self) -> Iterator[Tested]:
+    def check_distinct(self) -> Iterator[Finding]:
         """``distinct``: more categories than to be expected are in one of the two alone, as a share of all."""
         before, now = self._before, self._now
         if not self._is_categorical or before.other:
@@ -325,7 +325,7 @@ class _Target:
         excess, chance = chances.another_choice(rows[0], rows[1])
         alone = int((rows[0] == 0).sum() + (rows[1] == 0).sum())
         if alone:
-            yield Tested(
+            yield Finding(
                 self._name,
                 "distinct",
                 self._policy.threshold,
@@ -339,10 +339,10 @@ class _Target:
 
     def _share(
         self, detector: str, statistic: float, effect: float, chance: float, sample_size: int, reference_size: int
-    ) -> Tested:
+    ) -> Finding:
         threshold = self._policy.share_threshold
         found = (statistic, chance, max(0.0, effect))
-        return Tested(self._name, detector, threshold, sample_size, reference_size, self._weight, *found)
+        return Finding(self._name, detector, threshold, sample_size, reference_size, self._weight, *found)
 
 
 def _categories(before: Side, now: Side) -> tuple[Ints, Ints]:
@@ -360,7 +360,7 @@ def _categories(before: Side, now: Side) -> tuple[Ints, Ints]:
     return row(before), row(now)
 
 
-def _new_targets(now: Sample, frame: Reference, policy: DriftPolicy) -> Iterator[Tested]:
+def _new_targets(now: Sample, frame: Reference, policy: DriftPolicy) -> Iterator[Finding]:
     """``new_target``: events have a target that none of the reference's have. Fisher's exact test."""
     if now.count < policy.min_samples:
         return
@@ -368,10 +368,10 @@ def _new_targets(now: Sample, frame: Reference, policy: DriftPolicy) -> Iterator
         present, sizes = now.targets[name].present, (now.count, frame.sample_size)
         chance = chances.at_least(0, sizes[1], present, sizes[0])
         share, weight = present / sizes[0], policy.weights.get(name, 1.0)
-        yield Tested(name, "new_target", policy.share_threshold, *sizes, weight, share, chance, share)
+        yield Finding(name, "new_target", policy.share_threshold, *sizes, weight, share, chance, share)
 
 
-def _correlations(now: Sample, before: Sample, policy: DriftPolicy) -> Iterator[Tested]:
+def _correlations(now: Sample, before: Sample, policy: DriftPolicy) -> Iterator[Finding]:
     """``correlation``: of a declared pair, it is another one. Its target is ``X,Y``."""
     for pair, (first, second) in _pairs(now, before, policy.min_samples):
         r, was = correlation(second), correlation(first)
@@ -381,7 +381,7 @@ def _correlations(now: Sample, before: Sample, policy: DriftPolicy) -> Iterator[
         noise = sqrt(1 / first.count + 1 / second.count) * (1 - was * was)
         effect = sqrt(max(0.0, (r - was) ** 2 - noise**2))
         sizes = second.count, first.count
-        yield Tested(pair, "correlation", CORRELATION_THRESHOLD, *sizes, 1.0, abs(r - was), chance, effect)
+        yield Finding(pair, "correlation", CORRELATION_THRESHOLD, *sizes, 1.0, abs(r - was), chance, effect)
 
 
 def _pairs(now: Sample, before: Sample, least: int) -> Iterator[tuple[str, tuple[CoMoments, CoMoments]]]:

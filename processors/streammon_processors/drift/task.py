@@ -42,10 +42,11 @@ from streammon.profiles import PROFILES, REFERENCES, Profile, Reference
 from streammon.results import Drift
 from streammon.tick import TICK
 from streammon.wire import MAX_TIME_UNIX_S, SCHEMA_HEADER, read_message
-from streammon_processors.drift.compare import NotTested, Tested, compare, judge, untested
+from streammon_processors.drift.compare import Finding, NotTested, compare, judge, untested
 from streammon_processors.drift.multiplicity import alpha_of
 from streammon_processors.drift.past import ROUNDING_S, Kept, Past, coarse, coarse_frame, slot_s_of
 from streammon_processors.drift.sample import Sample, of_profile, of_reference
+from streammon_processors.task import Step, outputs_of
 
 PATIENCE_S: Final = 120.0
 """How long after its end a window waits for what is late."""
@@ -57,8 +58,8 @@ MAX_OPEN: Final = 2000
 """Windows that are open or wait, of all versions in a partition."""
 MAX_REFERENCES: Final = 500
 """References held in a partition; beyond it, the one that was read first is let go."""
-MAX_SERIES: Final = 500
-MAX_WRONG: Final = 100
+MAX_SERIES: Final = 200
+MAX_WRONG: Final = 50
 """Versions, and checks of each, of which it is remembered that something was wrong; of others its end is not told."""
 FORGET_S: Final = 14 * 86_400.0
 """A version of which nothing is heard for so long is forgotten."""
@@ -77,8 +78,9 @@ class Skipped(StrEnum):
 class _Clock(Struct, array_like=True):
     """How far the profiles of the partition have come.
 
-    They are published in the order of their starts, so whatever starts before the newest one is here. If nothing comes,
-    time passes by the broker's stamps from the watermark that the last one told.
+    They are published in the order of their starts, so whatever starts before the newest one is here. If nothing comes
+    for `SILENCE_S`, time passes by the broker's stamps, from the watermark that the last one told. (Not at once: it may
+    be hours ahead of the profile that tells it, and others come with that.)
     """
 
     newest_start: float = 0.0
@@ -103,8 +105,8 @@ class _Clock(Struct, array_like=True):
     @property
     def done(self) -> float:
         """All windows that end by this time are to be closed."""
-        silent_s = (self.now_ms - self.moved_ms) / 1000
-        by_time = self.watermark + silent_s - SILENCE_S if self.watermark else 0.0
+        silent_s = (self.now_ms - self.moved_ms) / 1000 - SILENCE_S
+        by_time = self.watermark + silent_s if self.watermark and silent_s >= 0 else 0.0
         return max(self.newest_start, by_time) - PATIENCE_S
 
 
@@ -184,23 +186,36 @@ class DriftTask:
         self._wrong: dict[str, _Wrong] = {}  # by series
         self._past = Past()
         self._published: _Snapshot | None = None
-        self._packed = b""
+        self._packed: bytes | None = None  # what was published, once it was asked for
+        self._letters: list[Outgoing] = []
 
     # --- the contract -----------------------------------------------------------------------------------------------
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         """The tests of the windows that these records close."""
-        return [output for record in records for output in self._process_one(topic, record)]
+        return list(outputs_of(self.steps(topic, records)))
 
-    def _process_one(self, topic: str, record: Record) -> list[Outgoing]:
+    def steps(self, topic: str, records: Sequence[Record]) -> Iterator[Step]:
+        """The same, a window at a time: of many models, the windows of an hour are closed at once."""
         take_in = self._take_in_profile if topic == PROFILES else self._take_in_reference
-        outputs = list(take_in(record))
-        if outputs:
-            self._publish()
-        return outputs
+        for number, record in enumerate(records, 1):
+            is_due = False
+            for tests in take_in(record):
+                is_due = True
+                self._publish()  # before this record, which will be read again, and closes what is left
+                yield Step(tests)
+            self._places[topic] = max(record.offset + 1, self._places.get(topic, 0))
+            letters, self._letters = self._letters, []
+            if is_due or letters:
+                self._publish()
+            yield Step(letters, number)
 
     def snapshot(self) -> bytes:
         """All that has to be remembered, as of the last place where windows were closed."""
+        if self._published is None:
+            return b""
+        if self._packed is None:
+            self._packed = zlib.compress(msgspec.msgpack.encode(self._published), 1)
         return self._packed
 
     def restore(self, snapshot: bytes) -> None:
@@ -233,23 +248,24 @@ class DriftTask:
 
     # --- the story of a reference -----------------------------------------------------------------------------------
 
-    def _take_in_reference(self, record: Record) -> Iterator[Outgoing]:
+    def _take_in_reference(self, record: Record) -> Iterator[list[Outgoing]]:
         again = record.offset < self._places.get(REFERENCES, 0)
-        if not again:
-            self._places[REFERENCES] = record.offset + 1
         if record.value is None or record.value == TICK:
             return
         try:
             reference = read_reference(record.value)
         except Rejected as error:
-            if not again:
-                yield dead_letter_of(REFERENCES, record, error, to_partition=self._partition)
+            self._refuse(REFERENCES, record, error, again)
             return
         if not again and reference.id not in self._references:
             self._hold(reference.id, record.offset)
         if self._held.get(reference.id) == record.offset:
             self._references[reference.id] = reference
             yield from self._test_waiting()
+
+    def _refuse(self, topic: str, record: Record, error: Rejected, again: bool = False) -> None:
+        if not again:
+            self._letters.append(dead_letter_of(topic, record, error, to_partition=self._partition))
 
     def _hold(self, name: str, offset: int) -> None:
         self._held.pop(name, None)
@@ -261,13 +277,12 @@ class DriftTask:
 
     # --- the story of a profile -------------------------------------------------------------------------------------
 
-    def _take_in_profile(self, record: Record) -> Iterator[Outgoing]:
+    def _take_in_profile(self, record: Record) -> Iterator[list[Outgoing]]:
         self._seen = record.offset
         if record.offset < self._places.get(PROFILES, 0):
             self._rebuild(record)
             yield from self._test_waiting()  # for which a reference came before this
             return
-        self._places[PROFILES] = record.offset + 1
         self._clock.let_pass(record.timestamp)
         profile = None
         if record.value != TICK:
@@ -275,8 +290,9 @@ class DriftTask:
                 profile = read_profile(record.value or b"")
                 self._clock.observe(profile)
             except Rejected as error:
-                yield dead_letter_of(PROFILES, record, error, to_partition=self._partition)
-        yield from self._close_due()
+                self._refuse(PROFILES, record, error)
+        self._close_due(record.offset)
+        yield from self._test_waiting()
         if profile is not None:
             self._add(profile, record.offset)
 
@@ -313,7 +329,8 @@ class DriftTask:
 
     # --- closing and testing ----------------------------------------------------------------------------------------
 
-    def _close_due(self) -> Iterator[Outgoing]:
+    def _close_due(self, offset: int) -> None:
+        """What is complete waits to be tested; the record at this offset is not in it."""
         self._done = max(self._done, self._clock.done)
         due = sorted((key for key in self._open if key.end <= self._done), key=lambda key: key.order)
         versions: dict[tuple[str, str], set[str | None]] = {}
@@ -321,11 +338,10 @@ class DriftTask:
             versions.setdefault((key.service, key.model), set()).add(key.model_version)
         for key in due:
             growing = self._waiting[key] = self._open.pop(key)
-            growing.place.closed_at = self._places[PROFILES] - 1
+            growing.place.closed_at = offset
             growing.place.versions = len(versions[key.service, key.model])
-        yield from self._test_waiting()
 
-    def _test_waiting(self) -> Iterator[Outgoing]:
+    def _test_waiting(self) -> Iterator[list[Outgoing]]:
         """Test what waits and can be, those of a version in order."""
         left = Tally(key.series for key in self._waiting)
         blocked = set[str]()
@@ -334,21 +350,21 @@ class DriftTask:
             is_whole = self._seen >= (self._waiting[key].place.closed_at or 0)
             if key.series not in blocked and is_whole and (is_known or left[key.series] > MAX_WAITING):
                 left[key.series] -= 1
-                yield from self._test(key, self._waiting.pop(key))
+                yield self._test(key, self._waiting.pop(key))
             else:
                 blocked.add(key.series)
 
-    def _test(self, key: _Key, growing: _Growing) -> Iterator[Outgoing]:
+    def _test(self, key: _Key, growing: _Growing) -> list[Outgoing]:
         tests = self._tests(key, growing)
         found = {(each.target, each.detector) for each in tests if each.is_check and each.drifted}
-        before = self._wrong.pop(key.series, _Wrong(0.0, []))
-        for each in tests:
-            if not each.is_check or (each.target, each.detector) in found.union(before.checks):
-                yield self._outgoing(key, each)
+        told = found.union(self._wrong.pop(key.series, _Wrong(0.0, [])).checks)
         if found and len(self._wrong) < MAX_SERIES:
             self._wrong[key.series] = _Wrong(key.end, sorted(found)[:MAX_WRONG])
+        return [
+            self._outgoing(key, each) for each in tests if not each.is_check or (each.target, each.detector) in told
+        ]
 
-    def _tests(self, key: _Key, growing: _Growing) -> list[Tested]:
+    def _tests(self, key: _Key, growing: _Growing) -> list[Finding]:
         """What there is to say of a window; what it is like is kept, for those who are held against it."""
         policy, sample = self._policy(key.service, key.model), growing.sample
         frame = self._references.get(key.reference or "")
@@ -368,7 +384,7 @@ class DriftTask:
         alpha = alpha_of(allowed, policy.drift.window_s, growing.place.versions)
         return judge(compare(sample, before, frame, policy.drift), policy.drift, alpha)
 
-    def _outgoing(self, key: _Key, test: Tested) -> Outgoing:
+    def _outgoing(self, key: _Key, test: Finding) -> Outgoing:
         drift = Drift(
             service=key.service,
             model=key.model,
@@ -414,7 +430,7 @@ class DriftTask:
             wrong=dict(sorted(self._wrong.items())),
             past=dict(sorted(self._past.kept.items())),
         )
-        self._packed = zlib.compress(msgspec.msgpack.encode(self._published), 1)
+        self._packed = None
 
     def _forget(self) -> None:
         """Versions that are gone."""
