@@ -10,7 +10,7 @@ import sys
 from itertools import takewhile
 
 ALL = (
-    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "evidence",
+    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "drift", "evidence",
     "scale_out", "paging", "sdk_overhead", "host_agent",
 )  # fmt: skip
 

@@ -1,8 +1,11 @@
 """What tests of drift cost, and how often they are wrong: a window of 100 targets, and months in which nothing happens.
 
 `python -m bench.drift` measures the cost, and simulates some months; `python -m bench.drift months 20` as many as you
-like. In a simulated month every hour is tested against the reference of 1,000 or 5,000 values, by the default policy,
-whose share of the budget is half a false alarm a month. A false alarm is an hour in which anything is called drifted.
+like; `python -m bench.drift levels` counts the windows in which nothing happened and anything was called drifted, over
+what the level allows, for levels that are reached more often than that of a month.
+
+In a simulated month every hour is tested against the reference of 1,000 or 5,000 values, by the default policy, whose
+share of the budget is half a false alarm a month. A false alarm is an hour in which anything is called drifted.
 
 Where values of an hour are like each other (AR(1), φ = 0.9), or change with the time of day, something has changed from
 hour to hour; the table says what the ways to live with that are worth.
@@ -137,6 +140,26 @@ def _sample(frame: Reference, values: list[Floats]) -> Sample:
     return Sample(len(values[0]), sides)
 
 
+LEVELS = (0.05, 0.005, 0.0007)
+
+
+def print_levels(references: int = 200, windows: int = 40) -> None:
+    """Of independent values, each reference anew: windows that are wrongly told of, as a multiple of the level."""
+    for case in CASES:
+        if case.values not in ("iid", "heavy"):
+            continue
+        rng, found = np.random.default_rng(5), []
+        for _ in range(references):
+            frame = frame_of([drawn(case.values, rng, 0.0, case.reference, 1) for _ in range(TARGETS)])
+            before = of_reference(frame)
+            for _ in range(windows):
+                now = _sample(frame, [drawn(case.values, rng, 0.0, case.size, 1) for _ in range(TARGETS)])
+                tests = judge(compare(now, before, frame, case.policy), case.policy, 1.0)
+                found.append(min((each.q_value or 0.0 for each in tests if each.drifted and each.p_value), default=1.0))
+        ratios = [f"{np.mean(np.array(found) <= level) / level:.2f} at {level:g}" for level in LEVELS]
+        print(f"  {case.name:<58} {', '.join(ratios)}", flush=True)
+
+
 def print_months(months: int) -> None:
     print(f"{TARGETS} numeric targets, tests hourly; allowed: 0.5 false alarms a month; {months} months each")
     for case in CASES:
@@ -176,6 +199,8 @@ def print_cost() -> None:
 def main() -> None:
     if sys.argv[1:2] == ["months"]:
         print_months(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["levels"]:
+        print_levels()
     else:
         print_cost()
         print_months(1)

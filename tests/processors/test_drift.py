@@ -11,12 +11,12 @@ import pytest
 from scipy import stats
 
 from streammon.models import DriftPolicy
-from streammon.profiles import Reference, TargetKind
+from streammon.profiles import Reference, TargetKind, TargetReference
 from streammon_processors.drift import chances
 from streammon_processors.drift.compare import Finding, compare, judge
 from streammon_processors.drift.multiplicity import MAX_ALPHA, alpha_of, q_values
 from streammon_processors.drift.past import coarse, coarse_frame
-from streammon_processors.drift.sample import Sample, of_profile, of_reference
+from streammon_processors.drift.sample import Sample, Side, of_profile, of_reference
 from tests.profiled import Value, Values, profile, reference
 
 ALPHA = 7e-4
@@ -301,7 +301,7 @@ def test_the_chance_of_values_beyond_the_range_is_beta_binomial(n: int, m: int) 
 def test_the_chance_of_other_categories_is_never_too_small(exponent: float) -> None:
     rng = np.random.default_rng(3)
     found = []
-    for _ in range(400):
+    for _ in range(200):
         drawn = [rng.zipf(exponent, size) for size in (800, 300)]
         known = np.unique(np.concatenate(drawn))
         rows = [np.array([(each == value).sum() for value in known]) for each in drawn]
@@ -340,6 +340,26 @@ def test_a_weight_finds_what_matters_sooner_and_keeps_the_promise() -> None:
     families = [q_values(rng.random(20).tolist(), weights) for _ in range(4000)]
     assert np.mean([min(each) <= 0.05 for each in families]) <= 0.05 + 3 * 0.0035
     assert q_values([0.004, *([0.5] * 19)], weights)[0] < q_values([0.004, *([0.5] * 19)], [1.0] * 20)[0]
+
+
+def side(numbers: np.typing.NDArray[np.float64], frame: TargetReference) -> Side:
+    bins = np.bincount(np.searchsorted(frame.edges or [], numbers), minlength=len(frame.edges or ()) + 1)
+    return Side(len(numbers), 0, {"number": len(numbers)}, bins.tolist())
+
+
+@pytest.mark.parametrize("size", [1000, 1500])
+def test_where_nothing_happens_as_many_windows_are_wrong_as_their_level_allows(size: int) -> None:
+    """Of references of up to 1,000 values, and of more; each anew, 6 targets, without a floor of the effect."""
+    rng, policy = np.random.default_rng(size), DriftPolicy(threshold=1e-9, share_threshold=1e-9)
+    wrong_windows = 0
+    for _ in range(30):
+        frame = reference({f"x{at}": rng.normal(size=size).tolist() for at in range(6)})
+        before = of_reference(frame)
+        for _ in range(20):
+            now = Sample(200, {name: side(rng.normal(size=200), target) for name, target in frame.targets.items()})
+            wrong_windows += any(each.drifted for each in judge(compare(now, before, frame, policy), policy, 0.05))
+    assert wrong_windows <= 0.05 * 600 + 3 * (2 * 0.05 * 600) ** 0.5
+    assert wrong_windows >= 8, "tests that never reject would pass, too"
 
 
 def test_the_level_of_a_window_is_its_share_of_the_false_alarms_of_a_month() -> None:
