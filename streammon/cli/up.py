@@ -128,6 +128,7 @@ async def _run(
                         builtin.group_processor,
                         builtin.rules_processor,
                         builtin.slos_processor,
+                        builtin.drift_processor,
                     )
                 ),
                 deliver(broker, store.group, STORED, sink, stop=stop),

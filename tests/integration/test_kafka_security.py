@@ -421,6 +421,7 @@ COMMANDS = {
     "agent": ["agent"],
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
+    "process drift": ["process", "drift"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
     "diagnose": ["diagnose"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
