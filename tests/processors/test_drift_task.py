@@ -191,6 +191,7 @@ def test_a_window_waits_for_its_reference_and_those_behind_it_wait_too() -> None
     frame = reference({"x": normal(rng, 500)})
     for number in range(4):
         assert log.hour(number, {"x": normal(rng, 240)}, frame) == []
+    log.profile(profile({"x": normal(rng, 60)}, frame, BEGIN + 600, revision=1))  # too late, though it was not tested
     log.restart()
     found = log.refer(frame)
     assert [each.start_unix_s for each in found if each.target == "x"] == [BEGIN + at * HOUR_S for at in range(3)]
@@ -350,15 +351,27 @@ def test_a_check_is_told_while_something_is_wrong_and_once_thereafter() -> None:
         found += log.hour(number, {"x": values}, frame)
         log.restart()
     checks = [(each.start_unix_s, each.drifted) for each in found if each.detector == "missing"]
-    assert checks == [(BEGIN + HOUR_S, True), (BEGIN + 2 * HOUR_S, True)]
-    over = [each for each in found if each.start_unix_s == BEGIN + 3 * HOUR_S]
-    assert {each.detector for each in over} == {"ks", "share_of_weight"}
+    assert checks == [(BEGIN + HOUR_S, True), (BEGIN + 2 * HOUR_S, True), (BEGIN + 3 * HOUR_S, False)]
+
+
+def test_of_a_target_that_was_lost_or_new_it_is_told_that_it_is_as_before() -> None:
+    rng, log = random.Random(19), Log()
+    frame = reference({"x": normal(rng, 500), "y": normal(rng, 500)})
+    log.refer(frame)
+    usual, other = ("x", "y"), ("x", "z")
+    found = []
+    for number, names in enumerate((usual, other, usual, usual, usual)):
+        found += log.hour(number, {name: normal(rng, 600) for name in names}, frame)
+    told = [(each.target, each.detector, each.drifted) for each in found if each.detector.endswith("_target")]
+    assert told == [
+        ("y", "lost_target", True), ("z", "new_target", True), ("y", "lost_target", False), ("z", "new_target", False),
+    ]  # fmt: skip
 
 
 def test_versions_that_are_tested_together_share_the_false_alarms() -> None:
     rng = random.Random(16)
     frame = reference({"x": normal(rng, 1000)})
-    values = {"x": normal(random.Random(20), 500, 0.13)}  # sure enough for one version, too little for three
+    values = {"x": normal(random.Random(20), 500, 0.155)}  # sure enough for one version, too little for three
     drifted = {}
     for versions in (["1"], ["1", "2", "3"]):
         log = Log(policy(threshold=0.01))

@@ -18,8 +18,9 @@ categorical      `chi_square`                          `jensen_shannon`
 
 (`wasserstein` is for who asks for it: divided by the standard deviation, it sees no shift in a heavy tail.)
 
-and, where they apply, checks of schema and quality, of which `check_*` say what each is. Of these nothing is said as
-long as nothing is wrong.
+and, where they apply, checks of schema and quality, of which `check_*` say what each is. Of these nothing is told as
+long as nothing is wrong; but all of them are in the family, found or not, as what they find must not decide how many
+there are.
 """
 
 from __future__ import annotations
@@ -260,20 +261,18 @@ class _Target:
         """``missing``: another share of the events lacks it, or has null. Fisher's exact test, both ways."""
         before, now = self._before, self._now
         sizes = before.present + before.missing, now.present + now.missing
-        if before.missing or now.missing:
-            distance = abs(now.missing / sizes[1] - before.missing / sizes[0])
-            chance = chances.as_far(before.missing, sizes[0], now.missing, sizes[1])
-            yield self._share("missing", distance, distance, chance, sizes[1], sizes[0])
+        distance = abs(now.missing / sizes[1] - before.missing / sizes[0])
+        chance = chances.as_far(before.missing, sizes[0], now.missing, sizes[1])
+        yield self._share("missing", distance, distance, chance, sizes[1], sizes[0])
 
     def check_type(self) -> Iterator[Finding]:
         """``type_change``: more values are of another type than most of the reference's. Fisher's exact test."""
         before, now = self._before, self._now
         usual = max(before.types, key=lambda name: (before.types[name], name))
         others = [side.present - side.types.get(usual, 0) for side in (before, now)]
-        if others[1]:
-            excess = others[1] / now.present - others[0] / before.present
-            chance = chances.at_least(others[0], before.present, others[1], now.present)
-            yield self._share("type_change", others[1] / now.present, excess, chance, now.present, before.present)
+        excess = others[1] / now.present - others[0] / before.present
+        chance = chances.at_least(others[0], before.present, others[1], now.present)
+        yield self._share("type_change", others[1] / now.present, excess, chance, now.present, before.present)
 
     def check_range(self) -> Iterator[Finding]:
         """``range``: more values lie outside the bins that the reference's own values lie in.
@@ -286,7 +285,7 @@ class _Target:
         before, now = self._before, self._now
         outside = [side.bins[0] + side.bins[-1] if side.bins else 0 for side in (before, now)]
         sizes = before.numbers, now.numbers
-        if not outside[1] or min(sizes) < 2:
+        if min(sizes) < self._policy.min_samples:
             return
         expected = outside[0] / sizes[0] if outside[0] else 2 / (sizes[0] + 1)
         chance = (
@@ -306,12 +305,11 @@ class _Target:
         before, now = self._before, self._now
         if not self._is_categorical or before.other:
             return
-        unseen = now.present - sum(now.values.get(value, 0) for value in before.values)
-        if unseen > 0:
-            once = sum(count == 1 for count in before.values.values())
-            chance = chances.at_least(once, before.present, unseen, now.present)
-            share = unseen / now.present
-            yield self._share("unseen", share, share - once / before.present, chance, now.present, before.present)
+        unseen = max(0, now.present - sum(now.values.get(value, 0) for value in before.values))
+        once = sum(count == 1 for count in before.values.values())
+        chance = chances.at_least(once, before.present, unseen, now.present)
+        share = unseen / now.present
+        yield self._share("unseen", share, share - once / before.present, chance, now.present, before.present)
 
     def check_distinct(self) -> Iterator[Finding]:
         """``distinct``: more categories than to be expected are in one of the two alone, as a share of all."""
@@ -324,18 +322,8 @@ class _Target:
             return
         excess, chance = chances.another_choice(rows[0], rows[1])
         alone = int((rows[0] == 0).sum() + (rows[1] == 0).sum())
-        if alone:
-            yield Finding(
-                self._name,
-                "distinct",
-                self._policy.threshold,
-                now.present,
-                before.present,
-                self._weight,
-                alone / len(known),
-                chance,
-                excess / len(known),
-            )
+        found = alone / len(known), chance, excess / len(known)
+        yield Finding(self._name, "distinct", self._policy.threshold, now.present, before.present, self._weight, *found)
 
     def _share(
         self, detector: str, statistic: float, effect: float, chance: float, sample_size: int, reference_size: int

@@ -48,7 +48,7 @@ from streammon_processors.drift.past import ROUNDING_S, Kept, Past, coarse, coar
 from streammon_processors.drift.sample import Sample, of_profile, of_reference
 from streammon_processors.task import Step, outputs_of
 
-PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 0.0
 """How long after its end a window waits for what is late."""
 SILENCE_S: Final = 60.0
 """How long profiles may be under way; and as how much time a longer gap in the log counts, in which nobody wrote."""
@@ -356,13 +356,20 @@ class DriftTask:
 
     def _test(self, key: _Key, growing: _Growing) -> list[Outgoing]:
         tests = self._tests(key, growing)
-        found = {(each.target, each.detector) for each in tests if each.is_check and each.drifted}
-        told = found.union(self._wrong.pop(key.series, _Wrong(0.0, [])).checks)
+        telling = [each for each in tests if not each.is_check or each.drifted]
+        if tests[-1].reason is None:
+            telling += self._over(key, growing, tests)
+        return [self._outgoing(key, each) for each in telling]
+
+    def _over(self, key: _Key, growing: _Growing, tests: Sequence[Finding]) -> list[Finding]:
+        """The checks that found something in the window before, and not in this one any more."""
+        known = {(each.target, each.detector): each for each in tests if each.is_check}
+        found = sorted(name for name, each in known.items() if each.drifted)
+        before = self._wrong.pop(key.series, _Wrong(0.0, []))
         if found and len(self._wrong) < MAX_SERIES:
-            self._wrong[key.series] = _Wrong(key.end, sorted(found)[:MAX_WRONG])
-        return [
-            self._outgoing(key, each) for each in tests if not each.is_check or (each.target, each.detector) in told
-        ]
+            self._wrong[key.series] = _Wrong(key.end, found[:MAX_WRONG])
+        nothing = (Finding(*name, 0.0, growing.sample.count, 0) for name in before.checks if name not in found)
+        return [known.get((each.target, each.detector), each) for each in nothing]
 
     def _tests(self, key: _Key, growing: _Growing) -> list[Finding]:
         """What there is to say of a window; what it is like is kept, for those who are held against it."""
