@@ -48,7 +48,7 @@ from streammon_processors.drift.past import ROUNDING_S, Kept, Past, coarse, coar
 from streammon_processors.drift.sample import Sample, of_profile, of_reference
 from streammon_processors.task import Step, outputs_of
 
-PATIENCE_S: Final = 0.0
+PATIENCE_S: Final = 120.0
 """How long after its end a window waits for what is late."""
 SILENCE_S: Final = 60.0
 """How long profiles may be under way; and as how much time a longer gap in the log counts, in which nobody wrote."""
