@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from streammon.models import DriftPolicy, ModelPolicy, Models, ReferencePolicy
+from streammon.models import ONLINE_SHARE, DriftPolicy, ModelPolicy, Models, ReferencePolicy
 from streammon.profiles import PROFILES, REFERENCES, Reference, TargetReference
 from streammon_processors.contract import Stored
 from streammon_processors.drift import DriftTask
@@ -118,7 +118,7 @@ def month(case: Case, seed: int) -> int:
     hours = case.reference / case.size
     frame = frame_of([drawn(kind, rng, 0.0, case.size, hours) for _ in range(TARGETS)])
     past, has_past = Past(), case.policy.reference != ReferencePolicy()
-    alpha = alpha_of(case.policy.budget_share, case.policy.window_s, 1)
+    alpha = alpha_of(1 - ONLINE_SHARE, case.policy.window_s, 1)
     alarms = 0
     series = [drawn(kind, rng, hours, case.size, HOURS + WEEK * has_past) for _ in range(TARGETS)]
     for hour in range(HOURS + WEEK * has_past):

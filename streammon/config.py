@@ -275,6 +275,10 @@ class SqliteSettings(Section):
     """What happened to alerts longer ago than this is deleted from their history."""
     max_transitions: int = Field(200_000, ge=1000)
     """The oldest transitions of alerts are deleted beyond this many; a row takes about 1 kB."""
+    model_retention_s: float = Field(31 * DAY_S, gt=0)
+    """What was said about models (drift, quality, retraining) longer ago than this is deleted."""
+    max_model_rows: int = Field(200_000, ge=1000)
+    """Of each kind of that, the oldest are deleted beyond this many; a row takes 0.5 to 2 kB."""
 
 
 class RuleSettings(Section):
@@ -289,6 +293,14 @@ class ModelSettings(Section):
 
     file: UserPath | None = None
     """YAML file that says how models are watched; without it, all are, by the defaults."""
+
+
+class LabelSettings(Section):
+    """The join of predictions and labels; how long they wait for each other is said by model, in ``models.file``."""
+
+    max_predictions: int = Field(10_000_000, ge=1000)
+    """Predictions, and labels, remembered in one partition: some 100 bytes of disk each. Beyond, the oldest are
+    forgotten, and counted."""
 
 
 class NotifySettings(Section):
@@ -416,6 +428,7 @@ class Settings(BaseSettings):
     sqlite: SqliteSettings = SqliteSettings()
     rules: RuleSettings = RuleSettings()
     models: ModelSettings = ModelSettings()
+    labels: LabelSettings = LabelSettings()
     notify: NotifySettings = NotifySettings()
     remediation: RemediationSettings = RemediationSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()

@@ -24,12 +24,15 @@ from streammon.durations import Duration, seconds
 from streammon.errors import ConfigError
 from streammon.events import _schema
 from streammon.results import Severity
+from streammon.retraining import Retrain
 from streammon.yaml_files import parse_yaml, text_of
 
 REMEDIES: Final = "remedies"
 REMEDIATIONS: Final = "remediations"
 MOST_IN: Final = 100
 """The largest count of a rate limit."""
+MOST_MODELS: Final = 40
+"""So many models one file may train anew."""
 
 State = Literal[
     "awaiting_approval", "due", "skipped", "refused", "withdrawn", "expired", "started", "done", "failed", "unknown"
@@ -51,6 +54,9 @@ class Why(StrEnum):
     RESOLVED = "resolved"  # the alert has ended meanwhile
     UNANSWERED = "unanswered"  # nobody approved it in time
     LATE = "late"  # nobody was there to execute it in time
+    OTHER_MODEL = "other_model"  # the alert is about another model than the action trains
+    TOO_FEW_LABELS = "too_few_labels"  # there is too little to learn from
+    LOW_COVERAGE = "low_coverage"  # too few predictions have a label
 
 
 class Approval(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,6 +108,21 @@ class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field
     detail: str | None = None
 
 
+class Requests(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="requests"):
+    """How many requests one version of a model had in a window, how many failed, and how many were slow."""
+
+    schema: int = msgspec.field(default_factory=_schema)
+    service: str
+    model: str
+    model_version: str | None = None
+    start_unix_s: float
+    end_unix_s: float
+    count: int
+    error_count: int
+    slow_count: int | None = None
+    """Those that took longer than is asked about, if anything is."""
+
+
 def remediation_id(alert_id: str, transition: int, action: str) -> str:
     return blake2b(msgspec.json.encode([alert_id, transition, action]), digest_size=12).hexdigest()
 
@@ -141,6 +162,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     """How long a person has for saying yes."""
     timeout: Duration = "30s"
     """How long doing it may take."""
+    retrain: Retrain | None = None
+    """It trains a model anew, and is followed until it is known whether that helped."""
 
     def __post_init__(self) -> None:
         _ = self.cool_down_s
@@ -190,7 +213,22 @@ def load_policies(file: Path | None) -> Policies:
         return {}
     text = text_of(file)
     policies = parse_yaml(text, _Policies, str(file)).actions
+    _check_models(policies, file)
     return {name: Known(policies[name], version) for name, version in versions(text, str(file)).items()}
+
+
+def _check_models(policies: Mapping[str, Policy], file: Path) -> None:
+    """Raises ConfigError: there are too many, or one that is watched in two ways."""
+    models: dict[str, tuple[str, Retrain]] = {}
+    for name, policy in policies.items():
+        if policy.retrain is not None:
+            other, retrain = models.setdefault(policy.retrain.key, (name, policy.retrain))
+            if retrain != policy.retrain:
+                raise ConfigError(
+                    f"{file}: actions {other!r} and {name!r} both train {retrain.key}: give them the same `retrain`"
+                )
+    if len(models) > MOST_MODELS:
+        raise ConfigError(f"{file}: trains {len(models)} models; one file may train {MOST_MODELS}")
 
 
 def versions(text: str, file: str) -> dict[str, str]:

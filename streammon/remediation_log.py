@@ -1,24 +1,27 @@
-"""What the log says about remediations, for people: the topic `remediations` to its end, and orders about them."""
+"""What the log says about remediations and retrainings, for people: their topics to the end, and orders about them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import Final
 
 import msgspec
 
 from streammon.alert_log import READ_S, Person, Ready, Refusal, Why, record_of_command, short_ids, who
-from streammon.broker import Broker
+from streammon.broker import Broker, Record
 from streammon.broker.reading import read
 from streammon.commands import Approve
 from streammon.errors import Rejected, Retryable
 from streammon.remediation import REMEDIATIONS, Remediation
+from streammon.results import Loop
+from streammon.topics import LOOPS
 from streammon.wire import read_message
 
 MAX_REMEDIATIONS: Final = 100_000
 _DECODER: Final = msgspec.json.Decoder(Remediation)
+_LOOP: Final = msgspec.json.Decoder(Loop)
 
 
 async def read_remediations(broker: Broker, *, within_s: float = READ_S) -> list[Remediation]:
@@ -29,20 +32,43 @@ async def read_remediations(broker: Broker, *, within_s: float = READ_S) -> list
     Raises:
         Retryable: it took longer than ``within_s``.
     """
-    if REMEDIATIONS not in await broker.topics():
-        return []
     found: dict[int, Remediation] = {}
+    async for record in _records(broker, REMEDIATIONS, within_s):
+        with suppress(Rejected):
+            found[record.offset] = read_message(_DECODER.decode, record.value or b"")
+            if len(found) > MAX_REMEDIATIONS:
+                del found[next(iter(found))]
+    return list(found.values())
+
+
+async def read_loops(broker: Broker, *, within_s: float = READ_S) -> dict[str, Loop]:
+    """Every retraining that the log still knows, as it is now, by id; the oldest first.
+
+    Raises:
+        Retryable: it took longer than ``within_s``.
+    """
+    found: dict[str, Loop] = {}
+    async for record in _records(broker, LOOPS, within_s):
+        if record.value is None:
+            found.pop((record.key or b"").decode(errors="replace"), None)
+            continue
+        with suppress(Rejected):
+            loop = read_message(_LOOP.decode, record.value)
+            found[loop.id] = loop
+    return dict(sorted(found.items(), key=lambda each: each[1].requested_unix_s))
+
+
+async def _records(broker: Broker, topic: str, within_s: float) -> AsyncIterator[Record]:
+    """All of a topic of one partition; none where nobody has ever made it."""
+    if topic not in await broker.topics():
+        return
     try:
-        async with asyncio.timeout(within_s), aclosing(read(broker, [REMEDIATIONS])) as batches:
+        async with asyncio.timeout(within_s), aclosing(read(broker, [topic])) as batches:
             async for _, records in batches:
                 for record in records:
-                    with suppress(Rejected):
-                        found[record.offset] = read_message(_DECODER.decode, record.value or b"")
-                        if len(found) > MAX_REMEDIATIONS:
-                            del found[next(iter(found))]
+                    yield record
     except TimeoutError:
-        raise Retryable(f"remediations were not read to their end within {within_s:g} s") from None
-    return list(found.values())
+        raise Retryable(f"{topic} were not read to their end within {within_s:g} s") from None
 
 
 def newest(transitions: Iterable[Remediation]) -> dict[str, Remediation]:

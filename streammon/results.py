@@ -209,6 +209,11 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     predictions: Count = 0
     """Made in that time; only by prediction."""
     labelled: Count = 0
+    scored: Count = 0
+    rated: Count = 0
+    """Predictions that users gave a score, or a rating."""
+    final: bool = False
+    """By prediction: nothing more is waited for."""
     coverage: float | None = None
     """The share of predictions that have a label, of those that can have one."""
     unmatched_labels: Count = 0
@@ -217,6 +222,8 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     precision: float | None = None
     recall: float | None = None
     f1: float | None = None
+    average: Literal["binary", "macro"] | None = None
+    """Of what precision, recall and F1 are: of the positive class, or the mean over classes."""
     log_loss: float | None = None
     calibration_error: float | None = None
     """Expected calibration error: how far confidence is from accuracy, on average over bins of confidence."""
@@ -230,9 +237,14 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     rating: float | None = None
     """Mean of what users gave."""
     estimated_accuracy: float | None = None
-    """From confidence alone, before labels come: an estimate, never a measurement."""
+    """From confidence alone, before labels come: an estimate, never a measurement. By label: what they were expected to
+    tell."""
     estimation_error: float | None = None
     """What it was off by, once labels are there: estimated minus measured."""
+    mean_estimation_error: float | None = None
+    """How far off such estimates have been, either way, on average; the newest count most."""
+    estimates: dict[str, float] = {}
+    """Of two classes, estimated likewise: precision, recall, f1, auc."""
     intervals: dict[str, Interval] = {}
     """By measure."""
     disparity: dict[str, float] = {}
@@ -380,6 +392,87 @@ class Evidence(Result, tag_field="type", tag="evidence"):
     """What could not be looked at."""
 
 
+LoopState = Literal[
+    "awaiting_approval", "approved", "started", "training", "trained", "deployed", "confirming", "closed"
+]
+Outcome = Literal[
+    "helped", "no_change", "worse",
+    "failed", "refused", "withdrawn", "expired", "skipped", "timed_out", "overtaken", "dry_run",
+]  # fmt: skip
+"""How a retraining ended: the first three are measured, the others say why nothing was."""
+
+
+class RetrainReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An alert for which a model is trained anew."""
+
+    alert_id: str
+    rule: str
+    summary: str = ""
+    time_unix_s: float
+    """When it asked."""
+    ended_unix_s: float | None = None
+
+
+class Comparison(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A new version of a model against the one before it, by one measure."""
+
+    measure: str
+    """``accuracy`` or ``mae``, of labels; ``estimated_accuracy``, which is an estimate; ``error_rate`` and
+    ``slow_rate``, of requests."""
+    way: Literal["side_by_side", "before_after"]
+    """Both in the same windows, or the new one's against what was the old one's before."""
+    old: float
+    new: float
+    old_count: Count
+    """Predictions that the value is of."""
+    new_count: Count
+    difference: float
+    """New minus old."""
+    interval: Interval
+    """Where the difference lies; it holds at every look, however often one looks."""
+    windows: Count
+    """Of the new version."""
+    start_unix_s: float
+    end_unix_s: float
+
+
+class Loop(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="loop"):
+    """The newest state of one retraining, from what asked for it to whether it helped; under the same id throughout."""
+
+    id: str
+    """That of the remediation, and of the ``retrain`` change."""
+    service: str
+    model: str
+    action: str
+    state: LoopState
+    transition: Count = 0
+    time_unix_s: float
+    """By the broker's clock."""
+    requested_unix_s: float
+    times: dict[str, float] = {}
+    """By state, when it came to be in it."""
+    deadline_unix_s: float | None = None
+    """When it is given up if it is still in this state."""
+    reasons: list[RetrainReason] = []
+    """What asked for it: the first, and others that came while it was open."""
+    by: str | None = None
+    """Who said yes or no."""
+    old_version: str | None = None
+    new_version: str | None = None
+    job: str | None = None
+    """Of the run that trains it."""
+    run_id: str | None = None
+    outcome: Outcome | None = None
+    """Only when it is closed."""
+    why: str | None = None
+    """The reason for the outcome, in one word; docs/retraining.md lists them."""
+    detail: str | None = None
+    """For people."""
+    comparison: Comparison | None = None
+    guards: list[Comparison] = []
+    """What must not have become worse."""
+
+
 RESULTS: dict[str, type[Result]] = {
     "windows": Window,
     "drift": Drift,
@@ -388,5 +481,6 @@ RESULTS: dict[str, type[Result]] = {
     "alerts": Alert,
     "evidence": Evidence,
     "slos": Slo,
+    "loops": Loop,
 }
 """The result topics and what they carry."""

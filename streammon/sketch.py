@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -353,9 +354,26 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         smaller = self._negative.counts[: max(0, bucket - self.negative_offset)].sum()
         return int(smaller + self._positive.counts.sum()) + self.zero_count
 
+    def mean_log(self, floor: float) -> float:
+        """The mean of the natural logs of the values, those below ``floor`` taken for it; within 0.0055 at scale 6.
+
+        NaN for an empty sketch.
+        """
+        positive, scale = self._positive, 2.0**self.scale
+        lowest, total = math.log(floor), int(positive.counts.sum())
+        logs = np.maximum((positive.indices + 0.5) * (math.log(2.0) / scale), lowest)
+        return float(logs @ positive.counts + (self.count - total) * lowest) / self.count if self.count else math.nan
+
     def merge(self, other: Sketch) -> Sketch:
         """The sketch of both sets of values."""
         return merge((self, other))
+
+    def within(self, buckets: int) -> Sketch:
+        """The sketch of the same values in at most so many buckets, as fine as that allows."""
+        steps, parts = 0, (self._positive, self._negative)
+        while sum(len(part.counts) for part in parts) > buckets and steps < self.scale:
+            steps, parts = steps + 1, (parts[0].coarser(1), parts[1].coarser(1))
+        return self.downscale(self.scale - steps) if steps else self
 
     def downscale(self, to_scale: int) -> Sketch:
         """The sketch of the same values at a coarser scale. Raises SketchError if `to_scale` is finer."""

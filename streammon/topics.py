@@ -58,17 +58,24 @@ NOTIFIER = ("pages", "notifications", "deliveries")
 groups, silences and inhibitions are across all alerts."""
 REGROUPED = "regrouped"
 """Copies of windows, by the group they count for, until they are added up: see `streammon_processors.rules.groups`."""
-PROCESSORS = ("windows", "rollups", "regroup", "group", "rules", "slos", "drift")
+PROCESSORS = ("windows", "rollups", "profiles", "drift", "regroup", "group", "rules", "slos")
 """Those that everybody runs; the notifier adds its own."""
 
 REMEDIATION = ("remedies", "remediations")
 """What remediation decides by, in one order, and what it decides and does: the audit of it. One partition each, because
 cool-downs and limits are across all alerts."""
+LOOPS = "loops"
+"""How each retraining is going, by its id. One partition, because the same task decides it."""
 
 
 def state_topic(processor: str) -> str:
     """The compacted topic in which a processor keeps its snapshots."""
     return f"state.{processor}"
+
+
+def journal_topic(processor: str) -> str:
+    """The topic in which a processor keeps what is too large for its snapshots."""
+    return f"journal.{processor}"
 
 
 def state_topics(processors: Iterable[str], partitions: int) -> list[TopicSpec]:
@@ -94,6 +101,7 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = PROCESSORS) -> l
         TopicSpec(name, 1, retention_s, log_append_time=True)
         for name, retention_s in zip(REMEDIATION, (30 * DAY_S, 184 * DAY_S), strict=True)
     ]
+    loops = TopicSpec(LOOPS, 1, None, compact=True, log_append_time=True)
     alerts = [TopicSpec(name, partitions, None, compact=True) for name in ("alerts", "evidence")]
     references = TopicSpec("references", partitions, None, compact=True, log_append_time=True)
     slos = TopicSpec("slos", partitions, None, compact=True, log_append_time=True)
@@ -107,6 +115,7 @@ def topic_specs(*, partitions: int, processors: Iterable[str] = PROCESSORS) -> l
         *results,
         *pager,
         *remedies,
+        loops,
         *alerts,
         references,
         slos,

@@ -62,6 +62,10 @@ def approval(target_id: str, *, approved: bool = True, **changes: Any) -> Approv
     return Approve(target_id=target_id, approved=approved, **(plain | changes))
 
 
+def executed(remediation: Remediation, state: Any, after_s: float = 0.0, **said: Any) -> Execution:
+    return Execution(remediation=remediation, state=state, time_unix_s=T0 + after_s, **said)
+
+
 def id_of(action: str, alert_id: str = "a1", transition: int = 1) -> str:
     return remediation_id(alert_id, transition, action)
 
@@ -82,7 +86,7 @@ class Decision:
         return [msgspec.json.decode(each.value or b"", type=Remediation) for each in outputs]
 
     def executed(self, after_s: float, remediation: Remediation, state: Any, **said: Any) -> list[Remediation]:
-        return self.at(after_s, Execution(remediation=remediation, state=state, time_unix_s=T0 + after_s, **said))
+        return self.at(after_s, executed(remediation, state, after_s, **said))
 
 
 def states(remediations: Iterable[Remediation]) -> list[str]:
@@ -141,10 +145,10 @@ def gathered_remedy_logs(seed: int) -> Logs:
     ]
     acknowledged = Acknowledge(id="x", time_unix_s=T0, by="ann", alert_id="a1", transition=1)
     commands = [approval(f"r{n}") if rng.random() < 0.5 else acknowledged for n in range(20)]
-    return {"alerts": _stored(rng, alerts), "commands": _stored(rng, commands)}
+    return {"alerts": stored(rng, alerts), "commands": stored(rng, commands)}
 
 
-def _stored(rng: random.Random, contents: Sequence[Any]) -> list[Stored]:
+def stored(rng: random.Random, contents: Sequence[Any]) -> list[Stored]:
     values: list[bytes | None] = [msgspec.json.encode(each) for each in contents]
     values[rng.randrange(len(values)) : 0] = [TICK, *JUNK]
     return [Stored(value, offset, round((T0 + offset) * 1000)) for offset, value in enumerate(values)]

@@ -124,6 +124,9 @@ def test_a_file_of_actions_is_checked_alone_and_with_the_rules_that_name_them(re
     assert remedies.said("remediate", "check", remedies.file) == (
         "look: kafka, mode dry_run\nrestart: kafka, mode approve\n"
     )
+    train = "  train: {type: kafka, topic: t, retrain: {service: shop, model: ranker}}\n"
+    remedies.file.write_text(ACTIONS + train)
+    assert "train: kafka, mode dry_run, trains shop/ranker\n" in remedies.said("remediate", "check", remedies.file)
     rules = remedies.directory / "rules.yaml"
     rules.write_text(RULES.replace("ACTION", "restart"))
     assert "restart" in remedies.said("remediate", "check", remedies.file, "--rules", rules)

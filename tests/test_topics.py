@@ -9,6 +9,7 @@ from streammon.topics import (
     DAY_S,
     HEARTBEATS,
     INPUT_TOPICS,
+    LOOPS,
     MAX_RECORD_BYTES,
     NOTIFIER,
     REMEDIATION,
@@ -18,7 +19,7 @@ from streammon.topics import (
 )
 
 SPECS = {spec.name: spec for spec in topic_specs(partitions=7, processors=("windows", "rules", "drift"))}
-IN_ONE_ORDER = (*NOTIFIER, *REMEDIATION)
+IN_ONE_ORDER = (*NOTIFIER, *REMEDIATION, LOOPS)
 RESULTS = {
     "windows",
     "regrouped",
@@ -41,6 +42,7 @@ COMPACTED = {
     "evidence",
     "references",
     "slos",
+    "loops",
     "heartbeats",
     "snapshots",
     "state.windows",

@@ -14,8 +14,9 @@
 
     monitor.record(duration_s=0.012, status="ok", input_tokens=310)
     monitor.label("a1", label=1.0)
+    monitor.change("deploy", model_version="4")
 
-Fields are those of `streammon.events.Inference` and `Label`. Events go to the HTTP intake of ``streammon
+Fields are those of `streammon.events.Inference`, `Label` and `Change`. Events go to the HTTP intake of ``streammon
 up`` or the gateway (``url``, or ``STREAMMON_URL``), or straight to Kafka (``bootstrap``, or
 ``STREAMMON_BOOTSTRAP``).
 
@@ -33,7 +34,7 @@ import inspect
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -43,6 +44,7 @@ from streammon.errors import ConfigError
 from streammon.events import EventType
 from streammon_agents.courier import Courier, Limits, Stats
 from streammon_agents.fields import admit
+from streammon_agents.summaries import Summary, summarized
 from streammon_agents.transport import HttpTransport, Transport, kafka_transport
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -54,6 +56,7 @@ R = TypeVar("R")
 class Monitor:
     """Reports the calls of one model of one service.
 
+    ``summaries`` say what is sent of features that are embeddings or free text: see `streammon_agents.summaries`.
     ``limits`` bound what waits; ``transport`` makes the way out, for tests and other intakes.
 
     Raises:
@@ -68,6 +71,7 @@ class Monitor:
         model_version: str | None = None,
         endpoint: str | None = None,
         host: str | None = None,
+        summaries: Mapping[str, Summary] | None = None,
         url: str | None = None,
         bootstrap: str | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
@@ -77,10 +81,11 @@ class Monitor:
         host = host or socket.gethostname()
         call: dict[str, Any] = {"model_version": model_version, "endpoint": endpoint, "host": host}
         model_key: dict[str, Any] = {"service": service, "model": model}
-        constant = {EventType.INFERENCE: model_key | call, EventType.LABEL: model_key}
+        constant = {EventType.INFERENCE: model_key | call, EventType.LABEL: model_key, EventType.CHANGE: model_key}
         _check(constant[EventType.INFERENCE])
         connect = transport or _transport(url, bootstrap)
         self._clock = clock
+        self._summaries = dict(summaries or {})
         self._new_courier = functools.partial(Courier, f"sdk@{host}", constant, connect, limits)
         self._courier = self._new_courier()
         _OPEN.add(self)
@@ -101,6 +106,13 @@ class Monitor:
         """Report what the truth turned out to be for the call with this ``event_id``."""
         fields = {"event_id": event_id, "label": label, "score": score, "rating": rating, "source": source}
         self._put(EventType.LABEL, fields)
+
+    def change(
+        self, kind: str, *, model_version: str | None = None, actor: str | None = None, ref: str | None = None
+    ) -> None:
+        """Report that something was done to the model: ``deploy``, ``rollback``, ``config``, ``retrain``, ``scale``."""
+        fields = {"kind": kind, "model_version": model_version, "actor": actor, "ref": ref}
+        self._put(EventType.CHANGE, fields)
 
     def measure(self, /, **fields: Any) -> Call:
         """A context manager that reports its block; an exception passes through, and makes it an error."""
@@ -131,6 +143,8 @@ class Monitor:
 
     def _put(self, event_type: EventType, fields: dict[str, Any]) -> None:
         fields.setdefault("time_unix_s", self._clock())
+        if self._summaries and isinstance(features := fields.get("features"), Mapping):
+            fields["features"] = summarized(features, self._summaries)
         self._courier.put(event_type, fields)
 
     def _forked(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from examples.model_service.lifetime import until_told_to_stop
-from examples.model_service.options import load_options, service_parser, tuning
+from examples.model_service.options import deploy_times, load_options, service_parser, tuning
 
 SHUTDOWN_S = 0.5
 CLOSE_S = 1.0
@@ -46,7 +46,7 @@ async def _service(listener: socket.socket, given: argparse.Namespace) -> AsyncI
     from aiohttp import web
 
     from examples.model_service.detector import phishing_pages
-    from examples.model_service.service import MODEL, SERVICE, Service, tune_for_ever
+    from examples.model_service.service import MODEL, SERVICE, Service, deploy_for_ever, tune_for_ever
     from streammon_agents import Monitor
 
     monitor = Monitor(service=SERVICE, model=MODEL, url=given.events)
@@ -54,11 +54,13 @@ async def _service(listener: socket.socket, given: argparse.Namespace) -> AsyncI
     runner = web.AppRunner(service.app(), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     await web.SockSite(runner, listener).start()
-    trouble = asyncio.create_task(tune_for_ever(service.stable, tuning(given)))
+    trouble = asyncio.create_task(tune_for_ever(service, tuning(given)))
+    news = asyncio.create_task(deploy_for_ever(service, deploy_times(given)))
     try:
         yield
     finally:
         trouble.cancel()
+        news.cancel()
         await runner.cleanup()
         monitor.close(CLOSE_S)
 

@@ -7,34 +7,50 @@ from __future__ import annotations
 
 from streammon.config import Settings
 from streammon.models import load_models
+from streammon.outcomes import OUTCOMES, elements, outcome_time
 from streammon.profiles import PROFILES, REFERENCES
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
-from streammon_processors.drift import DriftTask
+from streammon.topics import LOOPS
+from streammon_processors.detectors.lengths import step_s
+from streammon_processors.drift import DriftTask, each_test, test_time
+from streammon_processors.join import JoinTask
+from streammon_processors.join.models import KnownModels
+from streammon_processors.join.task import JOIN
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
+from streammon_processors.profiles import ProfileTask
+from streammon_processors.quality import QualityTask
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
-from streammon_processors.remediation.gather import remedy_time
+from streammon_processors.remediation.gather import inputs, remedy_time
+from streammon_processors.remediation.retraining import change_time
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rules, RulesTask, load_rules, load_slos
 from streammon_processors.rules.group import GroupTask
 from streammon_processors.rules.groups import GROUPED, REGROUPED, refuse_base_windows
 from streammon_processors.rules.regroup import RegroupTask
+from streammon_processors.shapes import Asked, plan, tumbling
 from streammon_processors.slos import SloTask
 from streammon_processors.task import Output, Processor, time_field
 from streammon_processors.windows import WindowTask, sources
 
 ROLLUPS_TICK_S = 5.0
 """Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
+PROFILES_TICK_S = 5.0
+"""Profiles are of minutes: that the last one of a model comes seconds later concerns nobody."""
 REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
 RULES_TICK_S = 5.0
 """How exact the silence of a series is. On `drift` and `runs`, hardly anything is there but ticks."""
+DETECTORS_TICK_S = 10.0
+"""How exact the patience of `streammon_processors.detectors.steps` is."""
+QUALITY_TICK_S = 15.0
+"""How exact the end of windows is where neither labels nor predictions come any more, for as long as labels may."""
 GROUP_TICK_S = 2.0
 """How exact the patience of `streammon_processors.rules.group` is."""
-
-
 DRIFT_TICK_S = 30.0
 """How exact the patience of `streammon_processors.drift.task` is, which is minutes."""
+JOIN_TICK_S = 30.0
+"""How exact the ends of cohorts are, where no prediction comes; they are minutes long, and labels may wait for days."""
 NOTIFY_TICK_S = 0.5
 """How exact ``group_wait`` and the like are, while there is something to wait for."""
 
@@ -46,9 +62,24 @@ def windows_processor(settings: Settings) -> Processor:
     return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows), outputs)
 
 
+def profiles_processor(settings: Settings) -> Processor:
+    """Predictions to profiles, and to references of models that have none."""
+    file, windows = settings.models.file, settings.windows
+    models = load_models(file)
+    return Processor(
+        "profiles",
+        ("inference",),
+        lambda partition: ProfileTask(partition, windows, models),
+        (Output(PROFILES, time_field("start_unix_s")), Output(REFERENCES, time_field("since_unix_s"), compact=True)),
+        idle_tick_s=max(windows.idle_tick_s, PROFILES_TICK_S),
+        files=() if file is None else (file,),
+    )
+
+
 def rollups_processor(settings: Settings) -> Processor:
     """Windows to longer windows: those of the configuration, and those that its rules ask for."""
-    asked = _rules(settings).asked
+    steps = Asked(tumbling(step_s(settings.windows.size_s)), "inference", "detectors")
+    asked = (*_rules(settings).asked, steps)
     RollupTask(0, settings.windows, asked)  # what cannot be made is found before anything is started
     outputs = (Output("windows", time_field("start_unix_s", having="of_s")),)
     tick_s = max(settings.windows.idle_tick_s, ROLLUPS_TICK_S)
@@ -91,6 +122,20 @@ def slos_processor(settings: Settings) -> Processor:
     )
 
 
+def quality_processor(settings: Settings) -> Processor:
+    """Predictions and their labels to how good they were."""
+    file, max_future_s = settings.models.file, settings.windows.max_future_s
+    models = load_models(file)
+    return Processor(
+        "quality",
+        (OUTCOMES,),
+        lambda partition: QualityTask(models, partition, max_future_s=max_future_s),
+        (Output("quality", time_field("start_unix_s")),),
+        idle_tick_s=QUALITY_TICK_S,
+        files=() if file is None else (file,),
+    )
+
+
 def regroup_processor(settings: Settings) -> Processor:
     """Windows to the partitions of the groups that rules ask for; nothing to do where none does."""
     groupings = _rules(settings).groupings
@@ -118,6 +163,25 @@ def group_processor(settings: Settings) -> Processor:
     )
 
 
+def detectors_processor(settings: Settings) -> Processor:
+    """Windows and qualities, and events where a policy asks for it, to what River's detectors say of them."""
+    # River brings SciPy, and half a second of imports: for whoever runs it.
+    from streammon_processors.detectors.task import DetectorsTask
+    from streammon_processors.detectors.watching import sees_events
+
+    file, size_s = settings.models.file, step_s(settings.windows.size_s)
+    models = load_models(file)
+    per_event = sees_events(models)
+    return Processor(
+        "detectors",
+        ("windows", "quality", *(["inference"] if per_event else [])),
+        lambda partition: DetectorsTask(models, partition, step_s=size_s, per_event=per_event),
+        (Output("drift", time_field("end_unix_s", lacking="weight")),),
+        idle_tick_s=max(settings.windows.idle_tick_s, DETECTORS_TICK_S),
+        files=() if file is None else (file,),
+    )
+
+
 def gather_processor(settings: Settings) -> Processor:
     """Alerts, commands and likely causes of all partitions to the one order in which the notifier decides."""
     outputs = (Output("pages", page_time, partition=0),)
@@ -132,20 +196,32 @@ def notify_processor(settings: Settings, plan: Plan | None = None) -> Processor:
 
 
 def remedies_processor(settings: Settings) -> Processor:
-    """Alerts and approvals of all partitions to the one order in which remediation is decided."""
-    outputs = (Output(REMEDIES, remedy_time, partition=0),)
-    return Processor("remedies", ("alerts", "commands"), GatherRemediesTask, outputs)
+    """What remediation is decided by, from all partitions to the one order in which it is."""
+    file, windows = settings.remediation.file, settings.windows
+    policies = load_policies(file)
+    shape = next((level.shape.name for level in plan(windows.size_s, windows.rollups_s)), "")
+    return Processor(
+        "remedies",
+        inputs(policies),
+        lambda partition: GatherRemediesTask(partition, policies, shape),
+        (Output(REMEDIES, remedy_time, partition=0),),
+        files=() if file is None else (file,),
+    )
 
 
 def remedy_processor(settings: Settings) -> Processor:
-    """What is done about alerts: from remedies to remediations."""
+    """What is done about alerts, and what becomes of models that are trained anew."""
     file = settings.remediation.file
     policies = load_policies(file)
     return Processor(
         "remedy",
         (REMEDIES,),
         lambda partition: RemedyTask(policies, partition),
-        (Output(REMEDIATIONS, time_field("time_unix_s")),),
+        (
+            Output(REMEDIATIONS, time_field("time_unix_s")),
+            Output(LOOPS, time_field("time_unix_s"), compact=True, partition=0),
+            Output("changes", change_time, by_key=True),
+        ),
         idle_tick_s=REMEDY_TICK_S,
         files=() if file is None else (file,),
     )
@@ -155,7 +231,7 @@ def drift_processor(settings: Settings) -> Processor:
     """Profiles to what has drifted."""
     file = settings.models.file
     models = load_models(file)
-    outputs = (Output("drift", time_field("start_unix_s", having="weight")),)
+    outputs = (Output("drift", test_time, elements=each_test),)
     return Processor(
         "drift",
         (PROFILES, REFERENCES),
@@ -163,6 +239,21 @@ def drift_processor(settings: Settings) -> Processor:
         outputs,
         idle_tick_s=DRIFT_TICK_S,
         files=() if file is None else (file,),
+    )
+
+
+def join_processor(settings: Settings) -> Processor:
+    """Predictions and labels to outcomes."""
+    file = settings.models.file
+    models = load_models(file)
+    return Processor(
+        JOIN,
+        ("inference", "labels"),
+        lambda partition: JoinTask(partition, models, settings),
+        (Output(OUTCOMES, outcome_time, elements=elements),),
+        idle_tick_s=JOIN_TICK_S,
+        files=() if file is None else (file,),
+        journal_s=KnownModels(models).longest_s,
     )
 
 

@@ -23,8 +23,8 @@ class CopyTask:
         self._next: dict[str, int] = {}
 
     @abstractmethod
-    def copies(self, record: Record, value: bytes) -> Iterator[Outgoing]:
-        """What to write because of a record with this value. Raises Rejected."""
+    def copies(self, topic: str, record: Record, value: bytes) -> Iterator[Outgoing]:
+        """What to write because of a record of this topic with this value. Raises Rejected."""
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         return [outgoing for record in records for outgoing in self._process_one(topic, record)]
@@ -46,6 +46,6 @@ class CopyTask:
         if record.value is None or record.value == TICK:  # the tombstone of an alert that ended long ago
             return
         try:
-            yield from self.copies(record, record.value)
+            yield from self.copies(topic, record, record.value)
         except Rejected as error:
             yield dead_letter_of(topic, record, error, to_partition=self._partition)

@@ -32,7 +32,8 @@ from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition
 from streammon.broker.reading import Places, read, unread
 from streammon.telemetry import log
 from streammon.topics import SNAPSHOTS
-from streammon_processors.task import Processor, Task, in_steps, outputs_of
+from streammon_processors.journal import recover
+from streammon_processors.task import Processor, Task, close, in_steps, outputs_of
 
 BATCH_RECORDS = 500
 MERGE_MS = 1000
@@ -79,6 +80,8 @@ class Replayed(NamedTuple):
     time_unix_s: float
     input: TopicPartition
     read_to: int
+    beyond: bool
+    """Something behind one of the cuts had been read, of any input."""
 
 
 # ---------------------------------------------------------------- the replay
@@ -87,11 +90,13 @@ class Replayed(NamedTuple):
 async def prepare(broker: Broker, processor: Processor, range_: Range, *, max_future_s: float) -> Replay:
     """Decide where each partition begins and ends."""
     kept = await _snapshots(broker, processor.name)
+    journals = await _journals(broker, processor)
     firsts, ends = await bounds(broker, processor.inputs, "earliest")
     origins = {}
     for number in sorted({partition.partition for partition in ends}):
         mine = {each: first for each, first in firsts.items() if each.partition == number}
-        origins[number] = _origin(processor, number, kept.get(number, ()), mine, range_, max_future_s)
+        known_from = journals.get(number, 0.0)
+        origins[number] = _origin(processor, number, kept.get(number, ()), known_from, mine, range_, max_future_s)
     return Replay(broker, processor, range_, origins, ends)
 
 
@@ -106,6 +111,7 @@ def _origin(
     processor: Processor,
     number: int,
     kept: Iterable[Kept],
+    known_from: float,
     firsts: Places,
     range_: Range,
     max_future_s: float,
@@ -114,7 +120,8 @@ def _origin(
         task = _restored(processor.task(number), snapshot)
         if task and is_before(task, processor.inputs, range_.from_unix_s, taken_unix_s + max_future_s):
             offsets = {each: task.offsets().get(each.topic, 0) for each in firsts}
-            beginning = Beginning.SNAPSHOT if _holds(firsts, offsets) else Beginning.CUT
+            whole = _holds(firsts, offsets) and taken_unix_s >= known_from
+            beginning = Beginning.SNAPSHOT if whole else Beginning.CUT
             there = {each: max(offset, firsts[each]) for each, offset in offsets.items()}
             return Origin(beginning, there, snapshot, taken_unix_s)
     whole = _holds(firsts, dict.fromkeys(firsts, 0))
@@ -139,6 +146,25 @@ def is_before(task: Task, inputs: Iterable[str], start_unix_s: float, latest_uni
 
 def _holds(firsts: Places, offsets: Places) -> bool:
     return all(firsts[each] <= offset for each, offset in offsets.items())
+
+
+async def _journals(broker: Broker, processor: Processor) -> Mapping[int, float]:
+    """By partition, from which time on the journal holds all that a task knew; always, where it is not listed."""
+    if processor.journal is None or processor.journal not in await broker.topics():
+        return {}
+    firsts, ends = await bounds(broker, [processor.journal], "earliest")
+    cut = {place: first for place, first in firsts.items() if 0 < first < ends[place]}
+    since = {place.partition: await _first_time(broker, place, first) for place, first in cut.items()}
+    return {number: time + (processor.journal_s or 0.0) for number, time in since.items()}
+
+
+async def _first_time(broker: Broker, place: TopicPartition, first: int) -> float:
+    """The broker's time of the first record from an offset on."""
+    async with aclosing(read(broker, [place.topic], {place: first})) as batches:
+        async for _, records in batches:
+            if records:
+                return records[0].timestamp / 1000
+    return 0.0
 
 
 async def _snapshots(broker: Broker, processor: str) -> Mapping[int, Collection[Kept]]:
@@ -174,12 +200,24 @@ class Replay:
         task = self.processor.task(number)
         if origin.snapshot is not None:
             task.restore(origin.snapshot)
-        async with aclosing(merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
-            async for partition, records in batches:
-                for output in outputs_of(in_steps(task, partition.topic, records)):
-                    time = self.processor.time_of(output.topic, output.value)
-                    if time is not None and time in self.range:
-                        yield Replayed(output, time, partition, records[-1].offset + 1)
+            await recover(self.broker, self.processor, number, task)
+        beyond = False
+        try:
+            async with aclosing(merged(self.broker, origin.offsets, self.ends, cuts)) as batches:
+                async for partition, records in batches:
+                    beyond = beyond or records[0].offset >= cuts.get(partition, 0)
+                    for output in outputs_of(in_steps(task, partition.topic, records)):
+                        time = self._time(output)
+                        if time is not None:
+                            yield Replayed(output, time, partition, records[-1].offset + 1, beyond)
+        finally:
+            close(task)
+
+    def _time(self, output: Outgoing) -> float | None:
+        """The time that a result is about, or one of its elements; None if that is not in the range."""
+        elements = self.processor.elements(output.topic, output.value)
+        times = [self.processor.time_of(output.topic, output.value)] if elements is None else [at for at, _ in elements]
+        return next((time for time in times if time is not None and time in self.range), None)
 
 
 # ---------------------------------------------------------------- reading

@@ -32,8 +32,9 @@ from streammon.telemetry import CONSUMER_LAG, RECORDS, WATERMARK_LAG, log
 from streammon.tick import tick
 from streammon.topics import state_topic
 from streammon_processors.history import History
+from streammon_processors.journal import recover
 from streammon_processors.share import BATCH_BYTES, Intake, Share
-from streammon_processors.task import Processor, Task
+from streammon_processors.task import Journaled, Processor, Task, close
 
 POLL_S, POLL_RECORDS = 0.1, 10_000
 """The longest wait for records, also how often idle partitions are looked at; and the most taken at once."""
@@ -157,6 +158,7 @@ class _Runtime:
         self._processor = processor
         self._stop = stop
         self._idle_s = processor.idle_tick_s or settings.windows.idle_tick_s
+        self._data_dir = settings.data_dir
         self._session_s = settings.kafka.session_timeout_s
         self._shares: dict[int, Share] = {}
         self._without_turn: set[TopicPartition] = set()  # of the last poll
@@ -193,17 +195,23 @@ class _Runtime:
         )
         task = self._processor.task(number)
         try:
+            if isinstance(task, Journaled):
+                task.keep_in(self._data_dir / "state" / name / str(number))
             snapshot, offsets = await transactor.restore()
             if snapshot is not None:
                 _restore(task, snapshot, name, number)
+            await recover(self._broker, self._processor, number, task)
             for partition, offset in offsets.items():
                 self.member.seek(partition, offset)
         except BaseException:
+            close(task)
             await transactor.close()
             raise
         committed = {partition.topic: offset for partition, offset in offsets.items()}
-        history, topics = History(name, number, goes_on=bool(committed)), self._processor.written_topics
-        self._shares[number] = Share(number, task, transactor, history, committed, time.monotonic(), topics)
+        history, topics = History(name, number, goes_on=bool(committed)), self._processor.own_topics
+        share = Share(number, task, transactor, history, committed, time.monotonic(), topics)
+        share.journal = self._processor.journal
+        self._shares[number] = share
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from streammon.broker.records import Records
 from streammon.deadletter import TOPIC as DEADLETTER
 from streammon.errors import Fatal
 from streammon_processors.history import History
-from streammon_processors.task import Step, Task, in_steps
+from streammon_processors.task import Journaled, Step, Task, close, in_steps
 
 BATCH_RECORDS, BATCH_BYTES = 4000, 1024 * 1024
 """About the most given to a task at once: bounds the time for which the event loop is blocked."""
@@ -51,9 +51,12 @@ class Share:
     committed_at: float
     topics: frozenset[str] = frozenset()
     """To which the task may write, beside the dead letters; any, if there is none."""
+    journal: str | None = None
+    """The one of them that nobody waits for."""
     last_record_at: dict[str, float] = field(default_factory=dict)
     outputs: list[Outgoing] = field(default_factory=list)
     waiting_bytes: int = 0
+    wanted: bool = False  # somebody waits for what is among the outputs
     newest_s: float = 0.0  # the broker's time of the last record
     writing: asyncio.Task[None] | None = None
     paused: bool = False
@@ -89,6 +92,7 @@ class Share:
         outputs = list(step.outputs)
         self._check(outputs)
         self.outputs += outputs
+        self.wanted = self.wanted or any(output.topic != self.journal for output in outputs)
         self.waiting_bytes += sum(len(output.value or b"") for output in outputs)
         if self.is_full:
             self.write()
@@ -117,10 +121,10 @@ class Share:
 
     @property
     def _is_due(self) -> bool:
-        """Outputs are due at once, but for who is behind; a position without outputs is now and then."""
+        """Outputs are due at once, but for who is behind; a journal, or a position without outputs, is now and then."""
         now = time.monotonic()
-        if not self.outputs:
-            moved_on = self.task.offsets() != self.committed
+        if not self.wanted and not self.is_full:
+            moved_on = bool(self.outputs) or self.task.offsets() != self.committed
             return moved_on and (self.leaving or now - self.committed_at >= COMMIT_S)
         may_wait = self.behind and not self.leaving and self.waiting_bytes <= WAITING_BYTES // 2
         return not may_wait or now - self.began_at >= BEHIND_S or self.history.is_due(self.newest_s)
@@ -139,7 +143,7 @@ class Share:
 
     async def _transact(self) -> None:
         self.began_at = time.monotonic()
-        outputs, self.outputs = self.outputs, []
+        outputs, self.outputs, self.wanted = self.outputs, [], False
         written_bytes, offsets = self.waiting_bytes, dict(self.task.offsets())
         snapshot = self.task.snapshot()
         kept = self.history.keep(snapshot, self.newest_s)
@@ -147,6 +151,8 @@ class Share:
         await self.transactor.transact([*outputs, *kept], snapshot, positions)
         self.waiting_bytes -= written_bytes
         self.committed, self.committed_at = offsets, time.monotonic()
+        if isinstance(self.task, Journaled):
+            self.task.committed()
 
     def written(self) -> None:
         """Take note of writing that has ended; raises what it raised."""
@@ -178,6 +184,7 @@ class Share:
             await asyncio.wait({self.writing}, timeout=CLOSE_S)
             self.writing.cancel()
             await asyncio.gather(self.writing, return_exceptions=True)
+        close(self.task)
         await self.transactor.close()
 
 

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from streammon.broker import Outgoing, Record
-from streammon.topics import DAY_S, TopicSpec, state_topics
+from streammon.topics import DAY_S, TopicSpec, journal_topic, state_topics
+
+JOURNAL_MARGIN_S = 2 * DAY_S
+"""How much longer a journal is kept than it is needed: for as long a processor may stand still."""
 
 
 class Task(Protocol):
@@ -69,6 +72,48 @@ class Stepwise(Protocol):
         ...
 
 
+@runtime_checkable
+class Journaled(Protocol):
+    """What a task offers beside `Task`, if its memory is too large for a snapshot.
+
+    It has a *journal*, a topic of its own: it puts what changes in its memory out as records of that topic, among its
+    other outputs, and its snapshot says which of them was the last. Restored from the snapshot, it is given the
+    records of the journal up to that one, and then knows what it knew. See `streammon_processors.journal`.
+
+    What it keeps on a disk is a copy that saves reading the journal from its start: nothing depends on it.
+    """
+
+    def keep_in(self, directory: Path) -> None:
+        """Keep the memory there; called before `Task.restore`. Else it is gone with the task."""
+        ...
+
+    def recover_from(self) -> float | None:
+        """After `Task.restore`, or instead of it: from which broker time on (Unix seconds) the journal is needed."""
+        ...
+
+    def recover(self, records: Sequence[Record]) -> None:
+        """Take in the next records of the journal, of which those after the snapshot are none of its business."""
+        ...
+
+    def recovered(self) -> bool:
+        """Whether it knows all now; if not, it has forgotten all, and needs the journal from the start."""
+        ...
+
+    def committed(self) -> None:
+        """The snapshot that was taken last is committed, and the journal as far as that says."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the disk; nothing is called after it."""
+        ...
+
+
+def close(task: Task) -> None:
+    """Let go of what a task may hold."""
+    if isinstance(task, Journaled):
+        task.close()
+
+
 def in_steps(task: Task, topic: str, records: Sequence[Record]) -> Iterator[Step]:
     """What a task puts out because of these records: in pieces if it works so, else all at once."""
     if isinstance(task, Stepwise) and callable(task.steps):
@@ -98,6 +143,9 @@ class Output:
     """The one partition in which the records of all tasks meet; None: each stays in its own."""
     by_key: bool = False
     """Whether its records go to the partitions of their keys instead, there to meet those of other tasks."""
+    elements: Callable[[bytes], Iterable[tuple[float, bytes]]] | None = None
+    """What a record consists of, each with the time it is about, where only that is promised: not how the task packs
+    it into records, nor in which order. For tasks that join topics, between which there is no order."""
 
     def spec(self, partitions: int) -> TopicSpec:
         retention_s = None if self.compact else self.retention_s
@@ -119,6 +167,13 @@ class Processor:
     """How long an input partition is idle before time passes in it by a tick record; `windows.idle_tick_s` if None."""
     files: tuple[Path, ...] = ()
     """What it was made from, beside the settings: when one of them changes, it is made anew."""
+    journal_s: float | None = None
+    """How long what its tasks write into their journal is needed, if they are `Journaled`."""
+
+    @property
+    def journal(self) -> str | None:
+        """The topic of the journal, if its tasks have one."""
+        return None if self.journal_s is None else journal_topic(self.name)
 
     @property
     def group(self) -> str:
@@ -127,12 +182,26 @@ class Processor:
     def topics(self, partitions: int) -> list[TopicSpec]:
         """The topics it needs beside its inputs."""
         own = [each.spec(partitions) for each in self.outputs]
+        if self.journal_s is not None:
+            retention_s = self.journal_s + JOURNAL_MARGIN_S
+            own.append(TopicSpec(journal_topic(self.name), partitions, retention_s, log_append_time=True))
         return [*own, *state_topics([self.name], partitions)]
 
     @property
     def written_topics(self) -> frozenset[str]:
         """The topics of its outputs; empty if it does not say."""
         return frozenset(each.topic for each in self.outputs)
+
+    @property
+    def own_topics(self) -> frozenset[str]:
+        """All it may write to, but for the dead letters; empty if it does not say."""
+        journal = {self.journal} if self.journal else set()
+        return self.written_topics | journal if self.written_topics else frozenset()
+
+    def elements(self, topic: str, value: bytes | None) -> list[tuple[float, bytes]] | None:
+        """What a record consists of, if only that is promised of its topic: see `Output.elements`."""
+        splits = [each.elements for each in self.outputs if each.topic == topic and each.elements is not None]
+        return [found for split in splits for found in split(value or b"")] if splits else None
 
     def time_of(self, topic: str, value: bytes | None) -> float | None:
         """The time that a record is about; None if it is not a result of this processor."""

@@ -1,7 +1,7 @@
-"""Elasticsearch: windows, alerts and error budgets as documents of data streams, see `streammon_sinks.es_documents`.
+"""Elasticsearch: results as documents of data streams, see `streammon_sinks.es_documents`.
 
     sink = ElasticsearchSink.connect(settings.elasticsearch)
-    await deliver(broker, "sink-elasticsearch", ["windows", "alerts", "slos"], sink, stop=stop)
+    await deliver(broker, "sink-elasticsearch", ["windows", "alerts", "drift"], sink, stop=stop)
 
 What it promises:
 
@@ -33,11 +33,14 @@ from msgspec import Struct
 
 from streammon.config import ElasticsearchSettings
 from streammon.errors import ConfigError, Retryable
-from streammon.results import Alert, Result, Slo, Window
+from streammon.results import Alert, Drift, Loop, Quality, Result, Slo, Window
 from streammon.telemetry import log
 from streammon_sinks.decoding import Decoded, decode_all
 from streammon_sinks.delivery import Item, PartlyWritten, Refused
 from streammon_sinks.es_documents import (
+    DRIFT,
+    LOOPS,
+    QUALITY,
     SLOS,
     STREAMS,
     Json,
@@ -45,11 +48,14 @@ from streammon_sinks.es_documents import (
     budget_document,
     cluster_settings,
     constants,
+    drift_document,
     index_template,
+    loop_document,
+    quality_document,
     stream_of,
     window_document,
 )
-from streammon_sinks.ids import budget_record_id, transition_id, window_id
+from streammon_sinks.ids import budget_record_id, drift_record_id, quality_record_id, transition_id, window_id
 
 _encode = msgspec.json.encode
 
@@ -171,7 +177,7 @@ async def _accepts(client: AsyncElasticsearch, properties: Json) -> bool:
 
 
 class ElasticsearchSink:
-    """Windows and alerts as documents. Owns its client."""
+    """Results as documents. Owns its client."""
 
     def __init__(self, client: AsyncElasticsearch, settings: ElasticsearchSettings) -> None:
         self._client, self._settings = client, settings
@@ -246,6 +252,12 @@ def _described(result: Result | None) -> tuple[str, str, Json]:
             return transition_id(result), stream_of(result), alert_document(result)
         case Slo():
             return budget_record_id(result), SLOS, budget_document(result)
+        case Drift():
+            return drift_record_id(result), DRIFT, drift_document(result)
+        case Quality():
+            return quality_record_id(result), QUALITY, quality_document(result)
+        case Loop():
+            return transition_id(result), LOOPS, loop_document(result)
     raise TypeError(f"no documents are made of {type(result).__name__}")
 
 

@@ -17,6 +17,9 @@ input_tokens.sum, output_tokens.sum    `SUM_NAMES`
 exemplars[].trace_id                   ``trace.id``
 =====================================  ====================================================================
 
+Of `Drift` and `Quality`, what the series is made of is in ``labels.*`` likewise. A `Quality` that is revised is another
+document with the same ``event.id``: the one with the highest ``streammon.revision`` counts.
+
 ``@timestamp`` is the *start* of the window: a minute in Kibana then sums exactly the windows that lie in it.
 Rollups hold the same events again, in several lengths (``streammon.size_s``): filter by one of them.
 Sketches are kept but not indexed, so take the maximum of a percentile over time, never its average.
@@ -30,7 +33,8 @@ from typing import Any, Final
 
 import msgspec
 
-from streammon.results import COUNTERS, DISTRIBUTIONS, Alert, Slo, Window
+from streammon.results import COUNTERS, DISTRIBUTIONS, Alert, Drift, Loop, Quality, Slo, Window
+from streammon_sinks.ids import drift_id, quality_id
 
 Json = dict[str, Any]
 
@@ -44,7 +48,10 @@ RESOURCES: Final = "metrics-streammon.resource"
 ROLLUPS: Final = "metrics-streammon.rollup"
 ALERTS: Final = "logs-streammon.alert"
 SLOS: Final = "metrics-streammon.slo"
-STREAMS: Final = (WINDOWS, RESOURCES, ROLLUPS, ALERTS, SLOS)
+DRIFT: Final = "metrics-streammon.drift"
+QUALITY: Final = "metrics-streammon.quality"
+LOOPS: Final = "logs-streammon.loop"
+STREAMS: Final = (WINDOWS, RESOURCES, ROLLUPS, ALERTS, SLOS, DRIFT, QUALITY, LOOPS)
 """Data streams, without the namespace."""
 
 SERIES_NAMES: Final = {
@@ -63,6 +70,13 @@ SUM_NAMES: Final = {
     "input_tokens": "gen_ai.usage.input_tokens",
     "output_tokens": "gen_ai.usage.output_tokens",
 }
+
+
+MEASURES: Final = (
+    "accuracy", "precision", "recall", "f1", "log_loss", "calibration_error", "auc", "mae", "rmse", "bias", "score",
+    "rating", "estimated_accuracy", "estimation_error", "mean_estimation_error",
+)  # fmt: skip
+"""The fields of a `Quality` that say how good."""
 
 
 def stream_of(result: Window | Alert) -> str:
@@ -125,6 +139,55 @@ def budget_document(slo: Slo) -> Json:
     return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
 
 
+def drift_document(drift: Drift) -> Json:
+    """The document of one test of one target; ``@timestamp`` is the start of what was tested."""
+    fields = msgspec.to_builtins(drift)
+    fields["series"] = _labels_of_model(fields, "target", "detector")
+    document = _common(fields, at_unix_s=drift.start_unix_s, kind="metric", stream=DRIFT)
+    document |= _span(drift) | {"event.id": drift_id(drift)}
+    return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
+def quality_document(quality: Quality) -> Json:
+    """The document of one revision of the quality of a model in one time, at whose start ``@timestamp`` is."""
+    fields = msgspec.to_builtins(quality)
+    fields |= {name: getattr(quality, name) for name in _QUALITY_COUNTS}  # 0 too, which the wire leaves out
+    fields["series"] = quality.slice | _labels_of_model(fields, "by")
+    fields["intervals"] = {name: msgspec.structs.asdict(each) for name, each in quality.intervals.items()}
+    document = _common(fields, at_unix_s=quality.start_unix_s, kind="metric", stream=QUALITY)
+    document |= _span(quality) | {"event.id": quality_id(quality)}
+    return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
+_OUTCOMES: Final = {"helped": "success", "failed": "failure", "timed_out": "failure", "worse": "failure"}
+"""In the words of ECS; all others are ``unknown``."""
+
+
+def loop_document(loop: Loop) -> Json:
+    """The document of one transition of a retraining; ``@timestamp`` is when it happened."""
+    fields = msgspec.to_builtins(loop) | {"transition": loop.transition}
+    fields["series"] = _labels_of_model(fields)
+    document = _common(fields, at_unix_s=loop.time_unix_s, kind="event", stream=LOOPS)
+    document |= {"event.id": loop.id, "event.action": loop.state, "event.start": _ms(loop.requested_unix_s)}
+    if loop.outcome is not None:
+        document["event.outcome"] = _OUTCOMES.get(loop.outcome, "unknown")
+    return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
+
+
+def _labels_of_model(fields: Json, *others: str) -> dict[str, str]:
+    """What tells the series of a result about a model, as the series of a window does."""
+    return {name: fields[name] for name in ("service", "model", "model_version", *others) if fields.get(name)}
+
+
+def _span(result: Drift | Quality) -> Json:
+    length_s = max(0.0, result.end_unix_s - result.start_unix_s)
+    return {
+        "event.start": _ms(result.start_unix_s),
+        "event.end": _ms(result.end_unix_s),
+        "event.duration": min(round(length_s * 1e9), MAX_LONG),
+    }
+
+
 def _common(fields: Json, *, at_unix_s: float, kind: str, stream: str) -> Json:
     """What all documents begin with; takes the labels out of ``fields``."""
     labels = fields.pop("series", None) or fields.pop("labels", {})
@@ -152,6 +215,7 @@ _DATE: Final = {"type": "date"}
 _TEXT: Final = {"type": "text"}
 _KEPT: Final = {"type": "object", "enabled": False}
 _OPEN: Final = {"type": "object", "dynamic": True}
+_NAMED_BY_OTHERS: Final = ("gauges", "cost", "intervals", "disparity")
 _DISTRIBUTION: Final = {
     "properties": {
         "count": _LONG,
@@ -170,7 +234,7 @@ _COMMON_FIELDS: Final = {
     "ecs.version": _KEYWORD,
     "event": {
         "properties": {
-            **dict.fromkeys(("kind", "module", "dataset", "category", "type", "action", "id"), _KEYWORD),
+            **dict.fromkeys(("kind", "module", "dataset", "category", "type", "action", "id", "outcome"), _KEYWORD),
             "start": _DATE,
             "end": _DATE,
             "duration": _LONG,
@@ -221,7 +285,51 @@ _SLO_FIELDS: Final = {
         }
     },
 }
-_FIELDS_OF: Final[dict[str, Json]] = {ALERTS: _ALERT_FIELDS, SLOS: _SLO_FIELDS}
+_DRIFT_FIELDS: Final = {
+    "streammon": {
+        "properties": {
+            **dict.fromkeys(("type", "service", "model", "model_version", "target", "detector"), _KEYWORD),
+            **dict.fromkeys(("reference", "reason", "semconv"), _KEYWORD),
+            **dict.fromkeys(("schema", "sample_size", "reference_size"), _LONG),
+            **dict.fromkeys(("statistic", "threshold", "effect", "p_value", "q_value", "weight"), _DOUBLE),
+            **dict.fromkeys(("start_unix_s", "end_unix_s"), _DOUBLE),
+            "drifted": {"type": "boolean"},
+        }
+    },
+}
+_QUALITY_COUNTS: Final = ("revision", "predictions", "labelled", "unmatched_labels")
+_QUALITY_FIELDS: Final = {
+    "streammon": {
+        "properties": {
+            **dict.fromkeys(("type", "service", "model", "model_version", "by", "semconv"), _KEYWORD),
+            **dict.fromkeys(("schema", "partition", *_QUALITY_COUNTS), _LONG),
+            **dict.fromkeys(("start_unix_s", "end_unix_s", "size_s", "coverage", *MEASURES), _DOUBLE),
+            "slice": {"type": "flattened", "ignore_above": 1024},
+            "label_delay_s": _DISTRIBUTION,
+            "intervals": _OPEN,
+            "disparity": _OPEN,
+        }
+    },
+}
+_LOOP_FIELDS: Final = {
+    "streammon": {
+        "properties": {
+            **dict.fromkeys(("type", "id", "service", "model", "action", "state", "by", "semconv"), _KEYWORD),
+            **dict.fromkeys(("old_version", "new_version", "job", "run_id", "outcome", "why"), _KEYWORD),
+            **dict.fromkeys(("schema", "transition"), _LONG),
+            **dict.fromkeys(("time_unix_s", "requested_unix_s", "deadline_unix_s"), _DOUBLE),
+            "detail": _TEXT,
+            **dict.fromkeys(("times", "reasons", "comparison", "guards"), _KEPT),
+        }
+    },
+}
+_FIELDS_OF: Final[dict[str, Json]] = {
+    ALERTS: _ALERT_FIELDS,
+    SLOS: _SLO_FIELDS,
+    DRIFT: _DRIFT_FIELDS,
+    QUALITY: _QUALITY_FIELDS,
+    LOOPS: _LOOP_FIELDS,
+}
 
 
 def index_template(stream: str) -> Json:
@@ -244,7 +352,7 @@ def index_template(stream: str) -> Json:
             },
             "mappings": {
                 "dynamic": False,
-                "dynamic_templates": _dynamic_numbers("streammon.gauges.*", "streammon.cost.*"),
+                "dynamic_templates": _dynamic_numbers(*(f"streammon.{name}.*" for name in _NAMED_BY_OTHERS)),
                 "properties": _COMMON_FIELDS | _FIELDS_OF.get(stream, _WINDOW_FIELDS),
             },
         },

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from streammon.results import Alert, Slo, Window
+from streammon.results import Alert, Drift, Loop, Quality, Slo, Window
 
 
 def window_id(window: Window) -> str:
@@ -30,9 +30,9 @@ def window_id(window: Window) -> str:
     )
 
 
-def transition_id(alert: Alert) -> str:
-    """The same for every delivery of this transition of this alert: 22 characters."""
-    return _digest(alert.id, alert.transition)
+def transition_id(result: Alert | Loop) -> str:
+    """The same for every delivery of this transition of this alert or retraining: 22 characters."""
+    return _digest(result.id, result.transition)
 
 
 def budget_id(slo: Slo) -> str:
@@ -43,6 +43,37 @@ def budget_id(slo: Slo) -> str:
 def budget_record_id(slo: Slo) -> str:
     """The same for every delivery of this record; a supplement makes another one about the same time."""
     return _digest(budget_id(slo), slo.end_unix_s, slo.good, slo.total)
+
+
+def drift_series(drift: Drift) -> str:
+    """The same for every test of this target of this model version by this detector: 22 characters."""
+    return _digest(drift.service, drift.model, drift.model_version, drift.target, drift.detector)
+
+
+def drift_id(drift: Drift) -> str:
+    """The same for every test over this time against this reference; one that late events change comes again."""
+    return _digest(drift_series(drift), drift.reference, drift.start_unix_s, drift.end_unix_s)
+
+
+def drift_record_id(drift: Drift) -> str:
+    """The same for every delivery of this record."""
+    return _digest(drift_id(drift), drift.sample_size, drift.statistic)
+
+
+def quality_series(quality: Quality) -> str:
+    """The same for all times of this model version, or of this slice of it: 22 characters."""
+    of = (quality.service, quality.model, quality.model_version, sorted(quality.slice.items()))
+    return _digest(*of, quality.by, quality.size_s, quality.partition)
+
+
+def quality_id(quality: Quality) -> str:
+    """The same for every revision of what is said about this time."""
+    return _digest(quality_series(quality), quality.start_unix_s, quality.end_unix_s)
+
+
+def quality_record_id(quality: Quality) -> str:
+    """The same for every delivery of this revision."""
+    return _digest(quality_id(quality), quality.revision)
 
 
 def _digest(*parts: Any) -> str:

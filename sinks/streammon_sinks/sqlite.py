@@ -12,10 +12,12 @@ What it promises:
 * Every transition of an alert stays in ``alert_history``, without its evidence, when the log and ``alerts`` keep only
   the newest; a tombstone does not take it away.
 * Of an error budget the newest state is kept, in ``slos``.
-* Size is bounded: each batch also deletes some of what is older than ``retention_s`` or beyond ``max_rows``, and
-  of the history, older than ``alert_retention_s`` or beyond ``max_transitions``. Age counts from the writing, so
-  that a replay of old data is kept like any other. The file keeps the pages that become free and fills them
-  again; it does not shrink.
+* ``drift``, ``quality`` and ``loops`` keep what was said of models, each time and each retraining as it was told last:
+  see `streammon_sinks.sqlite_models`.
+* Size is bounded: each batch also deletes some of what is older than ``retention_s`` or beyond ``max_rows``; of the
+  history, older than ``alert_retention_s`` or beyond ``max_transitions``; and of what is about models, older than
+  ``model_retention_s`` or beyond ``max_model_rows``. Age counts from the writing, so that a replay of old data is kept
+  like any other. The file keeps the pages that become free and fills them again; it does not shrink.
 * A file that is damaged or not ours is refused with its name and what to do.
 
 ``body`` is the whole record as JSON; the other columns are there to find it, or computed from it for people. Rollups
@@ -33,7 +35,7 @@ from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -44,11 +46,12 @@ from streammon.results import Alert, Evidence, Slo, Window
 from streammon_sinks.decoding import decode_all
 from streammon_sinks.delivery import Item, Refused
 from streammon_sinks.ids import budget_id, window_id
+from streammon_sinks.sqlite_models import TABLES, M, ModelResult
 
 FILE: Final = "results.sqlite"
 """The name of the file below the data directory."""
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 APPLICATION_ID: Final = 0x53544D52  # "STMR": tells our file from any other SQLite file
 BUSY_S: Final = 5.0
 PRUNE_ROWS: Final = 100
@@ -109,6 +112,7 @@ CREATE TABLE IF NOT EXISTS slos (
     series TEXT AS (json_extract(body, '$.series')),
     budget_left REAL AS (json_extract(body, '$.budget_left'))
 ) WITHOUT ROWID;
+{"".join(table.schema for table in TABLES.values())}
 CREATE TABLE IF NOT EXISTS store (id TEXT NOT NULL);
 INSERT INTO store SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT * FROM store);
 PRAGMA application_id = {APPLICATION_ID};
@@ -173,8 +177,10 @@ SELECT body FROM windows WHERE source = ? AND start_unix_s >= ? ORDER BY start_u
 _AFTER: Final = "SELECT body FROM windows WHERE rowid > ? AND instr(source, ' ') = 0 ORDER BY rowid"
 _PLACE: Final = """
 SELECT (SELECT coalesce(max(rowid), 0) FROM windows), count(*), total(updated_unix_s),
-    (SELECT total("transition" + 1) FROM evidence) FROM alerts
+    (SELECT total("transition" + 1) FROM evidence), (SELECT total(seq) FROM sqlite_sequence) FROM alerts
 """
+
+T = TypeVar("T")
 
 _WINDOW: Final = msgspec.json.Decoder(Window)
 _ALERT: Final = msgspec.json.Decoder(Alert)
@@ -191,6 +197,8 @@ class Place(NamedTuple):
     """The sum of their times, which an index has at hand."""
     evidence: float = 0.0
     """Grows with each that is written."""
+    models: float = 0.0
+    """Grows with all that is written about models."""
 
 
 class Snapshot:
@@ -254,8 +262,9 @@ class ResultStore:
         ended: Iterable[str] = (),
         slos: Iterable[Slo] = (),
         evidence: Iterable[Evidence] = (),
+        of_models: Iterable[ModelResult] = (),
     ) -> None:
-        """Keep windows, alerts, budgets and evidence, and forget the alerts with the ids ``ended``: all or nothing.
+        """Keep what is given, and forget the alerts with the ids ``ended``: all or nothing.
 
         Raises `Retryable` (locked, disk full) or `Fatal` (damaged).
         """
@@ -269,6 +278,7 @@ class ResultStore:
         ]
         budgets = [(budget_id(each), each.end_unix_s, now, _json(each)) for each in slos]
         explained = [(each.alert_id, each.transition, _json(each)) for each in evidence]
+        told = list(of_models)
         gone = [(each,) for each in ended]
         with self._transaction() as db:
             db.executemany(_INSERT_WINDOW, new)
@@ -276,6 +286,8 @@ class ResultStore:
             db.executemany(_INSERT_TRANSITION, passed)
             db.executemany(_UPSERT_ALERT, states)
             db.executemany(_UPSERT_EVIDENCE, explained)
+            for kind, table in TABLES.items():
+                db.executemany(table.upsert, [table.values(each, now) for each in told if isinstance(each, kind)])
             db.executemany("DELETE FROM alerts WHERE id = ?", gone)
             db.executemany("DELETE FROM evidence WHERE alert_id = ?", gone)
 
@@ -302,6 +314,15 @@ class ResultStore:
         with self._transaction() as db:
             old = db.execute(_DELETE_TRANSITIONS, (self._clock() - retention_s, at_most)).rowcount
             return old + db.execute(_DELETE_TRANSITIONS_BEYOND, (max_transitions, at_most - old)).rowcount
+
+    def prune_models(self, retention_s: float, max_rows: int, at_most: int = 1000) -> int:
+        """The same for what is about models, each kind by itself."""
+        deleted = 0
+        with self._transaction() as db:
+            for table in TABLES.values():
+                old = db.execute(table.too_old, (self._clock() - retention_s, at_most)).rowcount
+                deleted += old + db.execute(table.too_many, (max_rows, at_most - old)).rowcount
+        return deleted
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -342,6 +363,30 @@ class ResultStore:
         """The newest state of each error budget, by name and series."""
         rows = self._read("SELECT body FROM slos ORDER BY slo, series LIMIT ?", (limit,))
         return [_SLO.decode(body) for (body,) in rows]
+
+    def newest(self, kind: type[M], limit: int = 10_000, *, notable: bool = False) -> list[M]:
+        """Of each series of `Drift` or `Quality`, and each `Loop`, the newest, the last that ended first.
+
+        ``notable``: the newest that drifted, or that was measured, or that is over.
+        """
+        return self._told(kind, TABLES[kind].newest(notable), (limit,))
+
+    def ended(self, kind: type[M], since_unix_s: float, until_unix_s: float = inf, limit: int = 10_000) -> list[M]:
+        """All of a kind that ended in ``(since, until]``, the last first; at most the newest ``limit``."""
+        return self._told(kind, TABLES[kind].ended, (since_unix_s, until_unix_s, limit))
+
+    def before(self, result: ModelResult, brief: type[T], since_unix_s: float, limit: int) -> list[T]:
+        """What else there is of the series of a result that ended later than ``since``, and itself; the last first.
+
+        ``brief``: a struct of those fields that are wanted; what is not looked at costs little.
+        """
+        table, decoder = TABLES[type(result)], msgspec.json.Decoder(brief)
+        rows = self._read(table.of_series, (table.row(result).series, since_unix_s, limit))
+        return [decoder.decode(body) for (body,) in rows]
+
+    def _told(self, kind: type[M], query: str, parameters: tuple[Any, ...]) -> list[M]:
+        decoder = msgspec.json.Decoder(kind)
+        return [decoder.decode(body) for (body,) in self._read(query, parameters)]
 
     def alert_history(self, limit: int = 1_000_000) -> list[Alert]:
         """Every transition of every alert that is kept, without evidence, by time; at most the newest ``limit``."""
@@ -450,7 +495,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 class SqliteSink:
-    """Windows, alerts, error budgets and evidence into a `ResultStore` of its own; others open theirs beside it."""
+    """Results into a `ResultStore` of its own; others open theirs beside it."""
 
     def __init__(self, store: ResultStore, settings: SqliteSettings) -> None:
         self._store, self._settings = store, settings
@@ -470,11 +515,13 @@ class SqliteSink:
             ],
             slos=[each.result for each in decoded if isinstance(each.result, Slo)],
             evidence=[each.result for each in decoded if isinstance(each.result, Evidence)],
+            of_models=[each.result for each in decoded if isinstance(each.result, ModelResult)],
         )
         # More than came in, so that pruning keeps up whatever the load.
         settings, at_most = self._settings, 2 * len(items) + PRUNE_ROWS
         self._store.prune(settings.retention_s, settings.max_rows, at_most)
         self._store.prune_history(settings.alert_retention_s, settings.max_transitions, at_most)
+        self._store.prune_models(settings.model_retention_s, settings.max_model_rows, at_most)
         return refused
 
     async def close(self) -> None:

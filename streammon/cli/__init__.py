@@ -37,12 +37,15 @@ def register_commands() -> None:
     """Importing a module registers its commands."""
     from streammon.cli import (  # noqa: F401
         admin,
+        calibrate,
         data,
+        drift,
         imports,
         inventory,
         notify,
         notify_file,
         people,
+        query,
         remediate,
         replay,
         roles,

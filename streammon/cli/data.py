@@ -1,4 +1,4 @@
-"""Commands that put events into the log, take records out of it, and read results."""
+"""Commands that put events into the log, and take records out of it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ import typer
 from streammon import wire
 from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition, connect
 from streammon.broker.reading import unread
-from streammon.cli.base import Output, OutputOption, app, command, print_json, print_rows
-from streammon.cli.roles import RESULTS_FILE
+from streammon.cli.base import app, command
 from streammon.config import Settings
 from streammon.deadletter import dead_letter
 from streammon.errors import ConfigError, Rejected
@@ -257,14 +256,14 @@ def parse_start(text: str) -> Start:
         ) from None
 
 
-_AGES_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+AGES_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_time(text: str) -> float:
     """A moment in Unix seconds; an age counts back from now. Raises ValueError."""
     age = text[:-1].removeprefix("-")
-    if text[-1:] in _AGES_S and age.replace(".", "", 1).isdigit():
-        return time.time() - float(age) * _AGES_S[text[-1]]
+    if text[-1:] in AGES_S and age.replace(".", "", 1).isdigit():
+        return time.time() - float(age) * AGES_S[text[-1]]
     try:
         seconds = float(text)
     except ValueError:
@@ -342,85 +341,7 @@ def write_line(value: bytes) -> None:
     sys.stdout.buffer.write(value.replace(b"\n", b" ") + b"\n")
 
 
-# --- query ----------------------------------------------------------------------------------------------------
-
-
-class Kind(StrEnum):
-    """What can be asked for."""
-
-    WINDOWS = "windows"
-    ALERTS = "alerts"
-
-
-class WindowSource(StrEnum):
-    """What the windows are over."""
-
-    INFERENCE = "inference"
-    RESOURCE = "resource"
-
-
-@command(app)
-def query(
-    settings: Settings,
-    kind: Annotated[Kind, typer.Argument(help="What to show.", show_default=False)],
-    source: Annotated[WindowSource, typer.Option(help="Source of the windows.")] = WindowSource.INFERENCE,
-    since: Annotated[str, typer.Option(help="Start: a time, or an age such as 15m.")] = "15m",
-    until: Annotated[str | None, typer.Option(help="End, likewise.", show_default=False)] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Only series with this label; may be repeated.")
-    ] = None,
-    rollup: Annotated[
-        str | None,
-        typer.Option(help="Show windows this long, such as 1m, instead of base windows.", show_default=False),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The most rows.")] = 1000,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Show windows or alerts from the results under --data-dir."""
-    from streammon_sinks.sqlite import ResultStore
-
-    labels = _labels(where or [])
-    path = settings.data_dir / RESULTS_FILE
-    if not path.exists():
-        raise ConfigError(f"no results at {path}; is `streammon up` or `streammon sink sqlite` using this --data-dir?")
-    store = ResultStore.open(path, read_only=True)
-    try:
-        if kind is Kind.ALERTS:
-            found: list[Any] = store.alerts(limit)
-            rows, columns = map(_alert_row, found), _ALERT_COLUMNS
-        else:
-            first, last = moment("--since", since), None if until is None else moment("--until", until)
-            windows = store.windows(source, first, last, limit=1_000_000, rollup_s=_length(rollup))
-            matching = [window for window in windows if labels.items() <= window.series.items()]
-            found = matching[-limit:]
-            if len(matching) > limit:
-                print(f"the newest {limit} of {len(matching)}: --limit N, or a later --since", file=sys.stderr)
-            rows, columns = map(_window_row, found), _window_columns(source)
-    finally:
-        store.close()
-    if output is Output.JSON:
-        for result in found:
-            print_json(result)
-    else:
-        print_rows(rows, columns, output, empty=f"no {kind.value} here")
-
-
-def _labels(pairs: list[str]) -> dict[str, str]:
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        raise ConfigError(f"--where is {wrong[0]!r}, expected LABEL=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _length(text: str | None) -> float | None:
-    """A duration in seconds."""
-    if text is None:
-        return None
-    number, unit_s = (text[:-1], _AGES_S[text[-1]]) if text[-1:] in _AGES_S else (text, 1)
-    try:
-        return float(number) * unit_s
-    except ValueError:
-        raise ConfigError(f"--rollup is {text!r}, expected a length such as 1m") from None
+# --- times ----------------------------------------------------------------------------------------------------
 
 
 def moment(option: str, text: str) -> float:
@@ -432,41 +353,6 @@ def moment(option: str, text: str) -> float:
             f"{option} is {text!r}, expected Unix seconds, an ISO time such as 2026-01-31T12:00:00Z, "
             "or an age such as 15m"
         ) from None
-
-
-_ALERT_COLUMNS: tuple[str, ...] = ("state", "severity", "rule", "labels", "condition", "started", "ended")
-
-
-def _window_columns(source: WindowSource) -> tuple[str, ...]:
-    measured = ("per s", "errors", "p50", "p90", "p99") if source is WindowSource.INFERENCE else ("gauges",)
-    return ("start", "part", "count", *measured, "series")
-
-
-def _window_row(window: Any) -> dict[str, Any]:
-    row = {
-        "start": clock_time(window.start_unix_s),
-        "series": " ".join(f"{name}={value}" for name, value in window.series.items()),
-        "part": window.part,
-        "count": window.count,
-        "per s": f"{window.throughput_per_s:.1f}",
-        "errors": "" if window.error_rate is None else f"{window.error_rate:.2%}",
-        "gauges": " ".join(f"{name}={gauge.last:.4g}" for name, gauge in (window.gauges or {}).items()),
-    }
-    if window.duration_s is not None:
-        row |= {name: f"{getattr(window.duration_s, name) * 1000:.1f} ms" for name in ("p50", "p90", "p99")}
-    return row
-
-
-def _alert_row(alert: Any) -> dict[str, Any]:
-    return {
-        "state": alert.state,
-        "severity": alert.severity,
-        "rule": alert.rule,
-        "labels": " ".join(f"{name}={value}" for name, value in alert.labels.items()),
-        "condition": alert.condition,
-        "started": clock_time(alert.started_unix_s),
-        "ended": "" if alert.ended_unix_s is None else clock_time(alert.ended_unix_s),
-    }
 
 
 def clock_time(unix_s: float) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,25 +73,24 @@ async def remedies(settings: Settings) -> AsyncIterator[Remedies]:
     import aiohttp
 
     from streammon_processors.builtin import remedies_processor, remedy_processor
-    from streammon_processors.runtime import run_processor, run_reloading
+    from streammon_processors.runtime import run_reloading
     from streammon_sinks.remediation.actions import Tools, load_actions
     from streammon_sinks.remediation.execute import execute_remediations
 
-    def make() -> Processor:
+    def make(processor: Callable[[Settings], Processor]) -> Processor:
         load_actions(file)  # with its secrets, which the processor does not need
-        return remedy_processor(settings)
+        return processor(settings)
 
-    gathering, deciding = remedies_processor(settings), make()
+    made = [partial(make, each) for each in (remedies_processor, remedy_processor)]
     async with aiohttp.ClientSession() as session:
 
         def parts(broker: Broker, stop: asyncio.Event) -> Parts:
             return [
-                run_processor(broker, gathering, settings, stop=stop),
-                run_reloading(broker, make, settings, stop=stop),
+                *(run_reloading(broker, each, settings, stop=stop) for each in made),
                 execute_remediations(broker, lambda: load_actions(file), Tools(session, broker), stop=stop),
             ]
 
-        yield Remedies([gathering, deciding], parts)
+        yield Remedies([each() for each in made], parts)
 
 
 @command(remediate_app, "run")
@@ -128,7 +128,8 @@ def remediate_check(
             known = ", ".join(sorted(actions)) or "none"
             raise ConfigError(f"rule {rule.name!r} names the action {rule.action!r}; {file} has {known}")
     for name, (action, _) in sorted(actions.items()):
-        print(f"{name}: {action.__struct_config__.tag}, mode {action.mode}")
+        trains = f", trains {action.retrain.key}" if action.retrain else ""
+        print(f"{name}: {action.__struct_config__.tag}, mode {action.mode}{trains}")
 
 
 @command(remediate_app, "list")

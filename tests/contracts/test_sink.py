@@ -21,12 +21,13 @@ from streammon.broker import Outgoing, TopicPartition
 from streammon.broker.embedded import EmbeddedBroker
 from streammon.config import ElasticsearchSettings, Settings, SqliteSettings
 from streammon.errors import Retryable
+from streammon.results import Drift, Loop, Quality
 from streammon.topics import state_topic, topic_specs
 from streammon_sinks.delivery import Item, Refused, Sink, deliver
 from streammon_sinks.elasticsearch import ElasticsearchSink
-from streammon_sinks.es_documents import ALERTS, WINDOWS
+from streammon_sinks.es_documents import ALERTS, DRIFT, LOOPS, QUALITY, WINDOWS
 from streammon_sinks.sqlite import ResultStore, SqliteSink
-from tests.sinks.builders import START, alert, window
+from tests.sinks.builders import START, alert, drift, loop, quality, window
 from tests.support import eventually
 
 GROUP = "sink-contract"
@@ -35,10 +36,15 @@ QUICK = Backoff(first_s=0.001, longest_s=0.01)
 
 
 class Held(NamedTuple):
-    """What a destination holds: the starts of its windows, and the newest state of each alert."""
+    """What a destination holds: the starts of its windows, and the newest state of alerts, qualities and loops."""
 
     windows: list[float]
     alerts: Mapping[str, str]
+    drift: Sequence[float]
+    """Statistics, by time."""
+    quality: Mapping[float, int]
+    """By the start of its time, how many predictions had labels."""
+    loops: Mapping[str, str]
 
 
 class Destination(NamedTuple):
@@ -59,7 +65,10 @@ async def sqlite(request: pytest.FixtureRequest) -> AsyncIterator[Destination]:
 
     async def held() -> Held:
         starts = [each.start_unix_s for each in store.windows("inference", 0)]
-        return Held(starts, {each.id: each.state for each in store.alerts()})
+        drifts = [each.statistic for each in reversed(store.ended(Drift, 0))]
+        qualities = {each.start_unix_s: each.labelled for each in store.ended(Quality, 0)}
+        loops = {each.id: each.state for each in store.newest(Loop)}
+        return Held(starts, {each.id: each.state for each in store.alerts()}, drifts, qualities, loops)
 
     yield Destination(lambda: SqliteSink(ResultStore.open(path), SqliteSettings()), held)
     store.close()
@@ -80,7 +89,11 @@ async def elasticsearch(request: pytest.FixtureRequest) -> AsyncIterator[Destina
     async def held() -> Held:
         windows = await documents(WINDOWS, "streammon.start_unix_s")
         alerts = await documents(ALERTS, "streammon.transition")
-        return Held([each["start_unix_s"] for each in windows], {each["id"]: each["state"] for each in alerts})
+        drifts = [each["statistic"] for each in await documents(DRIFT, "streammon.start_unix_s")]
+        qualities = {each["start_unix_s"]: each["labelled"] for each in await documents(QUALITY, "streammon.revision")}
+        starts, states = [each["start_unix_s"] for each in windows], {each["id"]: each["state"] for each in alerts}
+        loops = {each["id"]: each["state"] for each in await documents(LOOPS, "streammon.transition")}
+        return Held(starts, states, drifts, qualities, loops)
 
     settings = ElasticsearchSettings(url=address, namespace=namespace)
     yield Destination(lambda: ElasticsearchSink.connect(settings), held)
@@ -114,20 +127,33 @@ async def broker(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
 
 WINDOWS_SENT = [window(n, partition=n % PARTITIONS) for n in range(20)]
 ALERTS_SENT = [alert(0, state="pending"), alert(1), alert(2, state="acknowledged"), alert(3, state="resolved")]
-EVERYTHING = Held([each.start_unix_s for each in WINDOWS_SENT], {"a1": "resolved"})
+DRIFT_SENT = [drift(n, statistic=n / 10) for n in range(5)]
+QUALITY_SENT = [quality(n, revision=revision, labelled=10 * revision) for revision in range(3) for n in range(2)]
+LOOP_SENT = [loop(0), loop(1, state="started"), loop(2, state="closed")]
+TOPICS = ["windows", "alerts", "drift", "quality", "loops"]
+EVERYTHING = Held(
+    [each.start_unix_s for each in WINDOWS_SENT],
+    {"a1": "resolved"},
+    [each.statistic for each in DRIFT_SENT],
+    {START: 20, START + 60: 20},
+    {"l1": "closed"},
+)
 
 
 async def publish(broker: EmbeddedBroker) -> None:
     await broker.append(
         [Outgoing("windows", b"s", msgspec.json.encode(each), (), each.partition) for each in WINDOWS_SENT]
         + [Outgoing("alerts", each.id.encode(), msgspec.json.encode(each)) for each in ALERTS_SENT]
+        + [Outgoing("drift", b"shop/ranker", msgspec.json.encode(each)) for each in DRIFT_SENT]
+        + [Outgoing("quality", b"shop/ranker", msgspec.json.encode(each)) for each in QUALITY_SENT]
+        + [Outgoing("loops", each.id.encode(), msgspec.json.encode(each)) for each in LOOP_SENT]
     )
 
 
 @asynccontextmanager
 async def delivering(broker: EmbeddedBroker, sink: Sink, group: str = GROUP) -> AsyncIterator[None]:
     stop = asyncio.Event()
-    task = asyncio.create_task(deliver(broker, group, ["windows", "alerts"], sink, stop=stop, backoff=QUICK))
+    task = asyncio.create_task(deliver(broker, group, TOPICS, sink, stop=stop, backoff=QUICK))
     try:
         yield
     finally:
@@ -229,13 +255,13 @@ async def test_closing_twice_is_allowed(destination: Destination) -> None:
 
 async def caught_up(broker: EmbeddedBroker, group: str) -> bool:
     """Whether the group has committed everything there is."""
-    topics = ["windows", "alerts"]
     committed: dict[TopicPartition, int] = {}
     for number in range(PARTITIONS):
+        topics = [topic for topic in TOPICS if topic != "loops" or number == 0]  # it has one partition
         end = await broker.transactor(group, state_topic("windows"), number, topics)
         committed |= (await end.restore()).offsets
         await end.close()
-    ends = await (await broker.reader(topics)).ends()
+    ends = await (await broker.reader(TOPICS)).ends()
     return all(committed.get(partition, 0) == end for partition, end in ends.items())
 
 

@@ -30,7 +30,8 @@ from streammon_processors.builtin import (
 )
 from streammon_processors.contract import PARTITION, Logs, ProcessorContract, Stored, run
 from streammon_processors.notifier import DecideTask
-from streammon_processors.remediation import RemedyTask
+from streammon_processors.remediation import GatherRemediesTask, RemedyTask
+from streammon_processors.remediation.gather import inputs
 from streammon_processors.rollups import RollupTask
 from streammon_processors.rules import Rule, Rules, RulesTask
 from streammon_processors.rules.description import Worse
@@ -41,6 +42,7 @@ from streammon_processors.slos import SloTask
 from tests import slos
 from tests.groups import copied_log, grouped_log, parts_log
 from tests.logs import HOT, SLOW, TYPES, RandomLog, stored
+from tests.loops import LOOPING, gathered_loop_logs, loop_log
 from tests.pages import gathered_logs, page_log, plan
 from tests.remedies import POLICIES, gathered_remedy_logs, remedy_log
 from tests.rollup_oracle import windows_log
@@ -346,8 +348,30 @@ class TestRemedies(ProcessorContract):
         return gathered_remedy_logs(seed)
 
 
+class TestRetrainingRemedies(ProcessorContract):
+    processor = replace(
+        remedies_processor(SETTINGS),
+        inputs=inputs(LOOPING),
+        task=lambda number: GatherRemediesTask(number, LOOPING, "60s"),
+    )
+
+    def logs(self, seed: int) -> Logs:
+        return gathered_loop_logs(seed)
+
+
 class TestRemedy(ProcessorContract):
-    processor = replace(remedy_processor(SETTINGS), task=lambda number: RemedyTask(POLICIES, number))
+    processor = replace(
+        remedy_processor(SETTINGS),
+        task=lambda number: RemedyTask(POLICIES, number),
+        outputs=remedy_processor(SETTINGS).outputs[:1],  # these train nothing
+    )
 
     def logs(self, seed: int) -> Logs:
         return remedy_log(seed)
+
+
+class TestRetraining(ProcessorContract):
+    processor = replace(remedy_processor(SETTINGS), task=lambda number: RemedyTask(LOOPING, number))
+
+    def logs(self, seed: int) -> Logs:
+        return loop_log(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import signal
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from river.neighbors import KNNClassifier, LazySearch
 
 from examples.model_service import detector
 from examples.model_service import service as service_module
-from examples.model_service.detector import Detector, Example, phishing_pages
+from examples.model_service.detector import TRAINED_ON, Detector, Example, numbers, phishing_pages
 from examples.model_service.load import malformed
-from examples.model_service.options import service_parser, tuning
+from examples.model_service.options import Times, service_parser, tuning
 from examples.model_service.service import FIRST_PAGES, MODEL, SERVICE, Service, tune_for_ever
+from examples.model_service.world import LESSONS, as_of, lesson
 from streammon.broker.embedded import EmbeddedBroker
 from streammon.config import load
 from streammon.events import EventType
@@ -96,15 +98,15 @@ async def test_predictions_are_those_of_rivers_model(client: Client) -> None:
     def trained(memory: int) -> Any:
         model: Any = KNNClassifier(n_neighbors=5, engine=LazySearch(window_size=memory))
         for features, label in PAGES[:FIRST_PAGES]:
-            model.learn_one(features, label)
+            model.learn_one(numbers(features), label)
         return model
 
-    stable, canary = trained(200), trained(400)
+    stable, canary = trained(FIRST_PAGES // 2), trained(FIRST_PAGES)
     answers = set()
     for number, page in enumerate(PAGES[500:530], start=1):
         response = await client.post("/predict", json=page.features)
         answer = await response.json()
-        odds = (stable if number % 5 else canary).predict_proba_one(page.features)
+        odds = (stable if number % 5 else canary).predict_proba_one(numbers(page.features))
         assert answer["phishing"] == max(odds, key=odds.get)
         assert answer["confidence"] == pytest.approx(max(odds.values()))
         answers.add(answer["phishing"])
@@ -135,16 +137,66 @@ async def test_a_malformed_request_is_refused_and_reported_as_an_error(
     assert (event["status"], event["error_type"], event["http_status"]) == ("error", "Malformed", 400)
 
 
-async def test_feedback_is_reported_as_a_label_and_learnt_from(client: Client, delivered: Delivered) -> None:
-    page = PAGES[500]
-    before = await (await client.post("/predict", json=page.features)).json()
-    truth = not before["phishing"]
-    feedback = [{"event_id": before["event_id"], "phishing": truth}]
+async def test_feedback_is_reported_as_a_label_and_a_rating(client: Client, delivered: Delivered) -> None:
+    answers = [await (await client.post("/predict", json=page.features)).json() for page in PAGES[500:502]]
+    known, rated = (answer["event_id"] for answer in answers)
+    feedback = [
+        {"event_id": known, "phishing": True, "rating": None},
+        {"event_id": rated, "phishing": None, "rating": 1},
+    ]
     assert (await client.post("/feedback", json=feedback)).status == 204
-    [label] = await reported(delivered, 1, EventType.LABEL)
-    assert (label["event_id"], label["label"], label["source"]) == (before["event_id"], truth, "feedback")
-    after = await (await client.post("/predict", json=page.features)).json()
-    assert after["confidence"] != before["confidence"] or after["phishing"] == truth
+    label, rating = await reported(delivered, 2, EventType.LABEL)
+    assert (label["event_id"], label["label"], label["source"]) == (known, True, "feedback")
+    assert (rating["event_id"], rating["rating"], rating.get("label")) == (rated, 1, None)
+
+
+async def test_a_model_stays_as_it_is_until_a_version_takes_over_that_was_trained_on_the_newest_labels(
+    client: Client, service: Service, delivered: Delivered
+) -> None:
+    async def answers(page: Example) -> Any:
+        return await (await client.post("/predict", json=page.features)).json()
+
+    pages = [Example(page.features, not page.label) for page in PAGES[500 : 500 + TRAINED_ON]]  # the world turned over
+    before = [service.stable.predict(page.features) for page in pages]
+    for page in pages:
+        event_id = (await answers(page))["event_id"]
+        await client.post("/feedback", json=[{"event_id": event_id, "phishing": page.label, "rating": None}])
+    assert [service.stable.predict(page.features) for page in pages] == before
+    service.deploy()
+    assert service.canary.version == "knn-1", "it keeps a part of the requests"
+    assert right(service.stable, pages) > 0.9 > right(service.canary, pages)
+    [change] = await reported(delivered, 1, EventType.CHANGE)
+    assert (change["kind"], change["service"], change["model"], change["model_version"]) == (
+        "deploy", SERVICE, MODEL, "knn-3",
+    )  # fmt: skip
+
+
+def right(model: Detector, pages: Sequence[Example]) -> float:
+    return sum(model.predict(page.features).phishing == page.label for page in pages) / len(pages)
+
+
+@pytest.mark.parametrize("number", range(len(LESSONS)))
+def test_what_phishers_learn_moves_one_feature_and_makes_an_old_version_wrong_until_the_next(number: int) -> None:
+    times = Times(first_s=10, every_s=5)
+    pages = [Example(as_of(page._asdict(), 10 + 5 * number, times), page.label) for page in PAGES]
+    both = zip(PAGES, pages, strict=True)
+    changed = {name for old, new in both for name in old.features if old.features[name] != new.features[name]}
+    assert changed == {LESSONS[number][0]}
+    model = Detector("old", PAGES[FIRST_PAGES // 2 : FIRST_PAGES])
+    for page in pages[400:]:
+        model.take_note(page)
+    sample = random.Random(1).sample(range(len(PAGES)), 300)
+    before, after = right(model, [PAGES[i] for i in sample]), right(model, [pages[i] for i in sample])
+    retrained = right(model.successor("new"), [pages[i] for i in sample])
+    assert after < before - 0.04
+    assert retrained > after + 0.04
+
+
+def test_at_first_pages_are_as_they_are_and_lessons_come_one_after_the_other() -> None:
+    times = Times(first_s=10, every_s=5)
+    assert [lesson(elapsed_s, times) for elapsed_s in (0, 9.9)] == [None, None]
+    assert [lesson(10 + 5 * n, times) for n in range(5)] == [*LESSONS, LESSONS[0]]
+    assert as_of(PAGES[0]._asdict(), 0, times) == PAGES[0].features
 
 
 async def test_broken_feedback_is_refused(client: Client) -> None:
@@ -166,7 +218,7 @@ async def test_predictions_wait_while_the_model_is_tuned(
     tuning_round = asyncio.create_task(service.stable.tune(BUDGET_S))
     await eventually(service.stable.lock.locked, what="the tuning")
     asked = asyncio.gather(*[client.post("/predict", json=page.features) for page in PAGES[:20]])
-    await eventually(lambda: service._waiting[service.stable] == 16, what="four in five to wait")
+    await eventually(lambda: service.stable.waiting == 16, what="four in five to wait")
     waiting_since = time.monotonic()
     assert {event["model_version"] for event in await reported(delivered, 4)} == {"knn-2"}, "the canary goes on"
     held_s = time.monotonic() - waiting_since
@@ -177,17 +229,17 @@ async def test_predictions_wait_while_the_model_is_tuned(
     assert min(waited) >= held_s > 0
 
 
-async def test_tuning_is_done_at_its_times() -> None:
+async def test_tuning_is_done_at_its_times(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[float] = []
 
-    class Tuned(Detector):
-        async def tune(self, budget_s: float) -> int:
-            rounds.append(asyncio.get_running_loop().time())
-            return 1
+    async def tune(budget_s: float) -> int:
+        rounds.append(asyncio.get_running_loop().time())
+        return 1
 
+    monkeypatch.setattr(service.stable, "tune", tune)
     options = ["--tuning-first", "0.2", "--tuning-every", "0.5", "--tuning-lasts", "0.1", "--tuning-pause", "0.02"]
     started = asyncio.get_running_loop().time()
-    running = asyncio.create_task(tune_for_ever(Tuned("v", 10), tuning(service_parser().parse_args(options))))
+    running = asyncio.create_task(tune_for_ever(service, tuning(service_parser().parse_args(options))))
     await eventually(lambda: rounds and rounds[-1] > rounds[0] + 0.4, what="a second phase")
     running.cancel()
     assert rounds[0] - started >= 0.2
@@ -196,12 +248,12 @@ async def test_tuning_is_done_at_its_times() -> None:
 
 @pytest.mark.parametrize(("truth", "best"), [(True, 1), (False, 3)])
 async def test_tuning_takes_the_number_of_neighbours_that_is_most_often_right(truth: bool, best: int) -> None:
-    detector = Detector("v", memory=20)
     # At 0 the nearest says True, the nearest three say False: 1/0.1 against 1/0.12 + 1/0.13.
     near = [Example({"x": 0.1}, True), Example({"x": 0.12}, False), Example({"x": 0.13}, False)]
     far = [Example({"x": 100.0 + n}, False) for n in range(17)]
-    for example in [*near, *far, *[Example({"x": 0.0}, truth)] * 5]:
-        detector.learn(example)
+    detector = Detector("v", [*near, *far])
+    for _ in range(5):
+        detector.take_note(Example({"x": 0.0}, truth))
     assert await detector.tune(budget_s=5.0) == best
 
 
@@ -296,7 +348,7 @@ async def test_the_process_reports_load_errors_labels_and_trouble_and_ends_when_
     assert len({event["trace_id"] for event in events.values()}) == len(events)
     assert any(event["error_type"] == "Malformed" for event in await log.events("inference") if event["status"] != "ok")
     for label in await log.events("labels"):
-        assert label["time_unix_s"] >= events[label["event_id"]]["time_unix_s"] + 0.95
+        assert label["time_unix_s"] >= events[label["event_id"]]["time_unix_s"] + 0.45
 
 
 async def log_has(log: Log, topic: str, count: int) -> bool:

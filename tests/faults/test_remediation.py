@@ -15,7 +15,9 @@ import pytest
 from aiohttp import web
 
 from streammon.broker import Broker, Outgoing
-from streammon.remediation_log import read_remediations
+from streammon.broker.reading import read
+from streammon.events import Change
+from streammon.remediation_log import read_loops, read_remediations
 from tests.faults.harness import own_log
 from tests.faults.stage import Grounds
 from tests.remedies import T0, alert
@@ -26,7 +28,16 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
 BORN_S = 40.0
 KILLS = 6
-NEEDED = ("alerts", "commands", "remedies", "remediations", "deadletter", "snapshots", "heartbeats")
+TOLD = ("quality", "changes", "pipelines", "runs", "windows", "loops")
+NEEDED = ("alerts", "commands", "remedies", "remediations", "deadletter", "snapshots", "heartbeats", *TOLD)
+TRAIN = """
+  train:
+    type: command
+    command: [sh, -c, 'echo "$STREAMMON_RETRAIN_ID" >> started; kill -9 $PPID']
+    mode: auto
+    cwd: CWD
+    retrain: {service: shop, model: ranker, min_labels: 0}
+"""
 
 
 class Remedying:
@@ -38,6 +49,10 @@ class Remedying:
         self.running: list[subprocess.Popen[bytes]] = []
         self._config, self._log = config, config.with_suffix(".log")
 
+    @property
+    def directory(self) -> Path:
+        return self._config.parent
+
     def _answer(self, request: web.Request, _: bytes) -> web.Response:
         self.posts.append(request.headers["Idempotency-Key"])
         if self.victim:
@@ -47,7 +62,8 @@ class Remedying:
     def start(self) -> subprocess.Popen[bytes]:
         file = self._config.with_name("actions.yaml")
         webhook = f"type: webhook, url: '{self.http.address}', mode: auto, cool_down: 0"
-        file.write_text(f"actions: {{restart: {{{webhook}}}, often: {{{webhook}, at_most: {{count: 100}}}}}}")
+        actions = f"  restart: {{{webhook}}}\n  often: {{{webhook}, at_most: {{count: 100}}}}"
+        file.write_text(f"actions:\n{actions}{TRAIN.replace('CWD', str(file.parent))}")
         with self._log.open("ab") as log:
             command = ("remediate", "run", "--config", self._config, "--actions", file)
             self.running.append(cli(*command, stderr=log))
@@ -136,3 +152,26 @@ async def test_two_that_run_side_by_side_do_everything_once(remedying: Remedying
     await remedying.fires("last")
     await remedying.comes_to("last", "skipped")  # three a day are enough
     assert len(remedying.posts) == len(set(remedying.posts)) == 3
+
+
+async def test_a_training_whose_start_killed_us_is_started_once_and_followed_all_the_same(remedying: Remedying) -> None:
+    """The hook itself kills who runs it: nobody knows whether it was done, so it is never done again."""
+    first = remedying.start()
+    await remedying.fires("a", "train")
+    assert await asyncio.to_thread(first.wait, BORN_S) == -signal.SIGKILL
+    remedying.start()
+    await remedying.comes_to("a", "due", "started", "unknown")
+    [loop] = (await read_loops(remedying.broker)).values()
+    assert (loop.state, loop.outcome) == ("started", None)
+    await remedying.fires("b", "train")
+    await remedying.comes_to("b", "skipped")  # one of a model is open at a time
+    [loop] = (await read_loops(remedying.broker)).values()
+    assert [each.alert_id for each in loop.reasons] == ["a", "b"]
+    started = remedying.directory / "started"
+    assert started.read_text() == f"{loop.id}\n"
+    requested = [
+        msgspec.json.decode(record.value or b"", type=Change)
+        async for _, records in read(remedying.broker, ["changes"])
+        for record in records
+    ]
+    assert [(each.kind, each.ref) for each in requested] == [("retrain", loop.id)]

@@ -22,10 +22,10 @@ from streammon.results import Gauge
 from streammon.servers import Server
 from streammon_sinks.delivery import Item, PartlyWritten
 from streammon_sinks.elasticsearch import ElasticsearchSink, Verdict, judge, open_client, setup
-from streammon_sinks.es_documents import ALERTS, RESOURCES, WINDOWS, window_document
+from streammon_sinks.es_documents import ALERTS, DRIFT, QUALITY, RESOURCES, WINDOWS, window_document
 from streammon_sinks.ids import window_id
 from streammon_sinks.sqlite import ResultStore, SqliteSink
-from tests.sinks.builders import START, alert, item, resource_window, window
+from tests.sinks.builders import START, alert, drift, item, quality, quality_of_slice, resource_window, window
 from tests.sinks.fault_proxy import FaultProxy, answer, fault_proxy
 
 pytestmark = pytest.mark.elasticsearch
@@ -160,6 +160,27 @@ async def test_tokens_percentiles_labels_and_gauges_can_be_aggregated(
     assert results["slowest"]["value"] == pytest.approx(window().duration_s.p99)  # type: ignore[union-attr] # set
     assert results["models"]["buckets"] == [{"key": "ranker", "doc_count": 3}]
     assert [each["doc_count"] for each in results["minute"]["buckets"]] == [3]
+
+
+async def test_of_a_model_the_newest_revision_is_found_and_its_intervals_are_numbers(
+    open_sink: Opener, client: AsyncElasticsearch, documents: Documents, unique: str
+) -> None:
+    told = [quality(n, revision=revision, labelled=10 * revision) for revision in range(3) for n in range(2)]
+    results = [("quality", each) for each in [*told, quality_of_slice(0, revision=3)]] + [("drift", drift(0))]
+    records = [item(n, each, topic=topic) for n, (topic, each) in enumerate(results)]
+    assert await open_sink().write(records) == []
+    assert await open_sink().write(records) == []
+    assert (len(await documents(QUALITY)), len(await documents(DRIFT))) == (7, 1)
+    found = await client.search(
+        index=f"{QUALITY}-{unique}",
+        query={"bool": {"must_not": {"exists": {"field": "streammon.slice"}}}},
+        collapse={"field": "event.id"},
+        sort=[{"streammon.revision": "desc"}, "@timestamp"],
+        aggs={"low": {"min": {"field": "streammon.intervals.accuracy.low"}}},
+    )
+    newest = [hit["_source"]["streammon"] for hit in found["hits"]["hits"]]
+    assert [(each["revision"], each["labelled"]) for each in newest] == [(2, 20), (2, 20)]
+    assert found["aggregations"]["low"]["value"] == 0.85
 
 
 async def test_any_number_of_gauge_names_is_kept_and_the_mapping_stays_bounded(

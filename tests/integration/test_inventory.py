@@ -40,13 +40,15 @@ class Grounds:
     def __init__(self, broker: Broker, settings: Settings, directory: Path) -> None:
         self.broker = broker
         self._directory = directory
+        self._ground = directory / "started-here"
+        self._ground.mkdir()
         self._config = directory / "streammon.yaml"
         content = settings.model_dump(mode="json", include={"bootstrap", "topics", "heartbeat", "inventory"})
         self._config.write_text(yaml.safe_dump(content | {"data_dir": str(directory / "data")}))
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(self._command(*arguments))
+        process = subprocess.Popen(self._command(*arguments), cwd=self._ground)
         self._processes.append(process)
         return process
 
@@ -112,6 +114,7 @@ class Grounds:
         for process in self._processes:
             process.kill()
             process.wait()
+        assert not [*self._ground.iterdir()], "nothing is left where a command was started"
 
 
 @pytest.fixture

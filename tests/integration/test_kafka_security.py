@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
@@ -32,6 +33,7 @@ from streammon.errors import ConfigError
 from streammon.topics import TopicSpec, topic_specs
 from streammon_sinks.sqlite import ResultStore
 from tests.certificates import Authority
+from tests.remedies import T0, alert
 from tests.secured_kafka import ADMIN, PLAIN_PASSWORD, SecuredKafka, password_of, secured_kafka, unsecured_token
 from tests.support import overlooked, wait_until
 
@@ -422,7 +424,11 @@ COMMANDS = {
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
     "process drift": ["process", "drift"],
+    "process profiles": ["process", "profiles"],
+    "process join": ["process", "join", "--data-dir", "memory"],
+    "process quality": ["process", "quality"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
+    "process detectors": ["process", "detectors"],
     "diagnose": ["diagnose"],
     "sink sqlite": ["sink", "sqlite", "--data-dir", "results"],
     "notify": ["notify"],
@@ -432,6 +438,8 @@ COMMANDS = {
 ONCE = {
     "emit inference": ["emit", "inference"],
     "emit run": ["emit", "run"],
+    "drift reference": ["drift", "reference", "--service", "shop", "--model", "ranker", "--from", "train.csv"],
+    "drift references": ["drift", "references"],
     "tail windows": ["tail", "windows", "--from", "earliest", "--exit"],
     "replay windows": ["replay", "windows", "--from", "1h", "--to", "1s"],
     "replay windows --verify": ["replay", "windows", "--from", "1h", "--to", "1s", "--verify"],
@@ -449,6 +457,7 @@ def test_every_role_works_with_the_permissions_on_the_page(
         secured.permit(user_of(role), with_prefix(unique, page[role]))
     here = Roles(secured, unique, tmp_path)
     (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "train.csv").write_text("price\n1.5\n2.5\n")
     (tmp_path / "notify.yaml").write_text("route: {group_wait: 0}")
     (tmp_path / "actions.yaml").write_text("actions: {call: {type: webhook, url: 'http://127.0.0.1:1/'}}")
     with monkeypatch.context() as patch:  # the topics of its channels, too
@@ -457,7 +466,8 @@ def test_every_role_works_with_the_permissions_on_the_page(
         assert here.run("topics create", ["topics", "create"]).count("created ") > 10
     with here.running(COMMANDS):
         event = {"service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok", "time_unix_s": time.time()}
-        here.run("emit inference", ONCE["emit inference"], json.dumps(event))
+        here.run("emit inference", ONCE["emit inference"], json.dumps({**event, "event_id": "a"}))
+        here.wait_until(lambda: any((tmp_path / "memory" / "state" / "join").glob("*/1")), "a prediction that waits")
         here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
         here.wait_until(lambda: "1 requests" in here.said("notify --notify FILE"), "and one that was decided")
         here.wait_until(lambda: "a remediation is begun" in here.said("remediate run"), "a dry run of an action")
@@ -467,6 +477,8 @@ def test_every_role_works_with_the_permissions_on_the_page(
     here.run("emit run", ONCE["emit run"], json.dumps({"job": "train", "run_id": "1", "state": "failed"}))
     assert '"ranker"' in here.run("tail windows", ONCE["tail windows"])
     assert '"ranker"' in here.run("replay windows", ONCE["replay windows"])
+    assert "of shop/ranker" in here.run("drift reference", ONCE["drift reference"])
+    assert "no references here" in here.run("drift references", ONCE["drift references"])
     assert here.run("replay windows --verify", ONCE["replay windows --verify"])
 
 
@@ -491,6 +503,36 @@ def test_rules_by_groups_work_with_the_permissions_on_the_page(
         event = {"service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok", "time_unix_s": time.time()}
         here.run("emit inference", ONCE["emit inference"], json.dumps(event))
         here.wait_until(lambda: "1 requests" in here.said("notify"), "an alert on the console")
+
+
+RETRAINING = """
+actions:
+  train:
+    {type: command, command: ["true"], mode: auto, retrain: {service: shop, model: ranker, min_labels: 0}}
+"""
+
+
+@pytest.mark.timeout(300)
+def test_retraining_works_with_the_permissions_on_the_page(
+    secured: SecuredKafka, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = permissions_on_the_page()
+    secured.permit("topics-create", with_prefix(unique, [("CREATE", "topic", "…"), *SEEING]))
+    for role in ("remediate run retrain", "query loop"):
+        secured.permit(user_of(role), with_prefix(unique, page[role]))
+    here = Roles(secured, unique, tmp_path)
+    (tmp_path / "actions.yaml").write_text(RETRAINING)
+    monkeypatch.setenv("STREAMMON_REMEDIATION__FILE", "actions.yaml")
+    here.run("topics create", ["topics", "create"])
+    asyncio.run(fires(settings_for(secured, unique, secured.kafka(ADMIN))))
+    with here.running({"remediate run retrain": ["remediate", "run", "--actions", "actions.yaml"]}):
+        here.wait_until(lambda: "started" in here.run("query loop", ["query", "loop"]), "a training that was started")
+
+
+async def fires(settings: Settings) -> None:
+    value = msgspec.json.encode(alert("a", time.time() - T0, action="train"))
+    async with connected(settings) as broker:
+        await broker.append([Outgoing("alerts", b"a", value)])
 
 
 def test_the_sinks_need_the_same_permissions() -> None:

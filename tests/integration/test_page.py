@@ -26,14 +26,25 @@ from playwright.async_api import Browser, Page, Request, async_playwright
 from streammon.alert_log import AlertLog, follow
 from streammon.broker import Broker
 from streammon.config import WebSettings
-from streammon.results import Alert, Completeness, Distribution, Gauge, Window
+from streammon.results import (
+    Alert,
+    Comparison,
+    Completeness,
+    Distribution,
+    Gauge,
+    Interval,
+    RetrainReason,
+    Window,
+)
 from streammon.sketch import Sketch
 from streammon.telemetry import serve_http
 from streammon_sinks.sqlite import ResultStore
+from streammon_sinks.sqlite_models import ModelResult
 from streammon_sinks.web.commands import command_routes
 from streammon_sinks.web.overview import Status
 from streammon_sinks.web.page import page_routes
 from tests.people import opened, outgoing
+from tests.sinks.builders import drift, loop, quality, quality_of_slice
 from tests.support import eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -209,6 +220,52 @@ def fill(store: ResultStore) -> None:
     )
 
 
+def said_of_models() -> list[ModelResult]:
+    """A quarter of an hour in which a feature drifts, accuracy falls, and a new version is trained; one more model."""
+    now, told = time.time(), list[ModelResult]()
+    for i in range(45):
+        start, old = now - 900 + 20 * i, i < 30
+        fallen = 0.13 if 18 <= i < 36 and old else 0.0
+        for version in ["3"] * old + ["4"] * (i >= 27):
+            accuracy = (0.93 if version == "3" else 0.955) - fallen + 0.008 * math.sin(i)
+            known = i < 43
+            told.append(
+                quality(
+                    model_version=version, start_unix_s=start, end_unix_s=start + 20, size_s=20.0, predictions=400,
+                    labelled=240 if known else 0, coverage=0.6 if known else 0.05, accuracy=accuracy if known else None,
+                    estimated_accuracy=accuracy + 0.03 * math.cos(i / 3), f1=accuracy - 0.02, auc=0.97,
+                    intervals={"accuracy": Interval(accuracy - 0.03, accuracy + 0.02)} if known else {},
+                )
+            )  # fmt: skip
+    latest: dict[str, Any] = {"model_version": "4", "start_unix_s": now - 60, "end_unix_s": now - 40}
+    gap = {"accuracy": Interval(0.78, 0.86), "disparity.accuracy": Interval(-0.17, -0.09)}
+    told.append(quality_of_slice(slice={"features.country": "NO"}, intervals=gap, **latest))
+    small = {"accuracy": Interval(0.8, 0.99), "disparity.accuracy": Interval(-0.1, 0.12)}
+    told.append(
+        quality_of_slice(slice={"tenant": EVIL}, accuracy=0.95, disparity={"accuracy": 0.01}, intervals=small, **latest)
+    )
+    statistics = {"features.price": 0.61, "features.country": 0.24, "prediction": 0.11, "confidence": 0.08, EVIL: 0.02}
+    told += [
+        drift(target=target, statistic=statistic, drifted=statistic > 0.2, reference="file train.parquet", **latest)
+        for target, statistic in statistics.items()
+    ]
+    share: dict[str, Any] = {"detector": "share_of_weight", "threshold": 0.5, "drifted": False}
+    told.append(drift(target="dataset", statistic=0.4, reference="file train.parquet", **share, **latest))
+    told.append(drift(target="dataset", reason="no_reference", **share, **(latest | {"model_version": "5"})))
+    told.append(drift(model=EVIL, service=None, target="features.length", statistic=0.1, drifted=False, **latest))
+    asked: dict[str, Any] = {"requested_unix_s": now - 420, "time_unix_s": now - 30}
+    compared = Comparison(
+        measure="accuracy", way="side_by_side", old=0.81, new=0.95, old_count=900, new_count=950, difference=0.14,
+        interval=Interval(0.11, 0.17), windows=3, start_unix_s=now - 300, end_unix_s=now,
+    )  # fmt: skip
+    reason = RetrainReason(alert_id="a1", rule="drifted", summary=f"{EVIL} drifted", time_unix_s=now)
+    return [
+        *told,
+        loop(id="l1", state="closed", outcome="helped", new_version="4", comparison=compared, **asked),
+        loop(id="l2", state="awaiting_approval", reasons=[reason], requested_unix_s=now - 40, time_unix_s=now - 40),
+    ]
+
+
 # -- a page to look at ---------------------------------------------------------------------------------
 
 
@@ -300,7 +357,7 @@ async def element_texts(page: Page, selector: str) -> list[str]:
 async def shown(page: Page) -> tuple[dict[str, Any], dict[str, dict[str, list[float | None]]]]:
     """What was served, and what each chart has drawn of it: by its card and title, the values of each line."""
     served, drawn = await page.evaluate(
-        """() => [overview, Object.fromEntries([...document.querySelectorAll('.chart')].map(chart => [
+        """() => [overview, Object.fromEntries([...document.querySelectorAll('.chart:not([hidden])')].map(chart => [
             chart.closest('.card').dataset.name + ': ' + chart.querySelector('h4').firstChild.textContent,
             Object.fromEntries(chart.querySelector('.plot').data.filter(line => line.mode === 'lines')
                 .map(line => [line.name, line.y]))]))]"""
@@ -441,6 +498,50 @@ async def test_page_fits_its_screen_and_follows_the_colours_of_the_system(
                 "line => [...document.querySelectorAll('.plot')].at(-1).data[0].line.color === line", arg=line
             )
             await seen.page.screenshot(path=screenshots(tmp_path) / f"page-{width}-{scheme}.png")
+    assert seen.complaints == []
+
+
+async def test_the_quality_of_models_is_shown_with_what_drifts_and_what_is_trained(
+    browser: Browser, store: ResultStore, address: str, tmp_path: Path
+) -> None:
+    fill(store)
+    seen = await visit(browser, address, viewport={"width": 1280, "height": 1900})
+    page = seen.page
+    await seen.drawn(10)
+    assert await page.locator("#quality-section").is_hidden()
+    store.write(of_models=said_of_models())
+    await seen.drawn(11)
+    served, drawn = await shown(page)
+    lines = drawn["shop / ranker: Accuracy"]
+    assert set(lines) == {"4", "4, estimated", "3", "3, estimated"}
+    newest, _ = served["quality"][0]["versions"]
+    assert lines["4"] == [None if value is None else 100 * value for value in newest["accuracy"]]
+    versions = await element_texts(page, "#quality .card:first-child .numbers tbody tr")
+    measured = newest["measured"]
+    assert versions[0].startswith(f"4 {100 * measured['value']:.1f} %")
+    assert f"≈ {100 * newest['estimated']['value']:.1f} %" in versions[0], "an estimate is marked as one"
+    assert "60.0 % 240 labels 2 s" in versions[0]
+    drifting, slices, retraining = await element_texts(page, "#quality .card:first-child .part")
+    assert drifting.startswith(
+        "Drift 2 of 5 drifted What Statistic and threshold ■ features.price drifted · psi · 4 0.61 of 0.2"
+    )
+    assert "All of 4: 40.0 % of its targets, by weight, not yet drift (50.0 %), until" in drifting
+    assert "against file train.parquet" in drifting
+    assert "All of 5: not tested: no reference" in drifting
+    assert "features.country=NO" in slices.split(EVIL)[0], "the largest disparity is first"
+    assert "−15.0 points" in slices
+    assert retraining.startswith("Retraining awaiting approval3 asked for at")
+    assert "helped3 → 4" in retraining
+    assert "accuracy +14.0 points (11.0 to 17.0 %)" in retraining
+    assert await page.locator("img").count() == 0
+    assert await page.title() == "streammon"
+    for scheme, _, _ in LOOKS:
+        await page.emulate_media(color_scheme=scheme)
+        for width in (1280, 400):
+            await page.set_viewport_size({"width": width, "height": 1900})
+            assert await page.evaluate("() => document.documentElement.scrollWidth") <= width
+            path = screenshots(tmp_path) / f"quality-{width}-{scheme}.png"
+            await page.locator("#quality-section").screenshot(path=path)
     assert seen.complaints == []
 
 

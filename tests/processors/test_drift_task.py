@@ -192,6 +192,7 @@ def test_a_window_waits_for_its_reference_and_those_behind_it_wait_too() -> None
     for number in range(4):
         assert log.hour(number, {"x": normal(rng, 240)}, frame) == []
     log.profile(profile({"x": normal(rng, 60)}, frame, BEGIN + 600, revision=1))  # too late, though it was not tested
+    log.append(PROFILES, b"{", BEGIN + 4 * HOUR_S)  # a dead letter, with which all of it is remembered
     log.restart()
     found = log.refer(frame)
     assert [each.start_unix_s for each in found if each.target == "x"] == [BEGIN + at * HOUR_S for at in range(3)]

@@ -209,7 +209,7 @@ def test_the_largest_snapshot_fits_into_a_record() -> None:
         large = alert(f"{number:032x}", action=name, summary="ü" * 2000, labels={"service": "x" * 980}, rule="r" * 100)
         decision.at(0, large)
     snapshot = decision.task.snapshot()
-    assert MAX_RECORD_BYTES / 4 < len(snapshot) < MAX_RECORD_BYTES
+    assert MAX_RECORD_BYTES / 4 < len(snapshot) < 0.7 * MAX_RECORD_BYTES  # retrainings may take the rest
 
 
 def test_labels_that_are_too_long_to_remember_are_left_out() -> None:

@@ -24,13 +24,14 @@ from streammon.config import Settings
 from streammon.servers import Server
 from streammon.topics import state_topics, topic_specs
 from streammon_processors import history
-from streammon_processors.builtin import rollups_processor, rules_processor, windows_processor
+from streammon_processors.builtin import join_processor, rollups_processor, rules_processor, windows_processor
 from streammon_processors.contract import Stored
 from streammon_processors.replay import Beginning, Range, _oldest, prepare
 from streammon_processors.rules import Rules, RulesTask
 from streammon_processors.runtime import run_processor
 from streammon_processors.task import Output, Processor, Step, Stepwise, Task, time_field
 from streammon_processors.verification import DIFFERENCES, Expected, Fingerprint, Verdict, compare, verify
+from tests.joins import join_logs, join_task
 from tests.logs import HOT, SLOW, T0, TYPES, RandomLog
 from tests.support import eventually
 
@@ -216,6 +217,49 @@ async def test_a_late_range_begins_at_a_snapshot_and_an_early_one_with_the_log(
     assert sum(late.origins[0].offsets.values()) > sum(early.origins[0].offsets.values()) == 0
 
 
+LATE = Range(T0 + 150, T0 + 2000)
+
+
+async def joining(world: World[EmbeddedBroker], **options: Any) -> Processor:
+    """A join that lives three times while its predictions and labels come."""
+    join = replace(join_processor(world.settings), task=join_task, **options)
+    own = [spec for spec in join.topics(PARTITIONS) if spec.name in (join.journal, "state.join")]
+    await world.broker.create_topics(own)
+    entries = [
+        (record.timestamp, Outgoing(topic, b"key", record.value, (), number))
+        for number in range(PARTITIONS)
+        for topic, records in join_logs(number).items()
+        for record in records
+    ]
+    entries.sort(key=lambda entry: entry[0])
+    for life in range(3):
+        await world.append(entries[life * len(entries) // 3 : (life + 1) * len(entries) // 3])
+        await world.run(join)
+    return join
+
+
+async def test_a_replay_of_a_join_is_given_its_journal_and_equals_what_was_published(
+    world: World[EmbeddedBroker],
+) -> None:
+    join = await joining(world)
+    for range_ in (*RANGES, LATE):
+        assert set(await judged(world, join, range_)) <= {Verdict.IDENTICAL}
+    assert (await judged(world, join, LATE)).total() > 50
+    plan = await prepare(world.broker, join, LATE, max_future_s=MAX_FUTURE_S)
+    assert {origin.beginning for origin in plan.origins.values()} == {Beginning.SNAPSHOT}
+    lost = [output for some in (await world.published(join, LATE)).values() for output in some][7]
+    change(world, "DELETE FROM records WHERE value = ?", lost.value)
+    assert (await judged(world, join, LATE))[Verdict.MISSING] >= 1
+
+
+async def test_a_journal_that_retention_has_cut_into_is_confessed(world: World[EmbeddedBroker]) -> None:
+    join = await joining(world, journal_s=3600.0)
+    mine = "id = (SELECT first_partition FROM topics WHERE name = 'journal.join')"
+    change(world, f"UPDATE partitions SET first_offset = 1 WHERE {mine}")
+    plan = await prepare(world.broker, join, LATE, max_future_s=MAX_FUTURE_S)
+    assert plan.origins[0].beginning is Beginning.CUT
+
+
 @pytest.mark.kafka
 async def test_a_replay_from_kafka_equals_what_was_published_there(
     on_kafka: World[KafkaBroker], settings: Settings
@@ -363,8 +407,14 @@ def result(name: str) -> Fingerprint:
 
 
 def verdicts(expected: str, published: str, due: int = 99, replaced: str = "") -> str:
-    """Of results named by letters, capitals from the other input, those that `compare` finds wrong, and how."""
-    wanted = [Expected(result(name), OTHER_IN if name.isupper() else IN, at < due) for at, name in enumerate(expected)]
+    """Of results named by letters, capitals from the other input, those that `compare` finds wrong, and how.
+
+    Digits are elements: of any input, in any order.
+    """
+    inputs = [None if name.isdigit() else OTHER_IN if name.isupper() else IN for name in expected]
+    wanted = [
+        Expected(result(name), input_, at < due) for at, (name, input_) in enumerate(zip(expected, inputs, strict=True))
+    ]
     found = compare(wanted, map(result, published), {name.encode() for name in replaced})
     return " ".join(
         f"{(each.result.key or b'').decode()}:{each.verdict}" for each in found if each.verdict is not Verdict.IDENTICAL
@@ -384,10 +434,19 @@ def verdicts(expected: str, published: str, due: int = 99, replaced: str = "") -
         ("abc", "a", {"due": 2}, "b:missing c:pending"),
         ("abc", "c", {"replaced": "b"}, "a:missing b:replaced"),
         ("", "", {}, ""),
+        ("1a23b", "3a12b", {}, ""),
+        ("1123", "312", {"due": 9}, "1:missing"),
+        ("12", "122", {}, "2:unexpected"),
     ],
 )
 def test_the_comparison_says_what_is_wrong(expected: str, published: str, options: Any, found: str) -> None:
     assert verdicts(expected, published, **options) == found
+
+
+def test_results_of_one_input_in_two_topics_have_no_order_among_them() -> None:
+    windows, runs = result("a"), result("b")._replace(topic="runs")
+    expected = [Expected(each, IN, True) for each in (runs, windows)]
+    assert {each.verdict for each in compare(expected, [windows, runs], ())} == {Verdict.IDENTICAL}
 
 
 # --- a task without event time --------------------------------------------------------------------------------------

@@ -9,7 +9,20 @@ import msgspec
 import numpy as np
 
 from streammon.broker import Headers, TopicPartition
-from streammon.results import Alert, Completeness, Distribution, Exemplar, Gauge, Slo, Window
+from streammon.results import (
+    Alert,
+    Completeness,
+    Distribution,
+    Drift,
+    Exemplar,
+    Gauge,
+    Interval,
+    Loop,
+    Quality,
+    RetrainReason,
+    Slo,
+    Window,
+)
 from streammon.sketch import Sketch
 from streammon_sinks.delivery import Item
 
@@ -129,5 +142,73 @@ def budget(number: int = 0, **changes: Any) -> Slo:
         total=100 + number,
         budget_left=0.25,
         burn_rates={"1h": 0.5},
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def drift(number: int = 0, **changes: Any) -> Drift:
+    """The ``number``-th test of a feature."""
+    plain = Drift(
+        service="shop",
+        model="ranker",
+        model_version="3",
+        target="features.age",
+        detector="psi",
+        statistic=0.31,
+        threshold=0.2,
+        drifted=True,
+        sample_size=500,
+        start_unix_s=START + 60 * number,
+        end_unix_s=START + 60 * number + 60,
+        reference="r1",
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def quality(number: int = 0, **changes: Any) -> Quality:
+    """How good the predictions of the ``number``-th minute were, with something in most fields."""
+    plain = Quality(
+        service="shop",
+        model="ranker",
+        model_version="3",
+        by="prediction",
+        start_unix_s=START + 60 * number,
+        end_unix_s=START + 60 * number + 60,
+        size_s=60.0,
+        partition=0,
+        predictions=200,
+        labelled=150,
+        coverage=0.75,
+        label_delay_s=distribution(1.0, 2.0, 4.0),
+        accuracy=0.9,
+        f1=0.85,
+        estimated_accuracy=0.92,
+        estimation_error=0.02,
+        intervals={"accuracy": Interval(0.85, 0.94)},
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def quality_of_slice(number: int = 0, **changes: Any) -> Quality:
+    """The same of one group."""
+    intervals = {"accuracy": Interval(0.7, 0.8), "disparity.accuracy": Interval(-0.2, -0.1)}
+    fields = {"slice": {"tenant": "acme"}, "accuracy": 0.75, "disparity": {"accuracy": -0.15}, "intervals": intervals}
+    return quality(number, **(fields | changes))
+
+
+def loop(transition: int = 0, id: str = "l1", **changes: Any) -> Loop:  # noqa: A002 - the field's name
+    """A retraining that was asked for, ``transition`` steps later."""
+    plain = Loop(
+        id=id,
+        service="shop",
+        model="ranker",
+        action="retrain",
+        state="awaiting_approval",
+        transition=transition,
+        time_unix_s=START + transition,
+        requested_unix_s=START,
+        times={"awaiting_approval": START},
+        reasons=[RetrainReason(alert_id="a1", rule="drifted", summary="age drifted", time_unix_s=START)],
+        old_version="3",
     )
     return msgspec.structs.replace(plain, **changes)

@@ -7,24 +7,51 @@ from typing import Any
 import msgspec
 import pytest
 
-from streammon.results import DISTRIBUTIONS, Gauge
+from streammon.results import DISTRIBUTIONS, Gauge, Quality
 from streammon_sinks.es_documents import (
     ALERTS,
     DISTRIBUTION_NAMES,
+    DRIFT,
+    LOOPS,
+    MEASURES,
+    QUALITY,
     RESOURCES,
     ROLLUPS,
     SLOS,
     WINDOWS,
     alert_document,
     budget_document,
+    drift_document,
     index_template,
+    loop_document,
+    quality_document,
     stream_of,
     window_document,
 )
-from streammon_sinks.ids import budget_record_id
-from tests.sinks.builders import START, alert, budget, distribution, resource_window, rollup, window
+from streammon_sinks.ids import budget_record_id, drift_record_id, quality_record_id
+from tests.sinks.builders import (
+    START,
+    alert,
+    budget,
+    distribution,
+    drift,
+    loop,
+    quality,
+    quality_of_slice,
+    resource_window,
+    rollup,
+    window,
+)
 
 FULL = window(0, part="late", revision=2, **{name: distribution(1.0, 2.0, 3.5) for name in DISTRIBUTIONS})
+
+FULL_QUALITY = msgspec.structs.replace(quality_of_slice(unmatched_labels=1), **dict.fromkeys(MEASURES, 0.5))
+
+FULL_DRIFT = drift(p_value=0.01, effect=0.3, q_value=0.02, weight=1.0, reference_size=1000, reason="too_few_samples")
+FULL_LOOP = loop(
+    state="closed", outcome="helped", by="ann", new_version="4", job="j", run_id="r", why="better", detail="by 4 %",
+    deadline_unix_s=START,
+)  # fmt: skip
 
 
 def test_every_field_of_a_window_is_in_its_document_unchanged() -> None:
@@ -99,6 +126,9 @@ def test_every_field_of_an_alert_is_in_its_document() -> None:
         (WINDOWS, [window_document(FULL), window_document(window())]),
         (RESOURCES, [window_document(resource_window())]),
         (ROLLUPS, [window_document(rollup(kind="hopping", every_s=30.0)), window_document(rollup(gap_s=9.0))]),
+        (DRIFT, [drift_document(FULL_DRIFT)]),
+        (QUALITY, [quality_document(FULL_QUALITY)]),
+        (LOOPS, [loop_document(FULL_LOOP)]),
         (ALERTS, [alert_document(alert(contact="ops", escalation=["boss"], resolution_steps=["restart"]))]),
     ],
 )
@@ -150,3 +180,45 @@ def test_each_record_about_an_error_budget_has_an_id_of_its_own() -> None:
     told = [budget(0), budget(1), budget(1, total=200), budget(1, slo="other"), budget(1, partition=1)]
     assert len({budget_record_id(each) for each in told}) == len(told)
     assert budget_record_id(budget(1)) == budget_record_id(budget(1))
+
+
+def test_drift_is_a_document_of_its_model() -> None:
+    document = drift_document(drift())
+    assert document["labels"] == {
+        "service": "shop", "model": "ranker", "model_version": "3", "target": "features.age", "detector": "psi",
+    }  # fmt: skip
+    assert (document["service.name"], document["gen_ai.request.model"]) == ("shop", "ranker")
+    assert (document["@timestamp"], document["event.duration"]) == (START * 1000, 60_000_000_000)
+    assert document["streammon"].items() >= msgspec.to_builtins(drift()).items()
+
+
+def test_a_quality_is_a_document_of_its_model_and_slice() -> None:
+    told = quality_of_slice(revision=2)
+    document = quality_document(told)
+    assert document["labels"] == {
+        "service": "shop", "model": "ranker", "model_version": "3", "by": "prediction", "tenant": "acme",
+    }  # fmt: skip
+    assert document["streammon"]["intervals"]["disparity.accuracy"] == {"low": -0.2, "high": -0.1}
+    fields = msgspec.to_builtins(told)
+    del fields["intervals"]
+    assert document["streammon"].items() >= fields.items()
+
+
+def test_revisions_are_documents_of_one_event() -> None:
+    told = [quality(0), quality(0, revision=1)]
+    assert len({quality_record_id(each) for each in told}) == 2
+    assert len({quality_document(each)["event.id"] for each in told}) == 1
+    assert drift_record_id(drift(0)) != drift_record_id(drift(0, sample_size=600))
+
+
+def test_a_transition_of_a_retraining_is_a_document_with_its_outcome() -> None:
+    document = loop_document(FULL_LOOP)
+    assert (document["event.id"], document["event.action"], document["event.outcome"]) == ("l1", "closed", "success")
+    assert document["labels"] == {"service": "shop", "model": "ranker"}
+    assert document["streammon"].items() >= msgspec.to_builtins(FULL_LOOP).items()
+    assert "event.outcome" not in loop_document(loop())
+
+
+def test_every_measure_is_named() -> None:
+    floats = {name for name, kind in Quality.__annotations__.items() if kind == "float | None"}
+    assert floats - {"coverage"} == set(MEASURES)

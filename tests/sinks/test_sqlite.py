@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -12,11 +13,25 @@ import pytest
 
 from streammon.config import SqliteSettings
 from streammon.errors import ConfigError, Fatal, Retryable
+from streammon.results import Drift, Loop, Quality
 from streammon.tick import TICK
 from streammon_sinks import sqlite
 from streammon_sinks.ids import window_id
 from streammon_sinks.sqlite import ResultStore, SqliteSink
-from tests.sinks.builders import START, alert, budget, item, resource_window, rollup, window
+from streammon_sinks.sqlite_models import TABLES, ModelResult
+from tests.sinks.builders import (
+    START,
+    alert,
+    budget,
+    drift,
+    item,
+    loop,
+    quality,
+    quality_of_slice,
+    resource_window,
+    rollup,
+    window,
+)
 
 YEAR_S = 365 * 86_400.0
 
@@ -261,7 +276,7 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
 def test_a_newer_file_is_refused(store: ResultStore, path: Path) -> None:
     store.close()
     query(path, "PRAGMA user_version = 9")
-    with pytest.raises(ConfigError, match="has schema 9, this streammon reads 3: update streammon"):
+    with pytest.raises(ConfigError, match="has schema 9, this streammon reads 4: update streammon"):
         ResultStore.open(path)
 
 
@@ -373,7 +388,7 @@ async def test_the_sink_prunes_the_history_faster_than_it_writes(store: ResultSt
 
 def test_a_file_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(path: Path) -> None:
     of_version_1(path)
-    with pytest.raises(ConfigError, match=r"has schema 1, this streammon reads 3: `streammon up` .* up to date"):
+    with pytest.raises(ConfigError, match=r"has schema 1, this streammon reads 4: `streammon up` .* up to date"):
         ResultStore.open(path, read_only=True)
     for _ in range(2):  # the second time there is nothing to do
         store = ResultStore.open(path)
@@ -381,8 +396,9 @@ def test_a_file_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(path: 
         assert store.windows("inference", 0) == [window(0)]
         assert store.alerts() == [alert(2, state="resolved")]
         assert store.alert_history() == [alert(2, state="resolved", evidence={})]
+        assert store.newest(Drift) == []
         store.close()
-    assert query(path, "PRAGMA user_version") == [(3,)]
+    assert query(path, "PRAGMA user_version") == [(4,)]
 
 
 def test_an_upgrade_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
@@ -413,3 +429,119 @@ def test_error_budgets_of_which_nothing_is_heard_are_forgotten(store: ResultStor
     store.write(slos=[budget(1, slo="other")])
     store.prune(50, 1000)
     assert store.slos() == [budget(1, slo="other")]
+
+
+# ---------------------------------------------------------------- what is about models
+
+
+async def test_what_was_said_of_a_model_comes_back_as_it_was_however_often_it_is_delivered(store: ResultStore) -> None:
+    sink = SqliteSink(store, SqliteSettings())
+    drifts = [item(n, drift(n), topic="drift") for n in range(2)]
+    qualities = [item(n, each, topic="quality") for n, each in enumerate([quality(0), quality_of_slice(0)])]
+    for _ in range(2):
+        assert await sink.write([*drifts, *qualities]) == []
+        assert store.ended(Drift, 0) == [drift(1), drift(0)]
+        assert store.ended(Quality, 0) == [quality_of_slice(0), quality(0)]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_newest_revision_of_a_time_replaces_the_others_whenever_it_comes(
+    store: ResultStore, order: tuple[int, ...]
+) -> None:
+    for revision in order:
+        store.write(of_models=[quality(0, revision=revision, labelled=150 + revision), drift(0, sample_size=revision)])
+    assert store.ended(Quality, 0) == [quality(0, revision=2, labelled=152)]
+    assert store.ended(Drift, 0) == [drift(0, sample_size=2)]
+
+
+def test_the_newest_of_each_series_comes_first_and_nothing_else(store: ResultStore) -> None:
+    store.write(of_models=[drift(n, target=f"features.{name}") for n, name in enumerate("abcabca")])
+    store.write(of_models=[drift(1, target="features.a", service=None), drift(9, target="features.b", drifted=False)])
+    newest = [(each.target, each.service, each.drifted) for each in store.newest(Drift)]
+    assert newest == [
+        ("features.b", "shop", False),
+        ("features.a", "shop", True),
+        ("features.c", "shop", True),
+        ("features.a", None, True),
+    ]
+    assert [each.target for each in store.newest(Drift, notable=True)] == [
+        "features.a", "features.c", "features.b", "features.a",
+    ], "those that drifted last"  # fmt: skip
+    assert store.newest(Drift, limit=1)[0].target == "features.b"
+    assert store.newest(Quality) == []
+
+
+def test_tests_against_other_references_and_slices_and_ways_of_counting_are_kept_apart(store: ResultStore) -> None:
+    told: list[ModelResult] = [
+        drift(0),
+        drift(0, reference="r2"),
+        drift(0, detector="ks"),
+        quality(0),
+        quality(0, by="label"),
+        quality_of_slice(0),
+        quality_of_slice(0, slice={"tenant": "other"}),
+        quality(0, model_version=None),
+        quality(0, partition=1),
+    ]
+    store.write(of_models=told)
+    assert len(store.ended(Drift, 0)) + len(store.ended(Quality, 0)) == len(told)
+
+
+async def test_of_a_retraining_the_newest_state_is_kept_whatever_the_order(store: ResultStore) -> None:
+    sink = SqliteSink(store, SqliteSettings())
+    states = [loop(1, state="started"), loop(2, state="closed", outcome="helped"), loop(0), loop(0, id="other")]
+    records = [item(n, each, topic="loops") for n, each in enumerate([*states, *states])]
+    assert await sink.write([*records, item(99, None, topic="loops")]) == []
+    assert store.newest(Loop) == [states[1], states[3]]
+
+
+def test_results_about_models_are_found_by_when_they_ended(store: ResultStore) -> None:
+    store.write(of_models=[quality(n) for n in range(5)])
+    found = store.ended(Quality, START + 60, START + 240)
+    assert found == [quality(3), quality(2), quality(1)]
+    assert store.ended(Quality, START + 60, START + 240, limit=1) == [quality(3)]
+
+
+def test_what_is_about_models_is_bounded_by_age_and_number(store: ResultStore, clock: Clock) -> None:
+    store.write(of_models=[quality(n) for n in range(5)])
+    clock.now += 100
+    store.write(of_models=[quality(n) for n in range(5, 9)])
+    store.write(of_models=[drift(n) for n in range(4)])
+    assert [store.prune_models(50, 1000, at_most=3) for _ in range(3)] == [3, 2, 0]
+    assert [store.prune_models(YEAR_S, 2) for _ in range(2)] == [4, 0], "two of each"
+    assert [each.start_unix_s for each in store.ended(Quality, 0)] == [quality(n).start_unix_s for n in (8, 7)]
+
+
+async def test_the_sink_prunes_what_is_about_models_faster_than_it_writes(store: ResultStore, path: Path) -> None:
+    sink = SqliteSink(store, SqliteSettings(max_model_rows=1000))
+    for first in range(0, 3000, 500):
+        await sink.write([item(n, drift(n), topic="drift") for n in range(first, first + 500)])
+    assert query(path, "SELECT count(*) FROM drift") == [(1000,)]
+
+
+def test_whoever_follows_the_store_sees_that_something_was_said_of_a_model(store: ResultStore) -> None:
+    places = []
+    told: list[ModelResult] = [quality(0), quality(0, revision=1), quality(0, revision=1), drift(0)]
+    for each in told:
+        store.write(of_models=[each])
+        with store.snapshot() as snapshot:
+            places.append(snapshot.place())
+    assert places[0] != places[1] == places[2] != places[3]
+
+
+def test_people_can_query_what_is_about_models_with_sql(store: ResultStore, path: Path) -> None:
+    store.write(of_models=[drift(0), quality_of_slice(0)])
+    assert query(path, "SELECT service, model, target, statistic, drifted FROM drift") == [
+        ("shop", "ranker", "features.age", 0.31, 1)
+    ]
+    assert query(path, "SELECT model_version, slice, accuracy FROM quality") == [("3", '{"tenant":"acme"}', 0.75)]
+
+
+def test_the_newest_of_a_series_is_found_without_reading_the_others(store: ResultStore, path: Path) -> None:
+    for table, notable in product(TABLES.values(), (False, True)):
+        explain = f"EXPLAIN QUERY PLAN {table.newest(notable).replace('?', '1')}"
+        plan = " ".join(str(row[-1]) for row in query(path, explain))
+        assert f"{table.name}_{'notable' if notable else 'by_series'} (series=?)" in plan
+        assert f"SCAN {table.name}" not in plan
+        assert "SCAN one" not in plan
+        assert "SCAN found" not in plan

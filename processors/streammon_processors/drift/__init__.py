@@ -5,6 +5,6 @@
 `task` (the processor).
 """
 
-from streammon_processors.drift.task import DriftTask
+from streammon_processors.drift.task import DriftTask, each_test, test_time
 
-__all__ = ["DriftTask"]
+__all__ = ["DriftTask", "each_test", "test_time"]

@@ -37,7 +37,7 @@ from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Reason, Rejected
 from streammon.events import MAX_COUNT, EventType, record_key
-from streammon.models import ModelPolicy, Models
+from streammon.models import ONLINE_SHARE, ModelPolicy, Models
 from streammon.profiles import PROFILES, REFERENCES, Profile, Reference
 from streammon.results import Drift
 from streammon.tick import TICK
@@ -46,7 +46,7 @@ from streammon_processors.drift.compare import Finding, NotTested, compare, judg
 from streammon_processors.drift.multiplicity import alpha_of
 from streammon_processors.drift.past import ROUNDING_S, Kept, Past, coarse, coarse_frame, slot_s_of
 from streammon_processors.drift.sample import Sample, of_profile, of_reference
-from streammon_processors.task import Step, outputs_of
+from streammon_processors.task import Step, outputs_of, time_field
 
 PATIENCE_S: Final = 120.0
 """How long after its end a window waits for what is late."""
@@ -387,7 +387,7 @@ class DriftTask:
             return [untested(NotTested.NO_PAST, sample.count, 0, policy.drift)]
         if sample.count < policy.drift.min_samples:
             return [untested(NotTested.TOO_FEW_SAMPLES, sample.count, before.count, policy.drift)]
-        allowed = policy.max_false_alarms_per_month * policy.drift.budget_share
+        allowed = policy.max_false_alarms_per_month * (1 - ONLINE_SHARE)
         alpha = alpha_of(allowed, policy.drift.window_s, growing.place.versions)
         return judge(compare(sample, before, frame, policy.drift), policy.drift, alpha)
 
@@ -483,6 +483,16 @@ def _check(name: str, most: int, *counts: Mapping[str, int] | Sequence[int] | No
         values = list(some.values() if isinstance(some, Mapping) else some or ())
         if values and (min(values) < 0 or sum(values) > most):
             raise Rejected(Reason.INVALID_EVENT, f"counts of {name} are below 0, or add to more than {most}")
+
+
+test_time: Final = time_field("start_unix_s", having="weight")
+"""When the window of a record of `drift` starts; None if it is a detector's, which have no weight."""
+
+
+def each_test(value: bytes) -> list[tuple[float, bytes]]:
+    """A record is one test. In which order they come depends on when a reference is read; what they say does not."""
+    time = test_time(value)
+    return [] if time is None else [(time, value)]
 
 
 _PROFILE = msgspec.json.Decoder(Profile)

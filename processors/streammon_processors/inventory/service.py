@@ -124,7 +124,9 @@ class InventoryService:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[StreammonApp]:
         logging.getLogger("faust").setLevel(logging.ERROR)  # it warns of every rebalance
-        app = create_app("inventory", self.settings)
+        files = self.settings.data_dir / "faust"
+        files.mkdir(parents=True, exist_ok=True)
+        app = create_app("inventory", self.settings, datadir=files / "inventory")  # else it is made where we start
         self._define(app)
         await app.start()
         try:

@@ -29,7 +29,7 @@ _DECODER: Final[msgspec.json.Decoder[_Input]] = msgspec.json.Decoder(_Input)
 class GatherTask(CopyTask):
     """Copies what is to be decided from one partition of `alerts`, `commands` and `evidence` into `pages`."""
 
-    def copies(self, record: Record, value: bytes) -> Iterator[Outgoing]:
+    def copies(self, topic: str, record: Record, value: bytes) -> Iterator[Outgoing]:
         content = decode(value)
         if _is_to_be_decided(content):
             page = msgspec.json.encode(in_brief(content)) if isinstance(content, Evidence) else value

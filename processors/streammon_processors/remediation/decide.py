@@ -1,4 +1,4 @@
-"""The decision: from `remedies` to `remediations`, exactly once, and by the broker's clock alone.
+"""The decision: from `remedies` to `remediations` and `loops`, exactly once, and by the broker's clock alone.
 
     alert asks for an action ─► is it fresh, known, not under way already, cooled down, within its limit?
         no  ─► skipped, with the reason
@@ -12,12 +12,13 @@ Promises
 - What was approved is what is done: an action that has changed since it was proposed is skipped.
 - An alert that is read more than `STALE_S` after its change asks for nothing, and an approval that is read so late
   allows nothing: whoever gave it expected something to happen then.
+- What becomes of a retraining is followed in the same order (`retraining`).
 - State is bounded: `MOST_OPEN` and `MOST_SEEN`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -44,9 +45,11 @@ from streammon.remediation import (
     remediation_id,
 )
 from streammon.results import Alert
+from streammon.retraining import Retrain
 from streammon.tick import TICK
 from streammon.wire import SCHEMA_HEADER
 from streammon_processors.remediation.gather import decode_remedy
+from streammon_processors.remediation.retraining import Memory, Retrainings
 
 STALE_S: Final = 600.0
 """An alert is acted on within this long after its change, and an approval after it was given, or not at all."""
@@ -67,6 +70,7 @@ class _Memory(Struct, kw_only=True):
     """Ids that were decided, the oldest first."""
     due: dict[str, list[float]] = {}
     """When each action was due, the newest last."""
+    retraining: Memory = msgspec.field(default_factory=Memory)
 
 
 class RemedyTask:
@@ -75,7 +79,10 @@ class RemedyTask:
     def __init__(self, policies: Policies, partition: int) -> None:
         self._policies = policies
         self._partition = partition
-        self._memory = _Memory()
+        self._take(_Memory())
+
+    def _take(self, memory: _Memory) -> None:
+        self._memory, self._retrainings = memory, Retrainings(self._policies, memory.retraining)
 
     def process(self, topic: str, records: Sequence[Record]) -> list[Outgoing]:
         return [outgoing for record in records for outgoing in self._process_one(topic, record)]
@@ -84,15 +91,16 @@ class RemedyTask:
         return msgspec.json.encode(self._memory)
 
     def restore(self, snapshot: bytes) -> None:
-        self._memory = msgspec.json.decode(snapshot, type=_Memory)
+        self._take(msgspec.json.decode(snapshot, type=_Memory))
 
     def offsets(self) -> Mapping[str, int]:
         return {REMEDIES: self._memory.next} if self._memory.next else {}
 
     @property
     def waiting(self) -> Sequence[str]:
-        """Who waits for a person waits for a while only."""
+        """Who waits for a person waits for a while only, and so does a retraining for whatever comes next."""
         awaited = any(each.state == "awaiting_approval" for each in self._memory.open.values())
+        awaited = awaited or self._retrainings.is_waiting
         return (REMEDIES,) if awaited else ()
 
     def watermarks(self) -> Mapping[str, float]:
@@ -101,7 +109,8 @@ class RemedyTask:
     def _process_one(self, topic: str, record: Record) -> Iterator[Outgoing]:
         memory = self._memory
         memory.next, memory.now_unix_s = record.offset + 1, max(memory.now_unix_s, record.timestamp / 1000)
-        yield from map(self._told, self._expired())
+        yield from self._all_told(self._expired())
+        yield from self._retrainings.expire(memory.now_unix_s)
         if record.value is None or record.value == TICK:
             return
         try:
@@ -109,11 +118,15 @@ class RemedyTask:
         except Rejected as error:
             yield dead_letter_of(topic, record, error, to_partition=self._partition)
             return
-        yield from map(self._told, self._decide(content))
+        if isinstance(content, Alert | Approve | Execution):
+            yield from self._all_told(self._decide(content))
+        else:
+            yield from self._retrainings.learn(content, memory.now_unix_s)
 
-    def _decide(self, content: Alert | Approve | Execution) -> Iterator[Remediation]:
+    def _decide(self, content: Alert | Approve | Execution) -> Iterator[Remediation | Outgoing]:
         match content:
             case Alert(state="resolved"):
+                yield from self._retrainings.ended(content.id, self._memory.now_unix_s)
                 yield from self._withdrawn(content)
             case Alert():
                 yield from self._asked(content)
@@ -121,6 +134,15 @@ class RemedyTask:
                 yield from self._answered(content)
             case Execution():
                 yield from self._executed(content)
+
+    def _all_told(self, decided: Iterable[Remediation | Outgoing]) -> Iterator[Outgoing]:
+        for each in decided:
+            if isinstance(each, Outgoing):
+                yield each
+            else:
+                yield self._told(each)
+                known = self._policies.get(each.action)
+                yield from self._retrainings.follow(each, known.policy if known else None)
 
     def _told(self, remediation: Remediation) -> Outgoing:
         """The record of a transition; what is open is remembered, and what was due until its executor has said so."""
@@ -133,7 +155,7 @@ class RemedyTask:
 
     # --- an alert asks ------------------------------------------------------------------------------------------------
 
-    def _asked(self, alert: Alert) -> Iterator[Remediation]:
+    def _asked(self, alert: Alert) -> Iterator[Remediation | Outgoing]:
         known = self._policies.get(alert.action or "")
         if alert.action is None or alert.state != (known.policy.when if known else "firing"):
             return
@@ -145,9 +167,12 @@ class RemedyTask:
             del self._memory.seen[next(iter(self._memory.seen))]
         if known is None:
             yield replace(proposed, state="skipped", reason=Why.UNKNOWN_ACTION)
-        elif why := self._against_asking(alert, proposed, known.policy) or self._against_doing(
-            alert.action, known.policy
-        ):
+            return
+        why = Why.STALE if self._memory.now_unix_s - alert.updated_unix_s > STALE_S else None
+        if why is None and known.policy.retrain is not None:
+            why = yield from self._against_retraining(alert, known.policy.retrain)
+        why = why or self._against_asking(alert, proposed, known.policy)
+        if why := why or self._against_doing(alert.action, known.policy):
             yield replace(proposed, state="skipped", reason=why)
         elif known.policy.mode == "approve":
             yield proposed
@@ -174,14 +199,23 @@ class RemedyTask:
 
     def _against_asking(self, alert: Alert, proposed: Remediation, policy: Policy) -> Why | None:
         """In a storm, no more waits for a person than may be done: else there is no room for other actions."""
-        if self._memory.now_unix_s - alert.updated_unix_s > STALE_S:
-            return Why.STALE
         same = [each for each in self._memory.open.values() if each.action == proposed.action]
         if any(each.alert_id == alert.id for each in same):
             return Why.IN_PROGRESS
         if sum(each.state == "awaiting_approval" for each in same) >= policy.at_most.count:
             return Why.RATE_LIMIT
         return Why.TOO_MANY if len(self._memory.open) >= MOST_OPEN else None
+
+    def _against_retraining(self, alert: Alert, retrain: Retrain) -> Generator[Outgoing, None, Why | None]:
+        """While a model is trained anew, whatever asks for it is one more reason, and starts nothing."""
+        now = self._memory.now_unix_s
+        if self._retrainings.of_another_model(alert, retrain):
+            return Why.OTHER_MODEL
+        attached = self._retrainings.attached(alert, retrain, now)
+        if attached is None:
+            return self._retrainings.too_little(retrain, now)
+        yield from attached
+        return Why.IN_PROGRESS
 
     def _against_doing(self, action: str, policy: Policy) -> Why | None:
         now, due = self._memory.now_unix_s, self._memory.due.get(action, [])
@@ -230,9 +264,11 @@ class RemedyTask:
                 yield self._next(each, "expired", reason=Why.UNANSWERED)
 
     def _withdrawn(self, alert: Alert) -> Iterator[Remediation]:
-        """What was not begun is not done any more."""
+        """What was not begun is not done any more; a retraining that was approved is, whatever it was asked for by."""
         for each in list(self._memory.open.values()):
-            if each.alert_id == alert.id and each.state in ("awaiting_approval", "due"):
+            wanted = self._retrainings.is_wanted(each.id)
+            over = each.alert_id == alert.id if wanted is None else not wanted
+            if over and each.state in ("awaiting_approval", "due"):
                 yield self._next(each, "withdrawn", reason=Why.RESOLVED)
 
     # --- somebody executes --------------------------------------------------------------------------------------------

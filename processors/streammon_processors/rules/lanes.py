@@ -131,16 +131,18 @@ def getter(path: tuple[str, ...]) -> Callable[[Any], Any]:
     return get
 
 
-def reader(lanes: Sequence[Lane]) -> Callable[[bytes], Seen]:
-    """What reads the values of a topic for its lanes. It raises Rejected."""
+def reader(lanes: Sequence[Lane]) -> Callable[[bytes], Seen | None]:
+    """What reads the values of a topic for its lanes; None: no rule looks at such a one. It raises Rejected."""
     for lane in lanes:
         if isinstance(lane.source, Results):
             return partial(_read_result, lane.source, msgspec.json.Decoder(lane.source.type).decode)
     return partial(read_message, window_decoder(rule for lane in lanes for rule in lane.rules).decode)
 
 
-def _read_result(source: Results, decode: Callable[[bytes], Any], value: bytes) -> Told:
+def _read_result(source: Results, decode: Callable[[bytes], Any], value: bytes) -> Told | None:
     result = read_message(decode, value)
+    if not source.is_told(result):
+        return None
     start, end = source.span_of(result)
     return Told(source.name, "main", source.series_of(result), start, end, 1, result=result)
 

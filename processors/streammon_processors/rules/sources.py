@@ -7,6 +7,7 @@ source         topic       series                                          time
 ``resource``   `windows`   as the window says                              from its start to its end
 ``drift``      `drift`     service, model, model_version, target, detector  that of the values that were tested
 ``run``        `runs`      job                                             since when the run is in its state
+``quality``    `quality`   service, model, model_version, slice, by        that of the predictions, or of the labels
 =============  ==========  ==============================================  ===========================================
 
 *Windows* are numbers, of equal length, and come in order of their starts; they have a past, and add up. *Results* are
@@ -25,12 +26,12 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from streammon.errors import Reason, Rejected
-from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Drift, Gauge, Run
+from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Drift, Gauge, Quality, Run
 from streammon.topics import DAY_S
 from streammon.wire import MAX_TIME_UNIX_S
 from streammon_processors.rules.conditions.cel import DISTRIBUTION, NUMBER, TEXT, TRUTH
 
-SourceName = Literal["inference", "resource", "drift", "run"]
+SourceName = Literal["inference", "resource", "drift", "run", "quality"]
 _STATISTICS: Final = tuple(name for name in Distribution.__struct_fields__ if name != "sketch")
 _GAUGE: Final = Gauge.__struct_fields__
 _RESULT: Final = "result"
@@ -105,6 +106,14 @@ class Results:
     """The fields that say so: of one time or of two."""
     derived: tuple[str, ...] = ()
     """Numbers that follow from its fields."""
+    within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Numbers within its fields, and the keys that lead there."""
+    within_told: tuple[str, ...] = ()
+    """The same for a person."""
+    labelled: Mapping[str, Callable[[Any], str | None]] = field(default_factory=dict)
+    """What is said of a label that is no field of its own."""
+    is_told: Callable[[Any], bool] = lambda result: True
+    """Whether rules look at such a result at all."""
     tells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kept_s: float = 30 * DAY_S
     """How long after its last result a series is known, that an older one is told from a newer: as long as the log."""
@@ -120,22 +129,23 @@ class Results:
         """Its fields and their types. Times are not among them: `span_of` says when it was."""
         told = {each.name: _kind_of(each.type) for each in _fields_of(self.type) if each.name not in self.labels}
         plain = {name: kind for name, kind in told.items() if kind and name != "schema" and not name.endswith("unix_s")}
-        return plain | dict.fromkeys(self.derived, NUMBER)
+        return plain | dict.fromkeys((*self.derived, *self.within), NUMBER)
 
     def kind_of(self, name: str) -> str | None:
         return self.kinds.get(name)
 
     def path_of(self, name: str) -> tuple[str, ...]:
-        return (_RESULT, name) if name in self.kinds else ()
+        return (_RESULT, *self.within.get(name, (name,))) if name in self.kinds else ()
 
     @property
     def allowed(self) -> str:
         says = {NUMBER: "", TRUTH: " (true or false)", TEXT: " (a text)"}
-        fields = [f"{name}{says[kind]}" for name, kind in self.kinds.items()]
-        return "allowed: " + ", ".join([*fields, "labels." + "|".join(self.labels)])
+        fields = [f"{name}{says[kind]}" for name, kind in self.kinds.items() if name not in self.within]
+        return "allowed: " + ", ".join([*fields, *self.within_told, "labels." + "|".join(self.labels)])
 
     def series_of(self, result: Any) -> dict[str, str]:
-        named = {name: getattr(result, name) for name in self.labels}
+        said = self.labelled
+        named = {name: said[name](result) if name in said else getattr(result, name) for name in self.labels}
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -177,10 +187,50 @@ def _when_so(run: Run) -> tuple[float, float]:
     return _checked(time, time)
 
 
+def _when_good(quality: Quality) -> tuple[float, float]:
+    return _checked(quality.start_unix_s, quality.end_unix_s)
+
+
 def _checked(start: float, end: float) -> tuple[float, float]:
     if not 0 <= start <= end < MAX_TIME_UNIX_S:
         raise Rejected(Reason.BAD_TIME, f"it is about [{start:.15g}, {end:.15g}], which is no time")
     return start, end
+
+
+# ---------------------------------------------------------------- quality
+
+
+def _slice(quality: Quality) -> str | None:
+    """``tenant=acme``; None of all predictions."""
+    return ", ".join(f"{name}={value}" for name, value in quality.slice.items()) or None
+
+
+def _by(quality: Quality) -> str:
+    return "horizon" if quality.final else quality.by
+
+
+def _is_first_or_last(quality: Quality) -> bool:
+    """Revisions in between are of a time that later ones were told of: rules have gone on."""
+    return quality.final or not quality.revision
+
+
+_MEASURES: Final = (
+    "accuracy", "precision", "recall", "f1", "log_loss", "calibration_error", "auc", "mae", "rmse", "bias", "score",
+    "rating",
+)  # fmt: skip
+_ESTIMATED: Final = ("precision", "recall", "f1", "auc")
+_WITHIN_QUALITY: Final[Mapping[str, tuple[str, ...]]] = (
+    {
+        f"intervals.{name}.{end}": ("intervals", name, end)
+        for measure in _MEASURES
+        for name in (measure, f"disparity.{measure}")
+        for end in ("low", "high")
+    }
+    | {f"intervals.estimated_accuracy.{end}": ("intervals", "estimated_accuracy", end) for end in ("low", "high")}
+    | {f"disparity.{name}": ("disparity", name) for name in _MEASURES}
+    | {f"estimates.{name}": ("estimates", name) for name in _ESTIMATED}
+    | {f"label_delay_s.{name}": ("label_delay_s", name) for name in _STATISTICS}
+)
 
 
 SOURCES: Final[Mapping[str, Source]] = {
@@ -199,6 +249,25 @@ SOURCES: Final[Mapping[str, Source]] = {
             tells={"drifted": ("statistic", "threshold")},
         ),
         Results("run", "runs", "runs", Run, ("job",), _when_so, ("updated_unix_s",), derived=("duration_s",)),
+        Results(
+            "quality",
+            "quality results",
+            "quality",
+            Quality,
+            ("service", "model", "model_version", "slice", "by"),
+            _when_good,
+            ("start_unix_s", "end_unix_s"),
+            within=_WITHIN_QUALITY,
+            within_told=(
+                "intervals.MEASURE.low|high",
+                "intervals.disparity.MEASURE.low|high",
+                "disparity.MEASURE with a MEASURE such as accuracy",
+                f"estimates.{'|'.join(_ESTIMATED)}",
+                f"label_delay_s.{'|'.join(_STATISTICS)}",
+            ),
+            labelled={"slice": _slice, "by": _by},
+            is_told=_is_first_or_last,
+        ),
     )
 }
 

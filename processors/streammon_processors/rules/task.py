@@ -243,7 +243,7 @@ class RulesTask:
             yield Run(first, after, windows[first:after], records, times, bool(again[first]))
 
     def _read(self, log: Log, records: Records, next_offset: int, news: News) -> list[Seen | None]:
-        """None where it is a tick, or no window."""
+        """None where it is a tick, no window, or nothing that a rule looks at."""
         windows: list[Seen | None] = []
         for place, value in enumerate(records.values):
             try:

@@ -1,1 +1,1 @@
-"""Remediation, the part that acts: what is due is done (`execute`), by a webhook, at Kubernetes or on Kafka."""
+"""Remediation, the part that acts: what is due is done (`execute`), by webhook, program, Kubernetes, Kafka, MLflow."""

@@ -1,4 +1,4 @@
-"""Changes of a deployment through the API server of Kubernetes, as kubectl makes them.
+"""Changes of a deployment, and new jobs, through the API server of Kubernetes, as kubectl makes them.
 
 A dry run makes the same requests with ``dryRun=All``: the server checks them, permissions and admission too, and keeps
 nothing of it.
@@ -8,6 +8,7 @@ nothing of it.
 | scale | PATCH of the subresource `scale` | patch on deployments/scale |
 | restart | PATCH of the annotation that ``kubectl rollout restart`` sets | patch on deployments |
 | rollout undo | GET deployment and replica sets, PATCH the template | get, patch on deployments; list on replicasets |
+| create job | GET the cron job if one is named, POST the job | get on cronjobs; create on jobs |
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from streammon_sinks.notify.secrets import SecretValue
 T = TypeVar("T")
 MOST_BYTES: Final = 8 * 2**20
 """Of an answer; replica sets hold a pod template each."""
+APPS, BATCH = "apps", "batch"
+Env = Mapping[str, str]
 _HASH: Final = "pod-template-hash"
 _REVISION: Final = "deployment.kubernetes.io/revision"
 _KEPT: Final = (
@@ -79,9 +82,23 @@ class _List(Struct):
     items: list[_Workload]
 
 
+class _JobTemplate(Struct):
+    spec: dict[str, Any]
+    metadata: dict[str, Any] = {}
+
+
+class _CronSpec(Struct, rename="camel"):
+    job_template: _JobTemplate
+
+
+class _CronJob(Struct):
+    metadata: _Meta
+    spec: _CronSpec
+
+
 @dataclass(frozen=True)
 class Cluster:
-    """The deployments of one namespace. What its methods return says what was done; what they raise, `Http` says."""
+    """What is in one namespace. What its methods return says what was done; what they raise, `Http` says."""
 
     http: Http
     server: str
@@ -119,9 +136,40 @@ class Cluster:
         await self._patch(f"deployments/{deployment}", "json", patch)
         return self._said(f"rolled {name} back to revision {earlier.revision}")
 
-    async def _get(self, path: str, type_: type[T]) -> T:
+    async def job_of(self, cron_job: str) -> dict[str, Any]:
+        """The job that a cron job would make now, as ``kubectl create job --from`` has it; without a name."""
+        found = await self._get(f"cronjobs/{cron_job}", _CronJob, BATCH)
+        template = found.spec.job_template
+        annotations = {"cronjob.kubernetes.io/instantiate": "manual"} | (template.metadata.get("annotations") or {})
+        owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": found.metadata.name, "uid": found.metadata.uid}
+        metadata = {
+            "annotations": annotations,
+            "labels": template.metadata.get("labels") or {},
+            "ownerReferences": [owner],
+        }
+        return {"metadata": metadata, "spec": template.spec}
+
+    async def create_job(self, name: str, job: Mapping[str, Any], labels: Mapping[str, str], env: Env) -> str:
+        """Make the job; where there is one of that name, it was made before."""
+        body = {
+            **job,
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": _named(job.get("metadata") or {}, name, self.namespace, labels),
+            "spec": _with_env(job["spec"], env),
+        }
+        url = self._url("jobs?fieldManager=streammon", BATCH) + ("&dryRun=All" if self.dry_run else "")
         try:
-            reply = await self.http.send("GET", self._url(path), b"", self._headers("application/json"))
+            await self.http.send("POST", url, msgspec.json.encode(body), self._headers("application/json"))
+        except Rejected as error:
+            if " answered 409" in error.detail and "AlreadyExists" in error.detail:
+                return f"job {self.namespace}/{name} is there already"
+            raise
+        return self._said(f"made job {self.namespace}/{name}")
+
+    async def _get(self, path: str, type_: type[T], group: str = APPS) -> T:
+        try:
+            reply = await self.http.send("GET", self._url(path, group), b"", self._headers("application/json"))
         except Unanswered as error:
             raise Retryable(str(error)) from None  # who only looks has changed nothing
         found = reply.read(type_)
@@ -137,8 +185,8 @@ class Cluster:
         headers = self._headers(f"application/{kind}-patch+json")
         await self.http.send("PATCH", url, msgspec.json.encode(patch), headers)
 
-    def _url(self, path: str) -> str:
-        return f"{self.server}/apis/apps/v1/namespaces/{self.namespace}/{path}"
+    def _url(self, path: str, group: str = APPS) -> str:
+        return f"{self.server}/apis/{group}/v1/namespaces/{self.namespace}/{path}"
 
     def _headers(self, content_type: str) -> Mapping[str, str | SecretValue]:
         bearer = SecretValue(f"Bearer {self.token.reveal()}")
@@ -146,6 +194,25 @@ class Cluster:
 
     def _said(self, what: str) -> str:
         return f"the server would have {what}" if self.dry_run else what
+
+
+def _named(metadata: Mapping[str, Any], name: str, namespace: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    kept = {key: value for key, value in metadata.items() if key != "generateName"}
+    return {**kept, "name": name, "namespace": namespace, "labels": {**(metadata.get("labels") or {}), **labels}}
+
+
+def _with_env(spec: Mapping[str, Any], env: Env) -> dict[str, Any]:
+    """Every container of the pod is told; what it says of these variables itself is ours to replace."""
+    template = spec["template"]
+    containers = [
+        {**each, "env": [*_others(each.get("env") or [], env), *({"name": k, "value": v} for k, v in env.items())]}
+        for each in template["spec"]["containers"]
+    ]
+    return {**spec, "template": {**template, "spec": {**template["spec"], "containers": containers}}}
+
+
+def _others(variables: Sequence[Mapping[str, Any]], env: Env) -> list[Mapping[str, Any]]:
+    return [each for each in variables if each.get("name") not in env]
 
 
 def _owned(deployment: _Workload, sets: Sequence[_Workload]) -> list[_Workload]:

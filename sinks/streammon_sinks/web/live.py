@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from streammon.alert_log import AlertLog
 from streammon.clock import Clock
+from streammon.results import Drift, Loop, Quality
 from streammon_sinks.sqlite import Place, ResultStore, Snapshot
+from streammon_sinks.web.models import Point, Said
 from streammon_sinks.web.overview import SOURCES, Board, People, Status
 
 POLL_S: Final = 0.3
@@ -30,6 +32,11 @@ IDLE_S: Final = 60.0
 MAX_ROWS: Final = 250_000
 """Windows of one source that are read for a new range; the oldest are left out beyond."""
 MAX_STORED_ALERTS: Final = 1000
+MAX_SERIES: Final = 5000
+"""Of what is said of models, the series that are looked at: the last that ended."""
+MAX_HISTORIES: Final = 60
+MAX_HISTORY: Final = 2200
+"""Versions of which it is read how good they were before, and how many times of each: 6 h of 10 s."""
 
 StatusOf = Callable[[], Status | Awaitable[Status]]
 
@@ -61,6 +68,7 @@ class Live:
         self._boards: dict[int, Board] = {}
         self._asked_at: dict[int, float] = {}
         self._answers: dict[int, _Answer] = {}
+        self._said: dict[int, tuple[float, Said]] = {}
 
     async def version(self) -> int:
         """A number that grows when windows or alerts were written, or people did something. Raises `Retryable`."""
@@ -93,9 +101,17 @@ class Live:
         if known and (known.place, known.people) == (self._place, version) and now - known.at < FRESH_S:
             return known.body
         alerts = self._store.alerts(MAX_STORED_ALERTS)
-        body = msgspec.json.encode(self._boards[range_s].overview(self._clock(), status, alerts, people))
+        said = self._said_of_models(range_s)
+        body = msgspec.json.encode(self._boards[range_s].overview(self._clock(), status, alerts, people, said))
         self._answers[range_s] = _Answer(self._place, version, now, body)
         return body
+
+    def _said_of_models(self, range_s: int) -> Said:
+        """What was said of models, read again when there is more of it."""
+        known = self._said.get(range_s)
+        if known is None or known[0] != self._place.models:
+            known = self._said[range_s] = self._place.models, _said(self._store, self._clock() - range_s)
+        return known[1]
 
     def _catch_up(self) -> None:
         """Feed the boards with what was written since the last time, and fill those that are missing."""
@@ -125,6 +141,7 @@ class Live:
             del self._asked_at[range_s]
             self._boards.pop(range_s, None)
             self._answers.pop(range_s, None)
+            self._said.pop(range_s, None)
 
 
 def _filled(snapshot: Snapshot, range_s: int, now_unix_s: float, size_s: float = 1.0) -> Board:
@@ -139,3 +156,24 @@ def _filled(snapshot: Snapshot, range_s: int, now_unix_s: float, size_s: float =
             if rows == MAX_ROWS:
                 board.cut(window.start_unix_s)
     return board
+
+
+def _said(store: ResultStore, since_unix_s: float) -> Said:
+    quality = store.newest(Quality, MAX_SERIES)
+    return Said(
+        drift=store.newest(Drift, MAX_SERIES),
+        quality=quality,
+        measured=store.newest(Quality, MAX_SERIES, notable=True),
+        loops=store.newest(Loop, MAX_SERIES),
+        history=_history(store, quality, since_unix_s),
+    )
+
+
+def _history(
+    store: ResultStore, newest: Sequence[Quality], since_unix_s: float
+) -> dict[tuple[tuple[str | None, str], str | None], list[Point]]:
+    """By version, how good it was in each time: by prediction where that is known, else by label."""
+    whole = [each for each in newest if not each.slice and each.end_unix_s > since_unix_s][:MAX_HISTORIES]
+    chosen = {((each.service, each.model), each.model_version): each for each in whole if each.by == "label"}
+    chosen |= {((each.service, each.model), each.model_version): each for each in whole if each.by == "prediction"}
+    return {key: store.before(quality, Point, since_unix_s, MAX_HISTORY)[::-1] for key, quality in chosen.items()}

@@ -24,6 +24,7 @@ from msgspec import Struct
 from streammon.alert_log import AlertLog, Quiet
 from streammon.results import Alert, Distribution, Severity, Window
 from streammon.sketch import Sketch, merge
+from streammon_sinks.web.models import ModelHealth, Said, watched
 
 RANGES_S: Final = (300, 900, 3600, 21600)
 """The time ranges a reader may choose."""
@@ -165,6 +166,9 @@ class Overview(Struct, frozen=True, kw_only=True):
     silences_left_out: int
     models: list[ModelView]
     models_left_out: int
+    quality: list[ModelHealth]
+    """How good models are and what drifts, those that need somebody first; empty where nothing was said of that."""
+    quality_left_out: int
     hosts: list[HostView]
     hosts_left_out: int
 
@@ -336,7 +340,12 @@ class Board:
         self._drop_old()
 
     def overview(
-        self, now_unix_s: float, status: Status, alerts: Sequence[Alert], people: People | None = None
+        self,
+        now_unix_s: float,
+        status: Status,
+        alerts: Sequence[Alert],
+        people: People | None = None,
+        said: Said | None = None,
     ) -> Overview:
         """The board as of now; buckets that have left the range are forgotten."""
         last = self._number(now_unix_s)
@@ -354,6 +363,7 @@ class Board:
         shown = shown_alerts(alerts)
         silences = people.silences if people else []
         cut = self._cut_unix_s
+        quality, quality_left_out = watched(said or Said(), self.range_s)
         return Overview(
             now_unix_s=now_unix_s,
             range_s=self.range_s,
@@ -372,6 +382,8 @@ class Board:
             silences_left_out=max(0, len(silences) - MAX_SILENCES),
             models=[self._model(key, numbers, models[key]) for key in busiest[:MAX_MODELS]],
             models_left_out=max(0, len(models) - MAX_MODELS),
+            quality=quality,
+            quality_left_out=quality_left_out,
             hosts=[self._host(name, numbers, hosts[name]) for name in sorted(hosts)[:MAX_HOSTS]],
             hosts_left_out=max(0, len(hosts) - MAX_HOSTS),
         )

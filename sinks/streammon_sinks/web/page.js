@@ -187,26 +187,41 @@ const HOST_CHARTS = [
   { title: "Network", axis: "bytes/s", si: true, lines: [["received", "network_receive_bytes_per_s", "first"], ["sent", "network_transmit_bytes_per_s", "second"]] },
 ];
 
+// What was measured is a line, what was estimated before there were labels is dashed.
+const HUES = ["first", "second", "third"];
+const QUALITY_CHARTS = [
+  { title: "Accuracy", axis: "% right", scale: 100, top: 100, zoom: true, lines: ({ versions }) => versions.slice(0, HUES.length).flatMap((version, i) => [
+    { name: versionName(version), times: version.times_unix_s, values: version.accuracy, hue: HUES[i] },
+    { name: `${versionName(version)}, estimated`, times: version.times_unix_s, values: version.estimated_accuracy, hue: HUES[i], dash: "dot" },
+  ].filter(({ values }) => values.some((value) => value !== null))) },
+];
+
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const local = (unix) => new Date(1000 * unix - 60000 * new Date(1000 * unix).getTimezoneOffset()).toISOString().slice(0, -1);
 
+function linesOf(chart, view, overview) {
+  return typeof chart.lines === "function" ? chart.lines(view)
+    : chart.lines.map(([name, field, hue]) => ({ name, times: overview.times_unix_s, values: view[field], hue }));
+}
+
 function drawChart(div, chart, view, overview) {
-  const scale = chart.scale ?? 1, x = overview.times_unix_s.map(local);
-  const lines = chart.lines.map(([name, field, hue]) => ({
-    name, x, y: view[field].map((value) => value === null ? null : scale * value), mode: "lines", connectgaps: false,
-    line: { color: colour(hue), width: 1.8 }, hovertemplate: chart.si ? "%{y:.3s}B/s" : `%{y:,.4~g} ${chart.axis}`,
+  const scale = chart.scale ?? 1, since = local(overview.times_unix_s[0]);
+  const lines = linesOf(chart, view, overview).map(({ name, times, values, hue, dash }) => ({
+    name, x: times.map(local), y: values.map((value) => value === null ? null : scale * value), mode: "lines", connectgaps: false,
+    line: { color: colour(hue), width: 1.8, dash }, hovertemplate: chart.si ? "%{y:.3s}B/s" : `%{y:,.4~g} ${chart.axis}`,
   }));
   // A point between two gaps has no line to be seen by.
   const alone = ({ y }) => (value, i) => (y[i - 1] ?? null) === null && (y[i + 1] ?? null) === null ? value : null;
-  const dots = lines.map((line) => ({ x, y: line.y.map(alone(line)), mode: "markers", marker: { color: line.line.color, size: 5 }, hoverinfo: "skip" }))
+  const dots = lines.map((line) => ({ x: line.x, y: line.y.map(alone(line)), mode: "markers", marker: { color: line.line.color, size: 5 }, hoverinfo: "skip" }))
     .filter(({ y }) => y.some((value) => value !== null));
-  const highest = Math.max(0, ...lines.flatMap((line) => line.y));
+  const values = lines.flatMap((line) => line.y).filter((value) => value !== null), highest = Math.max(0, ...values);
+  const lowest = chart.zoom ? Math.max(0, 10 * Math.floor((Math.min(90, ...values) - 2) / 10)) : 0;
   const text = { color: colour("quiet"), size: 12, family: "system-ui, sans-serif" };
   const axis = { gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, fixedrange: true, tickfont: text };
   const layout = {
     margin: { l: 58, r: 10, t: 10, b: 26 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: text, dragmode: false,
-    xaxis: { ...axis, type: "date", range: [x[0], local(overview.now_unix_s)], tickformat: "%H:%M", nticks: 6 },
-    yaxis: { ...axis, range: [0, chart.top ?? (1.1 * highest || 1)], tickformat: chart.si ? "~s" : ",~r", nticks: 5, title: { text: chart.axis, font: text, standoff: 6 } },
+    xaxis: { ...axis, type: "date", range: [since, local(overview.now_unix_s)], tickformat: "%H:%M", nticks: 6 },
+    yaxis: { ...axis, range: [lowest, chart.top ?? (1.1 * highest || 1)], tickformat: chart.si ? "~s" : ",~r", nticks: 5, title: { text: chart.axis, font: text, standoff: 6 } },
     showlegend: false, hovermode: "x unified", hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { ...text, color: colour("ink") } },
   };
   div.ariaLabel = `${chart.title}, ${chart.axis}: ` + lines.map((line) => `${line.name} ${number(line.y.findLast((y) => y !== null) ?? null)}`).join(", ");
@@ -225,13 +240,99 @@ function figures({ newest, total, newest_unix_s }, { range_s, now_unix_s, step_s
   return list;
 }
 
+// -- the quality of models ------------------------------------------------------------------------------
+
+const MEASURES = { accuracy: "accuracy", estimated_accuracy: "accuracy", mae: "mean error", f1: "F1", auc: "AUC", log_loss: "log loss", calibration_error: "calibration error", rmse: "RMSE" };
+const SHARES = ["accuracy", "estimated_accuracy", "precision", "recall", "f1"];
+const measureName = (name) => MEASURES[name] ?? name;
+const share = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
+const amount = (name, value) => SHARES.includes(name) ? share(value) : number(value);
+const between = (name, low, high) => low === null || high === null ? "" : SHARES.includes(name) ? `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)} %` : `${number(low)} to ${number(high)}`;
+const minus = (text) => text.replaceAll("-", "−");
+const signed = (name, value) => `${value < 0 ? "−" : "+"}${SHARES.includes(name) ? `${Math.abs(100 * value).toFixed(1)} points` : number(Math.abs(value))}`;
+const versionName = ({ version }) => version ?? "no version";
+const pairs = (labels) => Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(", ");
+
+const row = (...cells) => make("tr", {}, ...cells.map((cell) => cell instanceof Node && cell.tagName === "TD" ? cell : make("td", {}, ...[cell].flat())));
+const quiet = (text) => make("small", {}, text);
+
+function table(heads, rows) {
+  return make("table", { className: "facts" }, make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))), make("tbody", {}, ...rows));
+}
+
+function versionsTable({ versions, versions_left_out: left }) {
+  if (!versions.length) return "";
+  const named = versions.find(({ measured }) => measured)?.measured.name ?? "accuracy";
+  const rows = versions.map(({ version, measured, others, labelled, estimated, coverage, label_delay_s: delay }, i) => row(
+    [make("span", { className: `key ${HUES[i] ?? ""}` }), make("strong", {}, version ?? "no version")],
+    measured ? [make("strong", {}, amount(measured.name, measured.value)), quiet(between(measured.name, measured.low, measured.high))] : quiet("no labels yet"),
+    estimated ? [make("em", { title: "From the model's confidence alone, before labels come: not a measurement" }, `≈ ${share(estimated.value)}`), quiet(between("accuracy", estimated.low, estimated.high))] : "–",
+    quiet(Object.entries(others).slice(0, 4).map(([name, value]) => `${measureName(name)} ${amount(name, value)}`).join(" · ") || "–"),
+    [coverage === null ? "–" : share(coverage), quiet(labelled ? `${number(labelled)} labels` : "")],
+    delay === null ? "–" : delay < 60 ? `${number(delay, 2)} s` : span(delay), measured ? moment(measured.end_unix_s) : "–"));
+  const listed = table(["Version", `${measureName(named)[0].toUpperCase()}${measureName(named).slice(1)}, measured`, "Accuracy, estimated", "Also measured", "Have labels", "Label delay", "Measured until"], rows);
+  return make("div", { className: "scroll" }, listed, left ? quiet(`and ${left} older versions`) : null);
+}
+
+function bar({ statistic, threshold, drifted }) {  // the mark in the middle is the threshold
+  const part = threshold > 0 ? Math.min(1, Math.max(0, statistic / threshold / 2)) : 0;
+  const inner = make("span", { className: "fill" });
+  inner.style.width = `${100 * part}%`;
+  return make("span", { className: `bar ${drifted ? "bad" : "good"}`, ariaHidden: "true" }, inner);
+}
+
+const targetState = ({ drifted, reason }) => drifted ? "drifted" : reason ? `not tested: ${reason.replaceAll("_", " ")}` : "as before";
+
+function driftPart({ drift, drifted, tested, whole }) {
+  if (!tested && !whole.length) return null;
+  const rows = drift.map((target) => row(
+    [make("span", { className: `state ${target.drifted ? "bad" : target.reason ? "unknown" : "good"}` }, target.drifted ? "■ " : target.reason ? "– " : "✓ "), make("strong", {}, target.target),
+      quiet([targetState(target), target.detector, target.version].filter(Boolean).join(" · "))],
+    [bar(target)], [number(target.statistic), quiet(`of ${number(target.threshold)}`)]));
+  for (const [i, target] of drift.entries()) rows[i].title = `${target.detector} of ${number(target.sample_size)} values until ${moment(target.end_unix_s)}${target.reference ? `, against ${target.reference}` : ""}`;
+  const of = ({ version }) => version === null ? "All of it" : `All of ${version}`;
+  return part("Drift", tested ? `${drifted} of ${tested} drifted` : "", tested ? table(["What", "Statistic and threshold", ""], rows) : null,
+    tested > drift.length ? quiet(`and ${tested - drift.length} more: streammon query drift`) : null,
+    ...whole.map((all) => quiet(`${of(all)}: ${all.reason ? targetState(all) : `${share(all.statistic)} of its targets, by weight, ${all.drifted ? "which is drift" : "not yet drift"} (${share(all.threshold)})`}, until ${moment(all.end_unix_s)}${all.reference ? `, against ${all.reference}` : ""}`)));
+}
+
+function slicesPart({ versions }) {
+  const rows = versions.flatMap((version) => version.slices.map((slice) => row([make("strong", {}, pairs(slice.slice)), quiet(versionName(version))],
+    [amount(slice.measure, slice.value), quiet(`${number(slice.labelled)} labels`)],
+    [make("span", { className: `state ${slice.sure ? "warn" : "unknown"}` }, signed(slice.measure, slice.disparity)), quiet(minus(between(slice.measure, slice.low, slice.high)))])));
+  return rows.length ? part("Slices", "against everybody else", table(["Those with", "Measured", "Difference"], rows)) : null;
+}
+
+const OUTCOMES = { helped: "good", no_change: "unknown", worse: "bad", failed: "bad", timed_out: "warn", expired: "warn" };
+
+function loopsPart({ loops, loops_left_out: left }) {
+  if (!loops.length) return null;
+  return part("Retraining", "", make("ul", { className: "loops" }, ...loops.map((loop) => make("li", {},
+    make("span", { className: `state ${loop.outcome ? OUTCOMES[loop.outcome] ?? "unknown" : "warn"}` }, (loop.outcome ?? loop.state).replaceAll("_", " ")),
+    [loop.old_version, loop.new_version].filter(Boolean).join(" → "), quiet(`asked for at ${moment(loop.requested_unix_s)}${loop.because ? `: ${loop.because}` : ""}`),
+    loop.measure ? quiet(`${measureName(loop.measure)} ${signed(loop.measure, loop.difference)} (${minus(between(loop.measure, loop.low, loop.high))})`) : null,
+    loop.why ? quiet(loop.why) : null))), left ? quiet(`and ${left} more: streammon query loop`) : null);
+}
+
+const part = (title, note, ...content) => make("div", { className: "part" }, make("h4", {}, title, quiet(note)), ...content.filter(Boolean));
+
+function drawQuality(card, view) {
+  const lines = linesOf(QUALITY_CHARTS[0], view, overview), [chart] = card.querySelectorAll(".chart");
+  chart.hidden = !lines.length;
+  chart.querySelector("h4").replaceChildren("Accuracy", ...lines.filter(({ dash }) => !dash).map(({ name, hue }) => make("span", { className: `legend ${hue}` }, name)),
+    lines.some(({ dash }) => dash) ? quiet("dotted: estimated") : "");
+  card.querySelectorAll(".part").forEach((old) => old.remove());
+  card.querySelector(".charts").append(...[driftPart(view), slicesPart(view), loopsPart(view)].filter(Boolean));
+}
+
 const GROUPS = {
+  quality: { charts: QUALITY_CHARTS, name: (view) => [view.service, view.model].filter((each) => each !== null).join(" / "), figures: versionsTable, left: "quality_left_out", more: drawQuality, wide: true },
   models: { charts: MODEL_CHARTS, name: (view) => `${view.service} / ${view.model}`.replaceAll("__other__", "all others"), figures, left: "models_left_out" },
-  hosts: { charts: HOST_CHARTS, name: (view) => view.name, figures: () => "", left: "hosts_left_out" },
+  hosts: { charts: HOST_CHARTS, name: (view) => view.name, figures: () => "", left: "hosts_left_out", wide: true },
 };
 
 function drawGroup(id, overview) {
-  const { charts, name, figures: figuresOf, left } = GROUPS[id], views = overview[id], filter = $(`${id}-filter`);
+  const { charts, name, figures: figuresOf, left, more } = GROUPS[id], views = overview[id], filter = $(`${id}-filter`);
   const names = views.map(name), chosen = names.includes(filter.value) ? filter.value : "";
   $(`${id}-section`).hidden = !views.length;
   filter.parentNode.hidden = views.length < 2;
@@ -249,15 +350,16 @@ function drawGroup(id, overview) {
   shown.forEach((view, i) => {
     wanted[i].querySelector(".numbers").replaceChildren(figuresOf(view, overview));
     wanted[i].classList.toggle("stale", overview.now_unix_s - view.newest_unix_s > STALE_S + overview.step_s);
-    wanted[i].querySelectorAll(".plot").forEach((div, c) => drawChart(div, charts[c], view, overview));
+    more?.(wanted[i], view);
+    wanted[i].querySelectorAll(".plot").forEach((div, c) => { if (!div.parentNode.hidden) drawChart(div, charts[c], view, overview); });
   });
 }
 
 function makeCard(id, name, charts) {
   const legend = ([line, , hue]) => make("span", { className: `legend ${hue}` }, line);
-  const card = make("article", { className: `card ${charts.length === 4 ? "four" : ""}` }, make("h3", {}, name), make("div", { className: "numbers" }),
+  const card = make("article", { className: `card ${GROUPS[id].wide ? "wide" : ""}` }, make("h3", {}, name), make("div", { className: "numbers" }),
     make("div", { className: "charts" }, ...charts.map(({ title, lines }) => make("div", { className: "chart" },
-      make("h4", {}, title, ...(lines.length > 1 ? lines.map(legend) : [])), make("div", { className: "plot", role: "img" })))));
+      make("h4", {}, title, ...(Array.isArray(lines) && lines.length > 1 ? lines.map(legend) : [])), make("div", { className: "plot", role: "img" })))));
   card.dataset.name = name;
   return card;
 }
@@ -271,12 +373,13 @@ function draw() {
   drawHealth(overview.indicators);
   drawAlerts(overview);
   drawGroup("models", overview);
+  drawGroup("quality", overview);
   drawGroup("hosts", overview);
   $("hosts-line").textContent = overview.hosts.map((host) => host.name).join(", ");
   $("updated").textContent = `updated ${clock(overview.now_unix_s)}`;
   $("components").textContent = Object.entries(overview.components).map(([name, state]) => `${name}: ${state}`).join(" · ");
   const range = $("range").selectedOptions[0].text, { latest_unix_s: latest, complete_since_unix_s: since } = overview;
-  $("waiting").hidden = overview.models.length + overview.hosts.length > 0;
+  $("waiting").hidden = overview.models.length + overview.quality.length + overview.hosts.length > 0;
   $("waiting").textContent = latest === null ? "Waiting for the first window…" : `No windows in the last ${range}; the newest ended at ${moment(latest)}.`;
   $("cut").hidden = since === null;
   $("cut").textContent = since === null ? "" : `There are too many windows to show all: charts and counts start at ${moment(since)}.`;
@@ -310,7 +413,7 @@ function listen() {
   };
 }
 
-for (const id of ["range", "models-filter", "hosts-filter"]) $(id).addEventListener("change", id === "range" ? ask : draw);
+for (const id of ["range", "models-filter", "quality-filter", "hosts-filter"]) $(id).addEventListener("change", id === "range" ? ask : draw);
 $("me").addEventListener("click", askName);
 $("who-cancel").addEventListener("click", () => $("who").close());
 drawMe();
