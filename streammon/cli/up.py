@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
+from streammon.topics import PROCESSORS
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -60,7 +61,8 @@ async def up(
     settings = with_actions(with_notify(settings, notify), actions)
     settings = with_models(settings, models or (EXAMPLES / "models.yaml" if demo else None))
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
-    ours = [make(settings) for make in _makers()]  # a bad file is found before anything is started
+    makers = _makers(settings)
+    ours = [make() for make in makers]  # a bad file is found before anything is started
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     ping_url(settings.ping)
     async with notifier(settings) as telling, remedies(settings) as doing:
@@ -68,25 +70,7 @@ async def up(
         processors = [*ours, *telling.processors, *doing.processors]
         topics = [*telling.topics, *executor_topics(settings)]
         async with opened(settings, stop, processors, role="up", topics=topics) as broker:
-            await _run(broker, telling, doing, callbacks, settings, demo, stop)
-
-
-def _makers() -> tuple[Callable[[Settings], Processor], ...]:
-    """All that turns events into results, but for what the notifier and remediation bring along."""
-    from streammon_processors import builtin
-
-    return (
-        builtin.windows_processor,
-        builtin.rollups_processor,
-        builtin.regroup_processor,
-        builtin.group_processor,
-        builtin.rules_processor,
-        builtin.slos_processor,
-        builtin.profiles_processor,
-        builtin.detectors_processor,
-        builtin.join_processor,
-        builtin.quality_processor,
-    )
+            await _run(broker, makers, telling, doing, callbacks, settings, demo, stop)
 
 
 def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -95,8 +79,16 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
     return settings.model_copy(update={"web": WebSettings(**changed)})
 
 
+def _makers(settings: Settings) -> list[Callable[[], Processor]]:
+    """All that turns events into results, but for what the notifier and remediation bring along."""
+    from streammon_processors.registry import processor
+
+    return [partial(processor, name, settings) for name in PROCESSORS]
+
+
 async def _run(
     broker: Broker,
+    makers: Sequence[Callable[[], Processor]],
     telling: Notifier,
     doing: Remedies,
     callbacks: Callbacks,
@@ -138,7 +130,10 @@ async def _run(
             await together(
                 stop,
                 run_host_agent(broker, settings, stop=stop),
-                *(run_reloading(broker, partial(make, settings), settings, stop=stop) for make in _makers()),
+                *(
+                    run_reloading(broker, partial(processor, name, settings), settings, stop=stop)
+                    for name in PROCESSORS
+                ),
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),
                 *telling.parts(broker, stop, f"{store.group}-console"),
