@@ -130,10 +130,7 @@ async def _run(
             await together(
                 stop,
                 run_host_agent(broker, settings, stop=stop),
-                *(
-                    run_reloading(broker, partial(processor, name, settings), settings, stop=stop)
-                    for name in PROCESSORS
-                ),
+                *(run_reloading(broker, make, settings, stop=stop) for make in makers),
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),
                 *telling.parts(broker, stop, f"{store.group}-console"),
