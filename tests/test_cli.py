@@ -114,6 +114,7 @@ COMMANDS = {
     "approve": ["--no", "--note", "--by", "--output"], "remediate run": [], "remediate check": [],
     "remediate list": ["--output"],
     "slo report": ["--from", "--to", "--rules", "--fail-under", "--output"],
+    "drift calibrate": ["--service", "--model", "--from", "--target", "--effects", "--months", "--write", "--output"],
     "diagnose": [], "why": ["--output"],
     "rules report": ["--from", "--to", "--flap", "--output"],
 }  # fmt: skip
