@@ -43,16 +43,21 @@ def main() -> None:
         assert task.recover_from() is None
         with (directory / "journal").open("wb") as journal:
             cost("predictions", PREDICTIONS, run(task, "inference", predictions(), journal))
-            used = sum(file.stat().st_size for file in (directory / "state").rglob("*") if file.is_file())
-            print(f"  disk {used / 1e6:,.0f} MB, journal {journal.tell() / 1e6:,.0f} MB", end="")
-            print(f", memory {rss_mib() - before_mib:,.0f} MiB more than before")
+            told(directory, journal.tell(), before_mib)
             cost("labels", PREDICTIONS // 2, run(task, "labels", labels(), journal))
-            print(f"  memory {rss_mib() - before_mib:,.0f} MiB more than before; snapshot {len(task.snapshot()):,} B")
-        snapshot = task.snapshot()
-        task.committed()
-        task.close()
+            snapshot = task.snapshot()
+            task.committed()
+            task.close()  # which writes out what is in buffers
+            told(directory, journal.tell(), before_mib)
+            print(f"  snapshot {len(snapshot):,} B")
         restart("with what is on disk", snapshot, directory / "state", directory / "journal")
         restart("from the journal alone", snapshot, directory / "elsewhere", directory / "journal")
+
+
+def told(directory: Path, journal_bytes: int, before_mib: float) -> None:
+    used = sum(file.stat().st_size for file in (directory / "state").rglob("*") if file.is_file())
+    memory = f"memory {rss_mib():,.0f} MiB, {rss_mib() - before_mib:,.0f} more than before"
+    print(f"  disk {used / 1e6:,.0f} MB, journal {journal_bytes / 1e6:,.0f} MB, {memory}", flush=True)
 
 
 def predictions() -> Iterator[bytes]:
@@ -130,7 +135,7 @@ def cost(what: str, count: int, seconds: float) -> None:
 
 
 def restart(how: str, snapshot: bytes, state: Path, journal: Path) -> None:
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     task = JoinTask(0, Models(), Settings())
     task.keep_in(state)
     task.restore(snapshot)
@@ -138,7 +143,8 @@ def restart(how: str, snapshot: bytes, state: Path, journal: Path) -> None:
         for record in read(journal):
             task.recover([record])
         assert task.recovered()
-    print(f"restart {how}: {time.perf_counter() - began:.2f} s")
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - used
+    print(f"restart {how}: {took_s:.2f} s, {cpu_s:.2f} s of CPU", flush=True)
     task.close()
 
 

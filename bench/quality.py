@@ -1,4 +1,7 @@
-"""What quality costs: µs a pair by pairs a record and slices, beside River's metrics; what a week of cohorts takes."""
+"""What quality costs: µs a pair by pairs a record and slices, beside River's metrics; what a week of cohorts takes.
+
+And how far off estimates without labels are, on River's data sets, beside the last accuracy that was measured.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from river import metrics as river_metrics
+import numpy as np
+import river.datasets
+import river.linear_model
+import river.metrics
+import river.preprocessing
+import river.tree
+from river.datasets import synth as river_synth
 
 from streammon.broker import Record
 from streammon.models import LabelPolicy, ModelPolicy, Models
 from streammon.outcomes import CONFIDENCE_BINS, Cohort, Outcomes
 from streammon_processors.contract import Stored
 from streammon_processors.quality import QualityTask
+from streammon_processors.quality.estimate import Calibration
 
 BEGIN_UNIX_S = 1_700_006_400.0
 PAIRS = 50_000
 RECORDS = 2000
-metrics: Any = river_metrics  # which has no types
+metrics: Any = river.metrics  # which have no types
+datasets: Any = river.datasets
+synth: Any = river_synth
+tree: Any = river.tree
+linear_model: Any = river.linear_model
+preprocessing: Any = river.preprocessing
 
 
 def outcomes(count: int, first_s: float, step_s: float, slices: Sequence[str], rng: random.Random) -> Outcomes:
@@ -108,6 +123,79 @@ def week(slices: Sequence[str]) -> None:
     )
 
 
+Answer = tuple[bool, float, bool]
+"""Whether a prediction was right, its confidence, and whether it was of the positive class."""
+
+
+def answers(data: Any, model: Any, *, learnt: int, unseen: int) -> list[Answer]:
+    """Of a model that has learnt from the first rows, for those that come then."""
+    found = []
+    for number, (features, label) in enumerate(data.take(learnt + unseen)):
+        chances = model.predict_proba_one(features)
+        if number < learnt:
+            model.learn_one(features, label)
+        else:
+            predicted = max(chances, key=chances.get)
+            found.append((predicted == label, min(1.0, chances[predicted]), bool(predicted)))
+    return found
+
+
+def shifted(found: Sequence[Answer], size: int, rng: random.Random) -> list[Answer]:
+    """Other inputs from cohort to cohort: those of which the model is sure are drawn more often, or less."""
+    cohorts = len(found) // size
+    weights = ([each[1] ** power for each in found] for power in (rng.uniform(-12, 12) for _ in range(cohorts)))
+    return [each for each_weights in weights for each in rng.choices(found, each_weights, k=size)]
+
+
+def estimates(name: str, found: Sequence[Answer], size: int, delay: int) -> None:
+    """Cohorts of so many; the labels of one are there so many cohorts later."""
+    calibration, known, off, last, held = Calibration(), list[float](), list[float](), list[float](), 0
+    tables = []
+    for start in range(0, len(found) - size + 1, size):
+        table = np.zeros((2, CONFIDENCE_BINS, 2), dtype=np.int64)
+        for right, confidence, positive in found[start : start + size]:
+            table[int(positive), min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1), int(right)] += 1
+        tables.append(table)
+    accuracy = [float(table[:, :, 1].sum() / size) for table in tables]
+    for at in range(delay, len(tables)):
+        calibration.learn(tables[at - delay])
+        known.append(accuracy[at - delay])
+        estimate = calibration.estimate(tables[at].sum(axis=2))
+        if estimate is not None:
+            off.append(abs(estimate.accuracy - accuracy[at]))
+            last.append(abs(known[-1] - accuracy[at]))
+            held += estimate.where.low <= accuracy[at] <= estimate.where.high
+    print(
+        f"{name}: {len(off)} cohorts of {size}, accuracy {min(accuracy):.2f} to {max(accuracy):.2f}; off by "
+        f"{np.mean(off):.3f}, the last one known by {np.mean(last):.3f}; the interval holds {held / len(off):.0%}"
+    )
+
+
+def off_by() -> None:
+    rng = random.Random(1)
+    phishing = preprocessing.StandardScaler() | linear_model.LogisticRegression()
+    estimates("Phishing", answers(datasets.Phishing(), phishing, learnt=400, unseen=850), 50, 3)
+    bananas = answers(datasets.Bananas(), tree.HoeffdingTreeClassifier(), learnt=2000, unseen=3300)
+    estimates("Bananas", bananas, 150, 3)
+    estimates("Bananas, other inputs", shifted(bananas, 150, rng), 150, 3)
+    agrawal = answers(
+        synth.Agrawal(seed=1, classification_function=6, perturbation=0.2),
+        tree.HoeffdingTreeClassifier(),
+        learnt=3000,
+        unseen=25_000,
+    )
+    estimates("Agrawal", agrawal, 500, 5)
+    estimates("Agrawal, other inputs", shifted(agrawal, 500, rng), 500, 5)
+    parts = (
+        synth.Agrawal(seed=seed, classification_function=function, perturbation=0.2)
+        for seed, function in ((1, 6), (2, 3))
+    )
+    drifting = synth.ConceptDriftStream(*parts, seed=1, position=15_000, width=100)
+    estimates(
+        "Agrawal, concept drift", answers(drifting, tree.HoeffdingTreeClassifier(), learnt=3000, unseen=25_000), 500, 5
+    )
+
+
 def main() -> None:
     names = ("tenant", "country", "device", "plan")
     for slices in (0, 1, 2):
@@ -116,6 +204,7 @@ def main() -> None:
     rivers()
     for slices in (0, 2, 4):
         week(names[:slices])
+    off_by()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """How models are watched: one YAML file, with a default for everything, and for every model that it does not name.
 
+    profile_window: 5m
     models:
       - service: shop
         model: ranker
         max_false_alarms_per_month: 1
-        drift: {window: 1h, reference: {first: 5000}}
+        drift:
+          window: 1h
+          reference: {first: 5000}
+          text: [features.query]
+          pairs: [[features.price, features.area]]
         detectors: {season: week, targets: {error: [{}], duration_s: [{}, {detector: adwin, per_event: true}]}}
         labels: {horizon: 7d, slices: [tenant, features.country]}
 
@@ -35,11 +40,40 @@ class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of what is said about a model: strict about its keys."""
 
 
+class ReferencePolicy(Part, frozen=True):
+    """What drift is measured from, where nobody has published a reference with ``streammon drift reference``."""
+
+    first: Annotated[int, Meta(ge=20, le=100_000)] = 1000
+    """The first events of each model version are its reference, and fix the bins in which its numbers are counted."""
+    rolling: Duration | None = None
+    """Hold a window against the profiles of this long before it instead; counted in the same bins."""
+    same_hour_last_week: bool = False
+    """Hold a window against the profiles of the same time a week before it instead; counted in the same bins."""
+
+    def __post_init__(self) -> None:
+        if self.rolling is not None and self.same_hour_last_week:
+            raise ValueError("rolling and same_hour_last_week exclude each other; keep one")
+        if self.rolling is not None and not seconds(self.rolling):
+            raise ValueError("rolling is 0; write how long a time a window is held against, such as 7d")
+
+
 class DriftPolicy(Part, frozen=True):
     """What its inputs and outputs are held against, and how."""
 
     window: Duration = "1h"
-    """How long a time is tested as one."""
+    """How long a time is tested as one; a multiple of ``profile_window``."""
+    reference: ReferencePolicy = ReferencePolicy()
+    text: tuple[str, ...] = ()
+    """Targets, such as ``features.query``, that are free text: only its length is looked at."""
+    categorical: tuple[str, ...] = ()
+    """Targets whose numbers are names, such as ``features.store_id``."""
+    pairs: Annotated[tuple[tuple[str, str], ...], Meta(max_length=20)] = ()
+    """Targets whose correlation is watched: ``[[features.price, features.area]]``."""
+
+    def __post_init__(self) -> None:
+        for target in (*self.text, *self.categorical, *(each for pair in self.pairs for each in pair)):
+            if target not in ("prediction", "confidence") and not target.startswith("features."):
+                raise ValueError(f"{target!r} is no target; there are features.NAME, prediction and confidence")
 
     @property
     def window_s(self) -> float:
@@ -139,6 +173,12 @@ class LabelPolicy(Part, frozen=True):
     positive: str | bool | float | None = None
     """The class that precision, recall and F1 are of; of two classes 0 and 1, or false and true, the latter."""
 
+    def __post_init__(self) -> None:
+        if self.window_s < 1:
+            raise ValueError(f"window is {self.window!r}; it must be 1s or longer")
+        if self.horizon_s < self.window_s:
+            raise ValueError(f"horizon is {self.horizon!r}; it must be as long as window, {self.window!r}, or longer")
+
     @property
     def cohort_s(self) -> float:
         """How long a time of predictions is judged as one, as labels come in: `COHORTS` of them fill the horizon."""
@@ -174,6 +214,24 @@ class Models(Struct, frozen=True, forbid_unknown_fields=True):
     """All that a file says."""
 
     models: tuple[ModelPolicy, ...] = ()
+    profile_window: Duration = "5m"
+    """How long a time one profile is of, for all models; the windows of drift are made of these."""
+
+    def __post_init__(self) -> None:
+        part_s = self.profile_window_s
+        if not part_s:
+            raise ValueError("profile_window is 0; write a length, such as 5m")
+        for each in self.models:
+            parts = each.drift.window_s / part_s
+            if parts < 1 or abs(parts - round(parts)) > 1e-6:
+                raise ValueError(
+                    f"drift.window of model {each.model or 'any'} is {each.drift.window}, "
+                    f"which is no multiple of profile_window, {self.profile_window}"
+                )
+
+    @property
+    def profile_window_s(self) -> float:
+        return seconds(self.profile_window)
 
     def policy(self, service: str, model: str) -> ModelPolicy:
         """How this model is watched."""

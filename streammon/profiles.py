@@ -94,7 +94,8 @@ class TargetReference(Struct, kw_only=True, omit_defaults=True, gc=False):
     missing: Count = 0
     types: dict[str, int] = {}
     edges: list[float] | None = None
-    """Of numbers: ascending; the bins are between them, and one below and one above."""
+    """Of numbers: ascending; the bins are between them, and one below and one above. The first is just below the
+    smallest value and the last is the largest, so that in ``bins`` these two are empty."""
     bins: list[int] | None = None
     center: float = 0.0
     min: float | None = None
@@ -107,7 +108,10 @@ class TargetReference(Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 class Reference(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="reference"):
-    """How the targets of a model should be distributed. On the topic `references`, key ``service/model``."""
+    """How the targets of a model should be distributed.
+
+    On the topic `references`, under `reference_key`, in the partition of ``service/model``.
+    """
 
     id: str
     """Made of its content: another reference has another id."""
@@ -118,6 +122,15 @@ class Reference(Result, kw_only=True, omit_defaults=True, tag_field="type", tag=
     origin: str
     """Where it comes from, for people: ``file train.parquet``, ``log 10:00 to 12:00``, ``first 1000 events``."""
     made_unix_s: float
+    since_unix_s: float = 0.0
+    """The event time in its partition when it came: windows that start later are counted in its bins."""
+    automatic: bool = False
+    """Nobody asked for it: of the first events of a version. One that somebody published goes before."""
     sample_size: Count
     targets: dict[str, TargetReference]
     pairs: dict[str, CoMoments] = field(default_factory=dict)
+
+
+def reference_key(reference: Reference) -> bytes:
+    """Its key on the topic `references`: with its id, so that compaction keeps older ones, too."""
+    return f"{reference.service}/{reference.model}/{reference.id}".encode()

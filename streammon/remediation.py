@@ -31,7 +31,7 @@ REMEDIES: Final = "remedies"
 REMEDIATIONS: Final = "remediations"
 MOST_IN: Final = 100
 """The largest count of a rate limit."""
-MOST_MODELS: Final = 50
+MOST_MODELS: Final = 40
 """So many models one file may train anew."""
 
 State = Literal[
@@ -109,7 +109,7 @@ class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field
 
 
 class Requests(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="requests"):
-    """How many requests one version of a model that is trained anew has had in a window, and how many failed."""
+    """How many requests one version of a model had in a window, how many failed, and how many were slow."""
 
     schema: int = msgspec.field(default_factory=_schema)
     service: str
@@ -119,6 +119,8 @@ class Requests(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field=
     end_unix_s: float
     count: int
     error_count: int
+    slow_count: int | None = None
+    """Those that took longer than is asked about, if anything is."""
 
 
 def remediation_id(alert_id: str, transition: int, action: str) -> str:

@@ -150,7 +150,10 @@ DISTRIBUTIONS = (
 
 
 class Drift(Result, tag_field="type", tag="drift"):
-    """One test of one target (a feature, a prediction, a score) against its reference."""
+    """One test of one target (a feature, a prediction, a score) against its reference.
+
+    The target ``dataset`` is all of a model: which share of it has drifted.
+    """
 
     model: str
     target: str
@@ -166,6 +169,15 @@ class Drift(Result, tag_field="type", tag="drift"):
     service: str | None = None
     """Whose model it is; with the version, the target and the detector, it tells the series."""
     model_version: str | None = None
+    effect: float | None = None
+    """The statistic without what chance alone brings on average; drift reaches the threshold by it."""
+    q_value: float | None = None
+    """The p-value, adjusted for all that was tested at the same time."""
+    weight: float | None = None
+    """How much the target matters. Tests of profiles have one; detectors have none."""
+    reference_size: int | None = None
+    reason: str | None = None
+    """Why it was not tested, such as ``too_few_samples``; nothing has drifted then."""
 
 
 class Interval(Struct, frozen=True, array_like=True):
@@ -405,7 +417,8 @@ class Comparison(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A new version of a model against the one before it, by one measure."""
 
     measure: str
-    """``accuracy`` or ``mae``, of labels; ``estimated_accuracy``, which is an estimate; ``error_rate``, of requests."""
+    """``accuracy`` or ``mae``, of labels; ``estimated_accuracy``, which is an estimate; ``error_rate`` and
+    ``slow_rate``, of requests."""
     way: Literal["side_by_side", "before_after"]
     """Both in the same windows, or the new one's against what was the old one's before."""
     old: float

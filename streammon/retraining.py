@@ -27,7 +27,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Measure = Literal["accuracy", "mae", "estimated_accuracy"]
 LABELLED: Final[tuple[Measure, ...]] = ("accuracy", "mae")
 """Measured by labels; the first of them that a model has is its measure unless somebody says otherwise."""
-SMALLER_IS_BETTER: Final = frozenset({"mae", "error_rate"})
+SMALLER_IS_BETTER: Final = frozenset({"mae", "error_rate", "slow_rate"})
 MOST_WITHIN_S: Final = 90 * 86_400.0
 
 
@@ -48,6 +48,17 @@ class Confirm(_Part, frozen=True):
     """How long the new version is watched."""
     errors: bool = True
     """Whether a higher share of failed requests makes it worse, too."""
+    slow: Duration | None = None
+    """A request that takes longer is slow, and a higher share of those makes it worse, too."""
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """What must not become worse, by requests."""
+        return ("error_rate",) * self.errors + ("slow_rate",) * (self.slow is not None)
+
+    @property
+    def slow_s(self) -> float | None:
+        return None if self.slow is None else seconds(self.slow)
 
     @property
     def within_s(self) -> float:
@@ -77,6 +88,7 @@ class Retrain(_Part, frozen=True):
         for name in ("labels_within", "run_within", "train_within", "deploy_within"):
             _check(name, seconds(getattr(self, name)))
         _check("confirm.within", self.confirm.within_s)
+        _ = self.confirm.slow_s
 
     @property
     def labels_within_s(self) -> float:

@@ -368,6 +368,13 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """The sketch of both sets of values."""
         return merge((self, other))
 
+    def within(self, buckets: int) -> Sketch:
+        """The sketch of the same values in at most so many buckets, as fine as that allows."""
+        steps, parts = 0, (self._positive, self._negative)
+        while sum(len(part.counts) for part in parts) > buckets and steps < self.scale:
+            steps, parts = steps + 1, (parts[0].coarser(1), parts[1].coarser(1))
+        return self.downscale(self.scale - steps) if steps else self
+
     def downscale(self, to_scale: int) -> Sketch:
         """The sketch of the same values at a coarser scale. Raises SketchError if `to_scale` is finer."""
         if to_scale > self.scale:

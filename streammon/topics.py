@@ -58,7 +58,7 @@ NOTIFIER = ("pages", "notifications", "deliveries")
 groups, silences and inhibitions are across all alerts."""
 REGROUPED = "regrouped"
 """Copies of windows, by the group they count for, until they are added up: see `streammon_processors.rules.groups`."""
-PROCESSORS = ("windows", "rollups", "regroup", "group", "rules", "slos")
+PROCESSORS = ("windows", "rollups", "profiles", "regroup", "group", "rules", "slos")
 """Those that everybody runs; the notifier adds its own."""
 
 REMEDIATION = ("remedies", "remediations")

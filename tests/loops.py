@@ -70,7 +70,7 @@ def predicted(after_s: float, count: int, version: str | None = "7", **more: Any
     return labelled(after_s, 0, None, version, by="prediction", predictions=count, **more)
 
 
-def requested(after_s: float, count: int, failed: int, version: str | None = "7") -> Requests:
+def requested(after_s: float, count: int, failed: int, version: str | None = "7", slow: int | None = None) -> Requests:
     return Requests(
         service="shop",
         model="ranker",
@@ -79,6 +79,7 @@ def requested(after_s: float, count: int, failed: int, version: str | None = "7"
         end_unix_s=T0 + after_s + 60,
         count=count,
         error_count=failed,
+        slow_count=slow,
     )
 
 

@@ -100,8 +100,8 @@ def silent() -> socket.socket:
 # --- help and mistakes ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "up": ["--demo", "--port", "--rules", "--notify", "--actions"], "agent": [], "process": [], "notify": ["--notify"],
-    "notify test": ["--notify"], "doctor": ["--output"],
+    "up": ["--demo", "--port", "--rules", "--models", "--notify", "--actions"], "agent": [],
+    "process": ["--rules", "--models"], "notify": ["--notify"], "notify test": ["--notify"], "doctor": ["--output"],
     "rules run": ["--rules"], "rules check": [], "rules default": [], "sink": ["sqlite", "elasticsearch"],
     "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
@@ -116,6 +116,8 @@ COMMANDS = {
     "slo report": ["--from", "--to", "--rules", "--fail-under", "--output"],
     "drift calibrate": ["--service", "--model", "--from", "--target", "--effects", "--months", "--write", "--output"],
     "diagnose": [], "why": ["--output"],
+    "drift reference": ["--from", "--from-time", "--column", "--dry-run", "--models"], "drift show": ["--output"],
+    "drift references": ["--output"],
     "rules report": ["--from", "--to", "--flap", "--output"],
 }  # fmt: skip
 COMMON = ["--config", "--bootstrap", "--data-dir", "--metrics-port", "--log-level"]

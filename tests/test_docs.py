@@ -15,15 +15,17 @@ from streammon.broker.kafka import member
 from streammon.config import Settings
 from streammon.errors import Reason
 from streammon.events import EventType
-from streammon.models import ModelPolicy
+from streammon.models import COHORTS, DriftPolicy, ModelPolicy
+from streammon.outcomes import MAX_TEXT_BYTES
 from streammon.remediation import MOST_MODELS
-from streammon.results import Completeness, Distribution, Window
+from streammon.results import Completeness, Distribution, Quality, Window
 from streammon.wire import plain
 from streammon_agents import gateway, ndjson
-from streammon_processors import aggregate, dedupe, revisions, rules, share, slos, windows
-from streammon_processors.builtin import REMEDY_TICK_S
+from streammon_processors import aggregate, dedupe, event_windows, quality, revisions, rules, share, slos, windows
+from streammon_processors.builtin import QUALITY_TICK_S, REMEDY_TICK_S
 from streammon_processors.detectors import lengths, steps, watching
 from streammon_processors.detectors import task as detecting
+from streammon_processors.profiles import counting, edges, reading, references, sums, targets
 from streammon_processors.remediation import comparing, retraining
 from streammon_processors.remediation import decide as remedying
 from streammon_processors.task import Task
@@ -152,8 +154,13 @@ def test_every_field_of_a_window_is_explained() -> None:
     assert "{" + ", ".join(Distribution.__struct_fields__) + "}" in page
 
 
+def test_every_field_of_quality_is_explained() -> None:
+    page = text_of("docs/quality.md")
+    assert [name for name in Quality.__struct_fields__ if f"`{name}`" not in page and f'"{name}"' not in page] == []
+
+
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, watching)
+    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, quality.models, watching)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
@@ -183,18 +190,18 @@ QUOTED = [
     ("docs/windows.md", f"`windows.max_late_s` ({_SETTINGS.windows.max_late_s / 3600:g} h)"),
     ("docs/windows.md", f"`windows.idle_tick_s` ({_SETTINGS.windows.idle_tick_s:g} s)"),
     ("docs/windows.md", f"`windows.max_series` ({_SETTINGS.windows.max_series:,})"),
-    ("docs/windows.md", f"about {windows.PENDING_LIMIT:,} late or refused events"),
+    ("docs/windows.md", f"about {event_windows.PENDING_LIMIT:,} late or refused events"),
     ("docs/windows.md", f"for {revisions.MAX_REVISIONS:,} pairs of window and series"),
     ("docs/windows.md", f"more than {windows.MAX_SERIES_BYTES:,} bytes"),
     ("docs/windows.md", f"{dedupe.MAX_STREAMS:,} are remembered in a partition, and {dedupe.MAX_GAPS} gaps"),
     ("docs/windows.md", f"{dedupe.MAX_GAPS} gaps of each, but {dedupe.MAX_GAPS_TOGETHER} of all"),
-    ("docs/windows.md", f"while windows are open, {windows.MAX_DUPLICATES:,} are remembered"),
     ("docs/detectors.md", f"in steps of {lengths.STEP_S:g} s"),
     ("docs/detectors.md", f"after {steps.CLOSE_S:g} s of silence"),
     ("docs/detectors.md", f"at most {detecting.WINDOWS_BYTES // 1024} KiB of windows"),
     ("docs/detectors.md", f"{detecting.QUALITY_BYTES // 1024} KiB each of qualities and events"),
     ("docs/detectors.md", f"{_DETECTORS.max_false_alarms_per_month:g} # of all that looks for drift"),
     ("docs/detectors.md", f"effect: {_DETECTORS.detectors.effect:g} "),
+    ("docs/windows.md", f"while windows are open, {event_windows.MAX_DUPLICATES:,} are remembered"),
     ("docs/remediation.md", f"more than {remedying.STALE_S:g} s before it was read"),
     ("docs/remediation.md", f"nobody was there to do it within {execute.LATE_S:g} s"),
     ("docs/remediation.md", f"| {remedying.MOST_OPEN} are open |"),
@@ -225,6 +232,34 @@ QUOTED = [
     ("docs/component-contract.md", f"{share.FIRST_RECORDS} records at first"),
     ("docs/component-contract.md", f"less than {share.QUICK_S:g} s, to {share.BATCH_RECORDS:,}"),
     ("docs/windows.md", f"At most {aggregate.MAX_GAUGES:,} names"),
+    ("docs/quality.md", f"all models together | {quality.models.MAX_SERIES} |"),
+    ("docs/quality.md", f"{quality.models.MAX_VALUES} values of a slice and {quality.models.MAX_SLICES} slices"),
+    (
+        "docs/quality.md",
+        f"| {quality.sums.MAX_CLASSES}; {quality.classes.MAX_NAME}, {MAX_TEXT_BYTES}, {MAX_TEXT_BYTES} characters",
+    ),
+    ("docs/quality.md", f"| {quality.task.MAX_BYTES // 1000} kB before compression"),
+    ("docs/quality.md", f"of which {COHORTS} fill the horizon"),
+    ("docs/quality.md", f"silent for {quality.clock.PATIENCE_S:g} s"),
+    ("docs/quality.md", f"one in {QUALITY_TICK_S:g} s"),
+    ("docs/quality.md", f"once {quality.estimate.LEAST} pairs were labelled"),
+    ("docs/quality.md", f"until there are {quality.estimate.CELL:g} pairs in each"),
+    ("docs/quality.md", f"{quality.estimate.MEMORY:,.0f} pairs: beyond that"),
+    ("docs/quality.md", f"about the last {quality.series.NEWEST} cohorts"),
+    (
+        "docs/drift.md",
+        f"| {targets.MAX_TARGETS} features of a model version, with names of {targets.MAX_NAME_CHARS} ch",
+    ),
+    ("docs/drift.md", f"says how many (up to {counting.MAX_LEFT_OUT:,})"),
+    ("docs/drift.md", f"| {counting.MAX_VERSIONS} model versions in a window of a partition |"),
+    ("docs/drift.md", f"a `sketch` of at most {counting.SKETCH_BUCKETS} buckets"),
+    ("docs/drift.md", f"the first {counting.MAX_UNSEEN} others of at most {sums.MAX_CATEGORY_CHARS} characters"),
+    ("docs/drift.md", f"at most {references.HELD_VALUES:,} values of versions that have not enough yet"),
+    ("docs/drift.md", f"a version with fewer than {references.FEWEST} begins anew"),
+    ("docs/drift.md", f"of {references.HELD_BYTES // 1_000_000} MB as JSON together"),
+    ("docs/drift.md", f"A file may hold {reading.MAX_VALUES // 1_000_000} million values"),
+    ("docs/drift.md", f"There are about {edges.BINS}, as even"),
+    ("docs/drift.md", f"{DriftPolicy().reference.first:,} of them unless"),
     ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),
     ("docs/operations.md", f"`sqlite.max_rows` ({_SETTINGS.sqlite.max_rows:,})"),
     ("docs/operations.md", f"`embedded.max_bytes` ({_SETTINGS.embedded.max_bytes // 1024**3} GiB)"),

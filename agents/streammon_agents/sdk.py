@@ -34,7 +34,7 @@ import inspect
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -44,6 +44,7 @@ from streammon.errors import ConfigError
 from streammon.events import EventType
 from streammon_agents.courier import Courier, Limits, Stats
 from streammon_agents.fields import admit
+from streammon_agents.summaries import Summary, summarized
 from streammon_agents.transport import HttpTransport, Transport, kafka_transport
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -55,6 +56,7 @@ R = TypeVar("R")
 class Monitor:
     """Reports the calls of one model of one service.
 
+    ``summaries`` say what is sent of features that are embeddings or free text: see `streammon_agents.summaries`.
     ``limits`` bound what waits; ``transport`` makes the way out, for tests and other intakes.
 
     Raises:
@@ -69,6 +71,7 @@ class Monitor:
         model_version: str | None = None,
         endpoint: str | None = None,
         host: str | None = None,
+        summaries: Mapping[str, Summary] | None = None,
         url: str | None = None,
         bootstrap: str | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
@@ -82,6 +85,7 @@ class Monitor:
         _check(constant[EventType.INFERENCE])
         connect = transport or _transport(url, bootstrap)
         self._clock = clock
+        self._summaries = dict(summaries or {})
         self._new_courier = functools.partial(Courier, f"sdk@{host}", constant, connect, limits)
         self._courier = self._new_courier()
         _OPEN.add(self)
@@ -139,6 +143,8 @@ class Monitor:
 
     def _put(self, event_type: EventType, fields: dict[str, Any]) -> None:
         fields.setdefault("time_unix_s", self._clock())
+        if self._summaries and isinstance(features := fields.get("features"), Mapping):
+            fields["features"] = summarized(features, self._summaries)
         self._courier.put(event_type, fields)
 
     def _forked(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from streammon.config import Settings
 from streammon.models import load_models
 from streammon.outcomes import OUTCOMES, elements, outcome_time
+from streammon.profiles import PROFILES, REFERENCES
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
 from streammon.topics import LOOPS
 from streammon_processors.detectors.lengths import step_s
@@ -16,6 +17,7 @@ from streammon_processors.join.models import KnownModels
 from streammon_processors.join.task import JOIN
 from streammon_processors.notifier import DecideTask, GatherTask, Plan, load_plan
 from streammon_processors.notifier.gather import page_time
+from streammon_processors.profiles import ProfileTask
 from streammon_processors.quality import QualityTask
 from streammon_processors.remediation import GatherRemediesTask, RemedyTask
 from streammon_processors.remediation.gather import inputs, remedy_time
@@ -32,6 +34,8 @@ from streammon_processors.windows import WindowTask, sources
 
 ROLLUPS_TICK_S = 5.0
 """Rollups have no use for four ticks a second: an hour's window is open for an hour, and their patience is 10 s."""
+PROFILES_TICK_S = 5.0
+"""Profiles are of minutes: that the last one of a model comes seconds later concerns nobody."""
 REMEDY_TICK_S = 5.0
 """How exact the time is that a person has for an approval, while somebody is waited for."""
 RULES_TICK_S = 5.0
@@ -53,6 +57,20 @@ def windows_processor(settings: Settings) -> Processor:
     inputs = tuple(sources(settings.windows))
     outputs = (Output("windows", time_field("start_unix_s", lacking="of_s")),)
     return Processor("windows", inputs, lambda partition: WindowTask(partition, settings.windows), outputs)
+
+
+def profiles_processor(settings: Settings) -> Processor:
+    """Predictions to profiles, and to references of models that have none."""
+    file, windows = settings.models.file, settings.windows
+    models = load_models(file)
+    return Processor(
+        "profiles",
+        ("inference",),
+        lambda partition: ProfileTask(partition, windows, models),
+        (Output(PROFILES, time_field("start_unix_s")), Output(REFERENCES, time_field("since_unix_s"), compact=True)),
+        idle_tick_s=max(windows.idle_tick_s, PROFILES_TICK_S),
+        files=() if file is None else (file,),
+    )
 
 
 def rollups_processor(settings: Settings) -> Processor:

@@ -151,6 +151,7 @@ class Chunk:
         self._fields = wire.codec_of(event_type).fields
         self._has: dict[str, bool] = {}
         self._floats: dict[str, Floats] = {}
+        self._aligned: dict[str, list[Any]] = {}
         self._pieces: list[_Piece] = []
         self.headers: list[Header] = []
         self.refusals: dict[int, Refusal] = {}
@@ -326,6 +327,15 @@ class Chunk:
             values = piece.rows.objects(name) if piece.rows is not None else None
             found += [(piece.start + i, value) for i, value in enumerate(values or ()) if value is not None]
         return found
+
+    def aligned(self, name: str) -> list[Any]:
+        """A field of every row as Python values, None where absent."""
+        if name not in self._aligned:
+            values = self._aligned[name] = [None] * self._size
+            for piece in self._pieces:
+                if piece.rows is not None and (own := piece.rows.objects(name)) is not None:
+                    values[piece.start : piece.start + piece.size] = own
+        return self._aligned[name]
 
     @cached_property
     def events_have_status(self) -> bool:

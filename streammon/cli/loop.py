@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streammon.results import Comparison, Loop
 
 COLUMNS = ("id", "model", "state", "since", "reason", "versions", "difference", "detail")
-SHARES = ("accuracy", "estimated_accuracy", "error_rate")
+SHARES = ("accuracy", "estimated_accuracy", "error_rate", "slow_rate")
 """Measures that are told in per cent."""
 
 

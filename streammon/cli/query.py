@@ -244,7 +244,7 @@ def _alert_row(alert: Alert) -> dict[str, Any]:
 def _drift_row(drift: Drift) -> dict[str, Any]:
     return _model_columns(drift) | {
         "ended": clock_time(drift.end_unix_s),
-        "state": "drifted" if drift.drifted else "as before",
+        "state": "drifted" if drift.drifted else drift.reason or "as before",
         "target": drift.target,
         "detector": drift.detector,
         "statistic": f"{drift.statistic:.4g}",

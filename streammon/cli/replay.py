@@ -15,7 +15,7 @@ import typer
 from streammon.broker import connect
 from streammon.cli.base import Output, OutputOption, app, command, print_json
 from streammon.cli.data import as_text, moment, write_line
-from streammon.cli.roles import RuleFiles, with_rules
+from streammon.cli.roles import ModelFile, RuleFiles, with_models, with_rules
 from streammon.config import Settings
 from streammon.errors import ConfigError
 
@@ -43,6 +43,7 @@ async def replay(
     verify: Annotated[bool, typer.Option("--verify", help="Compare with what was published instead.")] = False,
     envelope: Annotated[bool, typer.Option(help="Print topic, partition, key and headers too.")] = False,
     rules: RuleFiles = None,
+    models: ModelFile = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Compute the results about a range of time once more from the log, and print them, one JSON document a line.
@@ -53,7 +54,7 @@ async def replay(
     from streammon_processors import replay as replays
     from streammon_processors.verification import verify as verifying
 
-    settings = with_rules(settings, rules)
+    settings = with_models(with_rules(settings, rules), models)
     processor = _processor(name, settings)
     range_ = replays.Range(moment("--from", from_), moment("--to", to))
     if range_.from_unix_s >= range_.to_unix_s:

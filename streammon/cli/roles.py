@@ -99,6 +99,18 @@ def with_rules(settings: Settings, files: list[Path] | None) -> Settings:
     return settings.model_copy(update={"rules": settings.rules.model_copy(update={"files": tuple(files)})})
 
 
+ModelFile = Annotated[
+    Path | None, typer.Option("--models", help="YAML file that says how models are watched.", show_default=False)
+]
+
+
+def with_models(settings: Settings, file: Path | None) -> Settings:
+    """The settings with a file of models from the command line, if one was given."""
+    if file is None:
+        return settings
+    return settings.model_copy(update={"models": settings.models.model_copy(update={"file": file})})
+
+
 @command(app)
 async def process(
     settings: Settings,
@@ -108,6 +120,7 @@ async def process(
         typer.Argument(metavar="[NAME]...", help="Installed processors, yours too.", show_default=" ".join(PROCESSORS)),
     ] = None,
     rules: RuleFiles = None,
+    models: ModelFile = None,
 ) -> None:
     """Turn events into windows, and those into rollups. Run as many as there are partitions; Kafka shares the work.
 
@@ -116,7 +129,7 @@ async def process(
     from streammon_processors.registry import processor
     from streammon_processors.runtime import run_reloading
 
-    settings = with_rules(settings, rules)
+    settings = with_models(with_rules(settings, rules), models)
     made = [partial(processor, name, settings) for name in names or PROCESSORS]
     processors = [make() for make in made]
     details = {"processors": " ".join(processor.name for processor in processors)}

@@ -17,7 +17,7 @@ from streammon.broker import Broker
 from streammon.cli.base import app, command, together
 from streammon.cli.notify import Callbacks, Notifier, NotifyFile, notifier, with_notify
 from streammon.cli.remediate import ActionFile, Remedies, executor_topics, remedies, with_actions
-from streammon.cli.roles import RESULTS_FILE, STORED, RuleFiles, opened, with_rules
+from streammon.cli.roles import RESULTS_FILE, STORED, ModelFile, RuleFiles, opened, with_models, with_rules
 from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
@@ -41,6 +41,7 @@ async def up(
         bool, typer.Option("--demo", help="Also run a model service to watch, with load and trouble.")
     ] = False,
     rules: RuleFiles = None,
+    models: ModelFile = None,
     notify: NotifyFile = None,
     actions: ActionFile = None,
     host: Annotated[str | None, typer.Option(help="Address of the page.", show_default="127.0.0.1")] = None,
@@ -52,14 +53,16 @@ async def up(
 
     Without --bootstrap nothing else is needed: the log and the results are SQLite files under --data-dir.
     """
-    from streammon_processors.builtin import rollups_processor
+    from streammon_processors.builtin import profiles_processor, rollups_processor
 
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
     settings = with_actions(with_notify(settings, notify), actions)
+    settings = with_models(settings, models)
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
-    rollups_processor(settings)  # a bad rule file is found before anything is started
+    rollups_processor(settings)  # a bad file is found before anything is started
+    profiles_processor(settings)
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     ping_url(settings.ping)
     async with notifier(settings) as telling, remedies(settings) as doing:
@@ -124,6 +127,7 @@ async def _run(
                     for make in (
                         builtin.windows_processor,
                         builtin.rollups_processor,
+                        builtin.profiles_processor,
                         builtin.regroup_processor,
                         builtin.group_processor,
                         builtin.rules_processor,

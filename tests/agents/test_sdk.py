@@ -33,6 +33,7 @@ from streammon.wire import Batch, decode
 from streammon_agents import Monitor
 from streammon_agents.courier import Limits
 from streammon_agents.packing import Packer
+from streammon_agents.summaries import Embedding, Text
 from streammon_agents.transport import BrokerTransport, HttpTransport
 from tests.support import eventually, wait_until
 
@@ -255,6 +256,17 @@ def test_fields_set_during_the_call_are_in_its_event() -> None:
         "features": {"age": 3, "new": True}, "time_unix_s": 1_700_000_000.0,
     }.items()  # fmt: skip
     assert (second["status"], second["error_type"]) == ("error", "Empty")
+
+
+def test_embeddings_and_texts_are_told_by_their_summaries_and_not_sent() -> None:
+    summaries = {"query": Text(), "vector": Embedding([1.0, 0.0])}
+    with intake() as told, monitor(told, summaries=summaries) as watching:
+        watching.record(duration_s=0.1, features={"price": 2.5, "query": "red shoes", "vector": np.array([0.0, 2.0])})
+        watching.record(duration_s=0.1, features={"price": 2.5, "query": 7, "vector": "no vector"})
+        watching.record(duration_s=0.1, features="none at all")
+    found = [event.get("features") for event in told.events]
+    assert found[0] == {"price": 2.5, "query.length": 9.0, "vector.norm": 2.0, "vector.distance": 1.0}
+    assert found[1:] == [{"price": 2.5}, None]
 
 
 def test_a_change_is_an_event_about_the_model() -> None:

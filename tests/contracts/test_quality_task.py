@@ -13,9 +13,10 @@ from streammon.models import LabelPolicy, ModelPolicy, Models
 from streammon.outcomes import Cohort, Outcomes
 from streammon.results import Quality
 from streammon.tick import TICK
-from streammon_processors.builtin import quality_processor
+from streammon_processors.builtin import quality_processor, rules_processor
 from streammon_processors.contract import Logs, ProcessorContract, Stored
 from streammon_processors.quality import QualityTask
+from streammon_processors.rules import Rule, Rules, RulesTask
 from tests.quality_pairs import Pair, cohort, log, outcomes, random_pairs
 
 POLICY = Models((ModelPolicy(labels=LabelPolicy(horizon="8m", window="1m")),))
@@ -83,3 +84,44 @@ def test_the_logs_make_results_of_all_kinds() -> None:
     assert max(each.revision for each in found) > 2
     assert any(each.estimation_error is not None for each in found)
     assert any("accuracy" in each.disparity for each in found)
+
+
+RULES = Rules(
+    (
+        msgspec.convert(
+            {
+                "name": "low", "source": "quality", "expr": "intervals.accuracy.high < 0.95 && labelled > 3",
+                "for": "1m", "severity": "warning", "summary": "{value}", "where": {"by": "label"},
+            },
+            Rule,
+        ),
+        msgspec.convert(
+            {
+                "name": "few", "source": "quality", "expr": "coverage < 0.9", "where": {"by": "horizon"},
+                "severity": "warning", "summary": "{value}", "no_data": "fire", "no_data_for": "5m", "warm_up": "1m",
+            },
+            Rule,
+        ),
+    )
+)  # fmt: skip
+
+
+class TestRulesOnQuality(ProcessorContract):
+    """What rules make of what the quality task tells, revisions that they do not look at among it."""
+
+    processor = replace(rules_processor(Settings()), inputs=("quality",), task=lambda number: RulesTask(RULES, number))
+    seeds = range(1)
+
+    def logs(self, seed: int) -> Logs:
+        task, found = QualityTask(POLICY, 3), list[tuple[bytes | None, int]]()
+        for record in random_log(seed):
+            told = [each.value for each in task.process("outcomes", [record]) if each.topic == "quality"]
+            found += [(value, record.timestamp) for value in told]
+        found += [(TICK, found[-1][1] + 5000 * number) for number in range(80)]
+        return {"quality": [Stored(value, offset, stamp) for offset, (value, stamp) in enumerate(found)]}
+
+    def test_both_rules_fire(self) -> None:
+        outputs = [output for _, _, some in self._undisturbed() for output in some if output.topic == "alerts"]
+        alerts = [msgspec.json.decode(each.value or b"") for each in outputs]
+        assert {each["rule"] for each in alerts if each["state"] == "firing"} == {"low", "few"}
+        assert "no_data" in {each["state"] for each in alerts}

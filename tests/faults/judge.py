@@ -82,10 +82,11 @@ def compare_sums(found: Sums, wanted: Sums) -> Verdict:
 
 def replayed(log: Sequence[Record], topic: str, settings: Settings) -> list[Outgoing]:
     """What one undisturbed task per partition makes of a log of events, ticks included."""
-    return _replayed(log, topic, windows_processor(settings))
+    return replayed_by(windows_processor(settings), log, topic)
 
 
-def _replayed(log: Sequence[Record], topic: str, processor: Processor) -> list[Outgoing]:
+def replayed_by(processor: Processor, log: Sequence[Record], topic: str) -> list[Outgoing]:
+    """The same of any processor with one input."""
     outputs = []
     for partition in sorted({record.partition for record in log}):
         task = processor.task(partition)
@@ -129,7 +130,7 @@ async def judge_rollups(broker: Broker, settings: Settings) -> Verdict:
     While processors run, the newest may be missing for a moment.
     """
     log = await read_all(broker, "windows")
-    wanted = _replayed(log, "windows", rollups_processor(settings))
+    wanted = replayed_by(rollups_processor(settings), log, "windows")
     return compare(_windows(log, base=False), _windows(wanted, base=False))
 
 

@@ -28,8 +28,10 @@ from tests.support import cli, eventually
 pytestmark = [pytest.mark.elasticsearch, pytest.mark.kafka]
 
 BEFORE, BACKLOG = 1_000, 50_000
-OUTAGE_S = 120.0
-"""Long enough for a hundred tries, whatever each leaves behind."""
+OUTAGE_S = 45.0
+"""Long enough for a session of the group to end many times over, and for some three hundred tries, whatever each leaves
+behind."""
+BACKOFF_S = 0.15
 GROWTH_BYTES = 48 * 1024**2
 """What the outage may cost the sink in memory, far less than the backlog holds."""
 
@@ -128,7 +130,7 @@ async def test_an_outage_costs_neither_memory_nor_membership_nor_a_document(
     settings = Settings(
         bootstrap=kafka.address,
         topics={"prefix": f"{unique}."},
-        elasticsearch={"url": line.address, "namespace": unique, "max_backoff_s": 0.5},
+        elasticsearch={"url": line.address, "namespace": unique, "max_backoff_s": BACKOFF_S},
     )
     config = tmp_path / "streammon.json"
     config.write_text(settings.model_dump_json(include={"bootstrap", "topics", "elasticsearch"}, exclude_none=True))

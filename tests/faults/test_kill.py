@@ -27,11 +27,13 @@ from streammon.config import Settings
 from streammon.events import EventType
 from streammon.topics import topic_specs
 from streammon.wire import Density, Identity
-from tests.faults.judge import base_windows, read_all, replayed
+from streammon_processors.builtin import profiles_processor
+from tests.faults.judge import base_windows, read_all, replayed, replayed_by
 from tests.support import cli, eventually, wait_until
 
 EVENTS = 60_000
 KILLS = 5
+PROCESSORS = ("windows", "rollups", "profiles")
 
 
 def disordered_log(seed: int) -> list[bytes]:
@@ -46,6 +48,7 @@ def disordered_log(seed: int) -> list[bytes]:
             "model": f"model-{number % 7}",
             "duration_s": rng.lognormvariate(-3, 1),
             "status": "error" if rng.random() < 0.02 else "ok",
+            "features": {"price": round(rng.gauss(300, 1), 3), "city": rng.choice(("Rome", "Oslo"))},
         }
         lines.append(json.dumps(event).encode())
     return lines
@@ -64,12 +67,13 @@ def resent(records: list[Outgoing], seed: int) -> list[Outgoing]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", topics={"partitions": 2})
+    (models := tmp_path / "models.yaml").write_text("{profile_window: 10s, models: [{drift: {window: 10s}}]}")
+    return Settings(data_dir=tmp_path / "data", topics={"partitions": 2}, models={"file": models})
 
 
 def config_file(settings: Settings, directory: Path) -> Path:
     file = directory / "streammon.json"  # JSON is YAML
-    file.write_text(settings.model_dump_json(include={"data_dir", "topics"}))
+    file.write_text(settings.model_dump_json(include={"data_dir", "topics", "models"}))
     return file
 
 
@@ -88,7 +92,7 @@ async def test_killing_the_processor_changes_no_byte_of_what_it_publishes(settin
     for kill in range(KILLS):
         part = records[len(records) * kill // KILLS : len(records) * (kill + 1) // KILLS]
         before = len(await read_all(broker, "windows"))
-        process = cli("process", "--config", file)
+        process = cli("process", *PROCESSORS, "--config", file)
         try:
             await broker.append(part[: len(part) // 2])
             await eventually(partial(more_than, before), 60, what=f"windows before kill {kill}")
@@ -98,22 +102,33 @@ async def test_killing_the_processor_changes_no_byte_of_what_it_publishes(settin
             process.kill()
             process.wait()
 
-    process = cli("process", "--config", file)
+    process = cli("process", *PROCESSORS, "--config", file)
     try:
         await eventually(lambda: all_counted(broker, emitter.sent), 90, what="every event in a window")
+        await eventually(lambda: all_profiled(broker, emitter.sent), 90, what="and in a profile")
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    outputs = replayed(await read_all(broker, "inference"), "inference", settings)
+    log = await read_all(broker, "inference")
+    outputs = replayed(log, "inference", settings)
     undisturbed = [output.value or b"" for output in outputs if output.topic == "windows"]
     found = [record.value or b"" for record in await read_all(broker, "windows") if base_windows([record])]
     assert len(found) == len(set(found)), "no window twice"
     assert sorted(found) == sorted(undisturbed)
+    profiled = replayed_by(profiles_processor(settings), log, "inference")
+    for topic in ("profiles", "references"):
+        undisturbed = [output.value or b"" for output in profiled if output.topic == topic]
+        assert sorted(record.value or b"" for record in await read_all(broker, topic)) == sorted(undisturbed)
+        assert len(undisturbed) >= 7
     await broker.close()
 
 
 async def all_counted(broker: Broker, sent: int) -> bool:
     return bool(sum(window["count"] for window in base_windows(await read_all(broker, "windows"))) == sent)
+
+
+async def all_profiled(broker: Broker, sent: int) -> bool:
+    return bool(sum(json.loads(each.value or b"")["count"] for each in await read_all(broker, "profiles")) == sent)
 
 
 # --- the whole of `up` ----------------------------------------------------------------------------------------------

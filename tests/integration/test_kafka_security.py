@@ -423,7 +423,9 @@ COMMANDS = {
     "agent": ["agent"],
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
+    "process profiles": ["process", "profiles"],
     "process join": ["process", "join", "--data-dir", "memory"],
+    "process quality": ["process", "quality"],
     "rules run": ["rules", "run", "--rules", "rules.yaml"],
     "process detectors": ["process", "detectors"],
     "diagnose": ["diagnose"],
@@ -435,6 +437,8 @@ COMMANDS = {
 ONCE = {
     "emit inference": ["emit", "inference"],
     "emit run": ["emit", "run"],
+    "drift reference": ["drift", "reference", "--service", "shop", "--model", "ranker", "--from", "train.csv"],
+    "drift references": ["drift", "references"],
     "tail windows": ["tail", "windows", "--from", "earliest", "--exit"],
     "replay windows": ["replay", "windows", "--from", "1h", "--to", "1s"],
     "replay windows --verify": ["replay", "windows", "--from", "1h", "--to", "1s", "--verify"],
@@ -452,6 +456,7 @@ def test_every_role_works_with_the_permissions_on_the_page(
         secured.permit(user_of(role), with_prefix(unique, page[role]))
     here = Roles(secured, unique, tmp_path)
     (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "train.csv").write_text("price\n1.5\n2.5\n")
     (tmp_path / "notify.yaml").write_text("route: {group_wait: 0}")
     (tmp_path / "actions.yaml").write_text("actions: {call: {type: webhook, url: 'http://127.0.0.1:1/'}}")
     with monkeypatch.context() as patch:  # the topics of its channels, too
@@ -471,6 +476,8 @@ def test_every_role_works_with_the_permissions_on_the_page(
     here.run("emit run", ONCE["emit run"], json.dumps({"job": "train", "run_id": "1", "state": "failed"}))
     assert '"ranker"' in here.run("tail windows", ONCE["tail windows"])
     assert '"ranker"' in here.run("replay windows", ONCE["replay windows"])
+    assert "of shop/ranker" in here.run("drift reference", ONCE["drift reference"])
+    assert "no references here" in here.run("drift references", ONCE["drift references"])
     assert here.run("replay windows --verify", ONCE["replay windows --verify"])
 
 

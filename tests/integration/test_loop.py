@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,14 @@ from streammon.broker.reading import read
 from streammon.cli.remediate import executor_topics, remedies
 from streammon.cli.roles import topics_of
 from streammon.config import Settings
+from streammon.errors import ConfigError
 from streammon.events import Change, Pipeline
 from streammon.remediation_log import approve, newest, read_loops, read_remediations
 from streammon.results import Drift, Loop, Quality
-from streammon_processors.builtin import rules_processor
+from streammon_processors.builtin import remedies_processor, remedy_processor, rules_processor
+from streammon_processors.replay import Range
 from streammon_processors.runtime import run_reloading
+from streammon_processors.verification import Verdict, verify
 from tests.support import eventually
 
 RULES = {
@@ -61,8 +65,8 @@ ACTIONS = {
 class Shop:
     """A log on which everything runs, and a model whose owners say what they do."""
 
-    def __init__(self, broker: Broker, directory: Path) -> None:
-        self.broker, self.directory = broker, directory
+    def __init__(self, broker: Broker, settings: Settings, directory: Path) -> None:
+        self.broker, self.settings, self.directory = broker, settings, directory
 
     async def send(self, topic: str, *contents: Any, key: bytes = b"shop/ranker") -> None:
         await self.broker.append([Outgoing(topic, key, msgspec.json.encode(each)) for each in contents])
@@ -133,7 +137,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         await broker.create_topics([*topics_of(settings, [*doing.processors, rules_of]), *executor_topics(settings)])
         ruling = run_reloading(broker, partial(rules_processor, settings), settings, stop=stop)
         running = [asyncio.create_task(each) for each in (*doing.parts(broker, stop), ruling)]
-        yield Shop(broker, tmp_path)
+        yield Shop(broker, settings, tmp_path)
         stop.set()
         await asyncio.gather(*running)
     await broker.close()
@@ -179,6 +183,22 @@ async def test_drift_is_followed_to_a_new_version_that_has_helped(shop: Shop) ->
         "confirming",
         "closed",
     ]
+
+
+@pytest.mark.timeout(120)
+async def test_what_was_decided_can_be_verified_beside_the_changes_of_others(shop: Shop) -> None:
+    await until_deployed(shop)
+    other = Change(time_unix_s=time.time(), service="shop", kind="retrain", model="ranker", actor="ann")
+    await shop.send("changes", other, key=b"shop")
+    range_ = Range(0.0, time.time() + 60)
+    verification = await verify(shop.broker, remedy_processor(shop.settings), range_, max_future_s=60.0)
+    verdicts = Counter(each.verdict for each in await verification.partition(0))
+    assert verdicts.keys() == {Verdict.IDENTICAL}
+    states = ["awaiting_approval", "approved", "started", "training", "trained", "deployed"]
+    published = [*await read_remediations(shop.broker), *states, "the change"]
+    assert verdicts[Verdict.IDENTICAL] == len(published)
+    with pytest.raises(ConfigError, match=r"remedies writes to partition 0, .*cannot be verified"):
+        await verify(shop.broker, remedies_processor(shop.settings), range_, max_future_s=60.0)
 
 
 @pytest.mark.timeout(120)

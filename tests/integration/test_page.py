@@ -249,6 +249,9 @@ def said_of_models() -> list[ModelResult]:
         drift(target=target, statistic=statistic, drifted=statistic > 0.2, reference="file train.parquet", **latest)
         for target, statistic in statistics.items()
     ]
+    share: dict[str, Any] = {"detector": "share_of_weight", "threshold": 0.5, "drifted": False}
+    told.append(drift(target="dataset", statistic=0.4, reference="file train.parquet", **share, **latest))
+    told.append(drift(target="dataset", reason="no_reference", **share, **(latest | {"model_version": "5"})))
     told.append(drift(model=EVIL, service=None, target="features.length", statistic=0.1, drifted=False, **latest))
     asked: dict[str, Any] = {"requested_unix_s": now - 420, "time_unix_s": now - 30}
     compared = Comparison(
@@ -522,7 +525,9 @@ async def test_the_quality_of_models_is_shown_with_what_drifts_and_what_is_train
     assert drifting.startswith(
         "Drift 2 of 5 drifted What Statistic and threshold ■ features.price drifted · psi · 4 0.61 of 0.2"
     )
-    assert "Against file train.parquet" in drifting
+    assert "All of 4: 40.0 % of its targets, by weight, not yet drift (50.0 %), until" in drifting
+    assert "against file train.parquet" in drifting
+    assert "All of 5: not tested: no reference" in drifting
     assert "features.country=NO" in slices.split(EVIL)[0], "the largest disparity is first"
     assert "−15.0 points" in slices
     assert retraining.startswith("Retraining awaiting approval3 asked for at")

@@ -23,7 +23,7 @@ from streammon_processors.remediation.comparing import (
 from tests.loops import labelled, predicted
 
 LEAST = 200
-STUDIES = 2000
+STUDIES = 1000
 LOOKS = 100
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 """The sums and sums of squares of so many values, for every study."""
@@ -90,9 +90,9 @@ ALIKE = {
 @pytest.mark.parametrize("beside", [True, False], ids=["side by side", "before and after"])
 @pytest.mark.parametrize("name", ALIKE)
 def test_of_versions_that_are_alike_at_most_one_in_twenty_is_ever_called_different(name: str, beside: bool) -> None:
-    """A hundred looks at 2,000 pairs; 0.065 is three standard errors above 0.05."""
+    """A hundred looks at 1,000 pairs; 0.071 is three standard errors above 0.05."""
     measure, draw = ALIKE[name]
-    assert wrong(measure, draw, beside=beside) <= 0.065
+    assert wrong(measure, draw, beside=beside) <= 0.071
 
 
 def test_an_interval_for_one_look_would_be_wrong_far_more_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from streammon.tick import TICK
 from streammon.topics import LARGE_RECORD_BYTES
 from streammon.wire import Identity
 from streammon_processors import dedupe as module
-from streammon_processors import windows
 from streammon_processors.chunk import Position, pack_positions, unpack_positions
 from streammon_processors.contract import Stored
 from streammon_processors.dedupe import (
@@ -28,8 +27,9 @@ from streammon_processors.dedupe import (
     Stream,
     Verdict,
 )
+from streammon_processors.event_windows import MAX_DUPLICATES, Published
 from streammon_processors.revisions import MAX_REVISIONS, Revisions, RevisionsMemory
-from streammon_processors.windows import MAX_DUPLICATES, WindowTask, sources
+from streammon_processors.windows import WindowTask, sources
 from tests.logs import T0, inference, packed, resource
 
 
@@ -224,10 +224,10 @@ def irregular(count: int) -> list[Position]:
     return [Position(OFFSET + offset, 0) for offset in accumulate(rng.randint(1, 1000) for _ in range(count))]
 
 
-def largest(size_s: float) -> windows._Published:
+def largest(size_s: float) -> Published:
     now = floor(T0 / size_s)
     duplicates = irregular(MAX_DUPLICATES)
-    return windows._Published(
+    return Published(
         place=Position(duplicates[-1].offset + 1, 0),
         size_s=size_s,
         closed=now - 2 / size_s,
@@ -253,7 +253,7 @@ def test_largest_snapshot_of_the_windows_task_fits_into_a_record() -> None:
         outputs = task.process(topic, [Stored(value, at, now_ms) for value, at in zip(log, offsets, strict=True)])
         assert {output.topic for output in outputs} == {"deadletter", "windows"}
     snapshot = task.snapshot()
-    for published in msgspec.json.decode(snapshot, type=dict[str, windows._Published]).values():
+    for published in msgspec.json.decode(snapshot, type=dict[str, Published]).values():
         assert len(published.streams) == MAX_STREAMS
         assert sum(len(stream.gaps) for stream in published.streams) == MAX_GAPS_TOGETHER
         assert sum(map(len, published.revisions.by_window.values())) == MAX_REVISIONS

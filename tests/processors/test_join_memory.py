@@ -192,6 +192,21 @@ def test_a_memory_without_a_directory_takes_a_temporary_one_when_it_is_large(mon
     task.close()
 
 
+def test_generations_that_are_over_leave_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "gone-1").mkdir()  # as a crash leaves it
+    task = join_task()
+    task.keep_in(tmp_path)
+    for topic, records in join_logs(3).items():
+        task.process(topic, records)
+        task.snapshot()
+        task.committed()
+    numbers = {generation.number for generation in task._generations}
+    there = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert there <= set(map(str, numbers))
+    assert min(numbers) > 1
+    task.close()
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------
 
 

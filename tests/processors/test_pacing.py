@@ -25,6 +25,7 @@ from streammon_processors.history import History
 from streammon_processors.runtime import run_processor
 from streammon_processors.share import Share
 from streammon_processors.windows import WindowTask
+from tests.joins import join_task
 from tests.support import eventually
 
 START = 1_700_000_000.0
@@ -135,11 +136,11 @@ def share_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[S
     return share, transactor
 
 
-def batches(every_s: float, count: int) -> Iterator[list[Stored]]:
+def batches(every_s: float, count: int, **fields: str) -> Iterator[list[Stored]]:
     """One event each; of broker time, too."""
     for number in range(count):
         at = START + number * every_s
-        event = {"time_unix_s": at, "service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok"}
+        event = {"time_unix_s": at, "service": "shop", "model": "ranker", "duration_s": 0.1, "status": "ok", **fields}
         [value] = wire.encode(EventType.INFERENCE, [event], wire.Density.OBJECT)
         yield [Stored(value, number, round(at * 1000))]
 
@@ -180,3 +181,18 @@ async def test_who_goes_on_after_a_restart_does_not_keep_the_beginning_of_the_da
     await share.finish()
     assert sum(each["snapshots"] for each in transactor.written) <= 1, "a half hour may begin on the way"
     assert sum(each["windows"] for each in transactor.written) == 28
+
+
+async def test_a_journal_alone_waits_for_results_or_the_next_commit(settings: Settings) -> None:
+    transactor: Any = Noting()
+    share = Share(0, join_task(0), transactor, History("join", 0), {}, time.monotonic(), journal="journal.join")
+    for number, batch in enumerate(batches(0.1, 20)):
+        [named] = batches(0.1, 1, event_id=f"id-{number}")
+        list(share.process("inference", [named[0]._replace(offset=batch[0].offset)]))
+        await asyncio.sleep(0.001)
+    assert not transactor.written
+    label = {"time_unix_s": START, "service": "shop", "model": "ranker", "event_id": "id-7", "label": 1.0}
+    [value] = wire.encode(EventType.LABEL, [label], wire.Density.OBJECT)
+    list(share.process("labels", [Stored(value, 0, round(START * 1000))]))
+    await share.finish()
+    assert [(each["journal.join"], each["outcomes"]) for each in transactor.written] == [(21, 1)]

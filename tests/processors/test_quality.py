@@ -135,7 +135,7 @@ def test_a_label_that_comes_late_counts_when_it_comes() -> None:
 
 def test_where_labels_fall_silent_the_brokers_time_ends_the_window() -> None:
     subject = task()
-    told(subject, (30, outcomes([right(30)])))
+    told(subject, (30, outcomes([right(5), right(30)])))
     assert subject.waiting == ["outcomes"]
     assert told(subject, (65, TICK)) == []
     [first] = told(subject, (72, TICK))
@@ -226,6 +226,22 @@ def test_revisions_are_one_in_the_time_of_a_cohort_and_only_where_coverage_has_m
     mine = [each.coverage or 0.0 for each in whole(found, "prediction") if minutes(each)[0] == 0]
     assert 5 <= len(mine) <= 8
     assert min(np.diff([0.0, *mine])) >= 0.01
+
+
+def test_however_fast_labels_come_there_is_one_revision_in_the_length_of_a_cohort() -> None:
+    subject = task(horizon="7d")  # cohorts of an hour, windows of a minute
+    told(subject, (3602, cohort(0, count=1000)), (3902, cohort(3600, count=1)))
+    found = []
+    for minute in range(66, 246):
+        found += told(subject, (60 * minute, outcomes([right(60 * minute, predicted_s=30)] * 20)))
+    assert [each.revision for each in whole(found, "prediction") if minutes(each) == (0, 60)] == [1, 2, 3]
+
+
+def test_a_prediction_ahead_of_the_brokers_clock_is_in_no_cohort() -> None:
+    subject = task()
+    told(subject, (30, outcomes([right(30, predicted_s=60), right(30, predicted_s=119)])))
+    found = told(subject, (122, cohort(60, count=1, size_s=60)), (182, cohort(120, count=1, size_s=60)))
+    assert [each.labelled for each in whole(found, "prediction") if minutes(each) == (1, 2)] == [1]
 
 
 def test_a_cohort_is_as_long_as_168_of_them_fill_the_horizon() -> None:

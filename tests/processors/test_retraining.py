@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from streammon.broker import Headers
 from streammon.errors import ConfigError
-from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, load_policies
-from streammon.results import Completeness, Interval, Loop, Quality, Run, Window
+from streammon.remediation import MOST_MODELS, AtMost, Known, Policies, Policy, Requests, Why, load_policies
+from streammon.results import Completeness, Distribution, Interval, Loop, Quality, Run, Window
 from streammon.retraining import Confirm
+from streammon.sketch import Sketch
 from streammon.topics import MAX_RECORD_BYTES, ROLLUP_HEADER
 from streammon_processors.contract import Stored
 from streammon_processors.remediation.comparing import MOST_RECENT
@@ -29,7 +31,7 @@ from streammon_processors.remediation.retraining import (
     change_time,
 )
 from tests.loops import LABELS, LOOPING, RETRAIN, Looping, deploy, drifted, labelled, predicted, requested, run, said
-from tests.remedies import T0, approval, ended, states
+from tests.remedies import T0, approval, ended, executed, states
 
 HOUR_S = 3600.0
 
@@ -200,6 +202,19 @@ def test_what_was_approved_goes_on_when_its_alert_ends() -> None:
     [loop] = looping.at(1, ended(after_s=1))
     assert loop.state == "approved"
     assert states(looping.remediations) == ["due"]
+
+
+def test_what_was_not_done_for_another_reason_is_told_with_it() -> None:
+    looping = asked()
+    after = Looping({"retrain-asking": Known(LOOPING["retrain-asking"].policy, "another")}, labels=0)
+    after.task.restore(looping.task.snapshot())
+    [loop] = after.at(60, approval(looping.id, time_unix_s=T0 + 60))
+    assert (said(loop), loop.by) == ("closed: skipped (changed)", "ann")
+    late = Looping()
+    late.approved()
+    due = late.remediations[-1]
+    [loop] = late.at(700, executed(due, "expired", 700, reason=Why.LATE, detail="x" * 1000))
+    assert (said(loop), len(loop.detail or "")) == ("closed: expired (late)", 300)
 
 
 # --- hook and run -----------------------------------------------------------------------------------------------------
@@ -454,6 +469,19 @@ def test_a_few_more_failing_requests_are_not_worse_however_sure_that_is() -> Non
     assert looping.loops[-1].state == "deployed"
 
 
+def test_more_slow_requests_are_worse_where_somebody_asks() -> None:
+    def looks(**confirm: Any) -> Looping:
+        looping = Looping(policies(confirm=replace(RETRAIN.confirm, **confirm)))
+        looping.at(0, requested(-60, 1000, 5, slow=10))
+        looping.deployed()
+        looping.at(480, requested(420, 1000, 5, "8", slow=200))
+        return looping
+
+    assert looks(slow="500ms").states[-1] == "closed: worse (slow)"
+    assert [each.measure for each in looks(slow="500ms").loops[-1].guards] == ["error_rate", "slow_rate"]
+    assert looks().states[-1] == "deployed"
+
+
 def test_errors_are_seen_before_there_is_any_label() -> None:
     looping = Looping()
     looping.at(0, requested(-60, 1000, 5))
@@ -494,9 +522,9 @@ def test_what_was_approved_holds_to_the_end() -> None:
 # --- gathering --------------------------------------------------------------------------------------------------------
 
 
-def gathered(topic: str, *contents: Any, headers: Headers = ()) -> list[Any]:
+def gathered(topic: str, *contents: Any, headers: Headers = (), policies: Policies = LOOPING) -> list[Any]:
     """What of these comes into the one order."""
-    task = GatherRemediesTask(3, LOOPING, "60s")
+    task = GatherRemediesTask(3, policies, "60s")
     values = [each if isinstance(each, bytes) else msgspec.json.encode(each) for each in contents]
     records = [Stored(value, n, 0, headers=headers) for n, value in enumerate(values)]
     return [decode_remedy(each.value or b"") for each in task.process(topic, records) if each.topic == "remedies"]
@@ -545,6 +573,23 @@ def test_of_windows_it_is_requests_of_these_models_in_rollups_of_one_length() ->
     empty = [replace(made, count=0), replace(made, source="resource"), replace(made, series={"host": "a"})]
     rollup: Headers = ((ROLLUP_HEADER, b"60s"),)
     assert gathered("windows", made, *empty, headers=rollup) == [requested(0, 100, 7, "8")]
+    asking = Known(Policy(retrain=replace(RETRAIN, confirm=replace(RETRAIN.confirm, slow="500ms"))), "v")
+    durations = Distribution(
+        count=4,
+        sum=2.0,
+        min=0.1,
+        max=0.9,
+        mean=0.5,
+        p50=0.5,
+        p90=0.9,
+        p99=0.9,
+        sketch=Sketch.of(np.array([0.1, 0.4, 0.6, 0.9])),
+    )
+    timed = replace(made, duration_s=durations)
+    assert gathered("windows", timed, made, headers=rollup, policies={"a": asking}) == [
+        requested(0, 100, 7, "8", slow=2),
+        requested(0, 100, 7, "8"),
+    ]
     assert gathered("windows", made) == gathered("windows", made, headers=((ROLLUP_HEADER, b"300s"),)) == []
 
 
@@ -588,7 +633,8 @@ def test_those_that_ended_long_ago_are_forgotten_on_the_topic() -> None:
 
 def test_the_largest_snapshot_fits_into_a_record() -> None:
     """Every model with all its versions, and a retraining of each that is watched; with the largest of remediation."""
-    models = [replace(RETRAIN, model=f"{number:60d}", job="j" * 100) for number in range(MOST_MODELS)]
+    confirm = replace(RETRAIN.confirm, slow="500ms")
+    models = [replace(RETRAIN, model=f"{n:60d}", job="j" * 100, confirm=confirm) for n in range(MOST_MODELS)]
     policies = {
         f"retrain-{number:50d}": Known(Policy(mode="auto", cool_down=0, retrain=each), "v" * 12)
         for number, each in enumerate(models)
@@ -615,7 +661,7 @@ def _lately() -> Iterator[Quality | Requests]:
         for version in ("7.1.17", "7.1.18", "7.1.19"):
             yield predicted(at, 123_456, version)
             yield labelled(at, 123_456, None, version, mae=1.2345678, rmse=2.3456789)
-            yield requested(at, 123_456, 12_345, version)
+            yield requested(at, 123_456, 12_345, version, slow=12_345)
 
 
 def _since() -> Iterator[Quality | Requests]:
@@ -623,7 +669,7 @@ def _since() -> Iterator[Quality | Requests]:
     for number in range(MOST_RECENT + 1):
         for version in ("7.1.19", "8.1.17"):
             yield labelled(60.0 * number, 4, None, version, mae=1.2345678, rmse=2.3456789)
-            yield requested(60.0 * number, 4, 1, version)
+            yield requested(60.0 * number, 4, 1, version, slow=1)
 
 
 def test_a_model_is_trained_in_one_way_and_one_file_trains_so_many(tmp_path: Path) -> None:

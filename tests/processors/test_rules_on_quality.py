@@ -11,7 +11,8 @@ import pytest
 
 from streammon.broker import Outgoing
 from streammon.models import LabelPolicy, ModelPolicy, Models
-from streammon.results import Alert, Interval, Quality
+from streammon.results import Alert, Distribution, Interval, Quality
+from streammon.sketch import EMPTY
 from streammon_processors.contract import Stored
 from streammon_processors.quality import QualityTask
 from streammon_processors.rules import DEFAULT_RULES, Rule, Rules, RulesTask, load_rules
@@ -63,8 +64,32 @@ def test_a_rule_holds_a_measure_against_a_bound_and_says_of_which_slice() -> Non
     assert alerts[0].labels == {
         "service": "shop", "model": "ranker", "model_version": "v1", "slice": "tenant=acme", "by": "label",
     }  # fmt: skip
-    assert alerts[0].summary == "ranker tenant=acme: 0.8"
+    assert alerts[0].summary == "ranker tenant=acme: 80 %"
     assert alerts[0].evidence["quality"]["accuracy"] == 0.8
+
+
+@pytest.mark.parametrize(
+    ("expr", "condition"),
+    [
+        ("intervals.accuracy.high < 0.9", "high end of accuracy 85 % < 90 %"),
+        ("disparity.f1 < 0", "disparity of f1 -0.2 < 0"),
+        ("intervals.disparity.f1.high < 0", "high end of disparity of f1 -0.1 < 0"),
+        ("estimates.auc < 0.8", "estimate of auc 0.7 < 0.8"),
+        ("label_delay_s.p90 > 60", "p90 of label_delay_s 100 s > 60 s"),
+    ],
+)
+def test_what_was_wrong_is_said_in_words(expr: str, condition: str) -> None:
+    result = quality(
+        5,
+        intervals={"accuracy": Interval(0.75, 0.85), "disparity.f1": Interval(-0.3, -0.1)},
+        disparity={"f1": -0.2},
+        estimates={"auc": 0.7},
+        label_delay_s=Distribution(
+            count=1, sum=100.0, min=100.0, max=100.0, mean=100.0, p50=100.0, p90=100.0, p99=100.0, sketch=EMPTY
+        ),
+    )
+    [fired], _ = told([rule(expr=expr)], [result])
+    assert fired.condition == condition
 
 
 @pytest.mark.parametrize(

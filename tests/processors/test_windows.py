@@ -24,8 +24,8 @@ from streammon.results import OTHER, Completeness, Window
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import Density, encode
 from streammon_processors import aggregate
+from streammon_processors import event_windows as module
 from streammon_processors import revisions as revisions_module
-from streammon_processors import windows as module
 from streammon_processors.chunk import Chunk
 from streammon_processors.contract import run, run_with_crashes
 from streammon_processors.windows import WindowTask

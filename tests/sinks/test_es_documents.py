@@ -47,6 +47,7 @@ FULL = window(0, part="late", revision=2, **{name: distribution(1.0, 2.0, 3.5) f
 
 FULL_QUALITY = msgspec.structs.replace(quality_of_slice(unmatched_labels=1), **dict.fromkeys(MEASURES, 0.5))
 
+FULL_DRIFT = drift(p_value=0.01, effect=0.3, q_value=0.02, weight=1.0, reference_size=1000, reason="too_few_samples")
 FULL_LOOP = loop(
     state="closed", outcome="helped", by="ann", new_version="4", job="j", run_id="r", why="better", detail="by 4 %",
     deadline_unix_s=START,
@@ -125,7 +126,7 @@ def test_every_field_of_an_alert_is_in_its_document() -> None:
         (WINDOWS, [window_document(FULL), window_document(window())]),
         (RESOURCES, [window_document(resource_window())]),
         (ROLLUPS, [window_document(rollup(kind="hopping", every_s=30.0)), window_document(rollup(gap_s=9.0))]),
-        (DRIFT, [drift_document(drift(p_value=0.01))]),
+        (DRIFT, [drift_document(FULL_DRIFT)]),
         (QUALITY, [quality_document(FULL_QUALITY)]),
         (LOOPS, [loop_document(FULL_LOOP)]),
         (ALERTS, [alert_document(alert(contact="ops", escalation=["boss"], resolution_steps=["restart"]))]),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from streammon.clock import Clock
 from streammon.results import Comparison, Drift, Interval, Loop, Quality
@@ -16,7 +17,7 @@ from streammon_sinks.web import models
 from streammon_sinks.web.live import Live
 from streammon_sinks.web.models import ModelHealth, Point, Said, VersionView, watched
 from streammon_sinks.web.overview import Status
-from tests.sinks.builders import START, drift, loop, quality, quality_of_slice
+from tests.sinks.builders import START, distribution, drift, loop, quality, quality_of_slice
 
 HOUR_S = 3600.0
 
@@ -106,13 +107,29 @@ def test_of_drift_the_loudest_detector_of_a_target_speaks_and_drifted_ones_come_
     assert (model.drifted, model.tested) == (2, 4)
 
 
+def test_all_of_a_model_is_told_beside_its_targets_and_what_was_not_tested_with_the_reason() -> None:
+    model = only(
+        drift(1, target="dataset", statistic=0.3, threshold=0.5, drifted=False),
+        drift(0, target="dataset", model_version="2", drifted=False, reason="no_reference"),
+        drift(target="few", drifted=False, statistic=0.0, reason="too_few_samples"),
+        drift(target="sure", statistic=0.15, effect=0.05, drifted=False),
+        drift(target="rare", statistic=0.3, effect=0.01, drifted=False),
+    )
+    assert [(each.version, each.statistic, each.reason) for each in model.whole] == [
+        ("3", 0.3, None),
+        ("2", 0.31, "no_reference"),
+    ]
+    assert [each.target for each in model.drift] == ["sure", "rare", "few"], "by what chance alone does not explain"
+    assert (model.tested, model.drift[-1].reason) == (3, "too_few_samples")
+
+
 def test_what_was_last_said_of_a_version_that_nobody_uses_any_more_is_not_drift() -> None:
     model = only(drift(0, model_version="1"), drift(10, model_version="2", drifted=False))
     assert (model.drifted, [each.version for each in model.drift]) == (0, ["2"])
     assert only(drift(0)).drifted == 1, "a model that is silent stays as it was"
 
 
-def test_slices_with_the_largest_sure_disparity_come_first() -> None:
+def test_slices_that_surely_fare_worst_come_first() -> None:
     def slice_(name: str, disparity: float, low: float, high: float, **changes: Any) -> Quality:
         intervals = {"disparity.accuracy": Interval(low, high)}
         return quality_of_slice(
@@ -124,14 +141,29 @@ def test_slices_with_the_largest_sure_disparity_come_first() -> None:
         slice_("small", -0.4, -0.9, 0.1),
         slice_("worse", -0.1, -0.12, -0.08),
         slice_("worst", -0.2, -0.22, -0.18),
+        slice_("better", 0.2, 0.18, 0.22),
         slice_("worst", 0.3, 0.29, 0.31, by="label"),
         quality_of_slice(slice={"tenant": "untold"}, disparity={}),
     )
     assert [(each.slice["tenant"], each.disparity, each.sure) for each in version.slices] == [
         ("worst", -0.2, True),
         ("worse", -0.1, True),
+        ("better", 0.2, True),
         ("small", -0.4, False),
     ]
+
+
+def test_of_errors_the_larger_one_is_worse() -> None:
+    plain = quality_of_slice(accuracy=None, mae=2.0, intervals={})
+    told = [replace(plain, slice={"tenant": name}, disparity={"mae": gap}) for name, gap in (("a", -1.0), ("b", 0.5))]
+    assert [each.slice["tenant"] for each in only_version(quality(), *told).slices] == ["b", "a"]
+
+
+def test_how_late_labels_are_is_known_by_when_they_came() -> None:
+    version = only_version(
+        quality(3, label_delay_s=None), quality(2, by="label"), quality_of_slice(4, label_delay_s=distribution(9.0))
+    )
+    assert version.label_delay_s == pytest.approx(2.0, rel=0.01)
 
 
 def test_of_retraining_the_open_ones_come_first_and_then_the_last() -> None:

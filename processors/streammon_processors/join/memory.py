@@ -36,10 +36,10 @@ from streammon_processors.journal import Link
 if TYPE_CHECKING:
     from rocksdict import Options, Rdict
 
-CACHE_BYTES = 32 * 1024**2
-WRITE_BUFFERS_BYTES = 64 * 1024**2
+CACHE_BYTES = 16 * 1024**2
+WRITE_BUFFERS_BYTES = 48 * 1024**2
 """Beyond this, what is in the buffers of all stores is written out early."""
-WRITE_BUFFER_BYTES = 16 * 1024**2
+WRITE_BUFFER_BYTES = 8 * 1024**2
 """Of one store: what a crash leaves to be read again from the journal, at most twice over."""
 BLOOM_BITS = 10
 """One in a hundred keys that are not there is looked for on disk."""
@@ -47,7 +47,7 @@ SPILL_ENTRIES = 100_000
 """Kept in memory by one that has no directory of its own, before it takes a temporary one."""
 VERSION = 1
 _MARK = b"mark"  # shorter than any key
-_SPOILT = "spoilt"
+_SPOILT, _GONE = "spoilt", "gone-"
 
 
 class Mark(Struct, array_like=True):
@@ -203,6 +203,8 @@ class Store:
         try:
             if (self._directory / _SPOILT).exists():
                 self.clear()
+            for gone in self._directory.glob(f"{_GONE}*"):
+                shutil.rmtree(gone, ignore_errors=True)
             for number in sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit()):
                 self._generations[number] = self._database(number)
             self.mark()
@@ -269,7 +271,8 @@ class Store:
     def drop_before(self, oldest: int) -> None:
         for number in [number for number in self._generations if number < oldest]:
             self._generations.pop(number).close()
-            shutil.rmtree(self._directory / str(number), ignore_errors=True)
+            gone = (self._directory / str(number)).rename(self._directory / f"{_GONE}{number}")
+            shutil.rmtree(gone, ignore_errors=True)  # under another name: half a generation is none
 
     def clear(self) -> None:
         for database in self._generations.values():

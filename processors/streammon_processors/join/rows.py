@@ -161,7 +161,7 @@ class PredictionRows(Rows):
     def classes(self, rows: Ints) -> tuple[list[str], Ints]:
         """What some rows predict, as classes, for those that say how sure that is; the others' class is any."""
         values, codes, numbers = self.predicted
-        names: dict[str, int] = {OTHER: 0}
+        names: dict[str, int] = {OTHER: 0}  # of what predicts nothing, too
         found = np.array([names.setdefault(class_of(value), len(names)) for value in values])[codes[rows]]
         own = np.flatnonzero(~np.isnan(numbers[rows]) & ~np.isnan(self.confidence[rows]))
         if len(own):

@@ -15,7 +15,7 @@ from msgspec import Struct
 from prometheus_client import Counter
 
 from streammon.models import LabelPolicy
-from streammon.outcomes import CONFIDENCE_BINS, Cohort, Outcomes
+from streammon.outcomes import MAX_TEXT_BYTES, Cohort, Outcomes
 from streammon.results import OTHER, Interval, Quality
 from streammon_processors.quality.classes import Classes
 from streammon_processors.quality.clock import Clock, ended_before, number_of
@@ -59,6 +59,7 @@ class Version:
     """One version of a model: what it predicts, all of its predictions as one series, and its slices."""
 
     def __init__(self, classes: Classes, series: Iterable[Series] = ()) -> None:
+        """``series``: that of all predictions among them."""
         self.classes = classes
         self.series = {next(iter(each.slice.items()), _WHOLE): each for each in series}
         self._values: dict[str, int] = {}  # of each slice, how many are told apart
@@ -66,23 +67,28 @@ class Version:
             self._values[name] = self._values.get(name, 0) + 1
 
     def of(self, name: str, value: str, room: Room) -> Series | None:
-        """The series of a slice, or of all; None where there is no room."""
+        """The series of a slice; None where there is no room."""
         found = self.series.get((name, value))
-        if found is None and name and self._values.get(name, 0) >= MAX_VALUES:
+        if found is None and (self._values.get(name, 0) >= MAX_VALUES or len(value) > MAX_TEXT_BYTES):
             value = OTHER
             found = self.series.get((name, value))
         if found is not None or not room.left or (name not in self._values and len(self._values) > MAX_SLICES):
             return found
         room.left -= 1
         self._values[name] = self._values.get(name, 0) + 1
-        self.series[name, value] = Series(name, value) if name else Series()
+        self.series[name, value] = Series(name, value)
         return self.series[name, value]
+
+    @property
+    def whole(self) -> Series:
+        """All of its predictions."""
+        return self.series[_WHOLE]
 
     def forget_idle(self, room: Room) -> None:
         """Series in which nothing waits; that of all predictions is the last one."""
         for name, value in [key for key, series in self.series.items() if series.is_idle and key != _WHOLE]:
             self._forget(name, value, room)
-        if self.series.keys() == {_WHOLE} and self.series[_WHOLE].is_idle:
+        if self.series.keys() == {_WHOLE} and self.whole.is_idle:
             self._forget(*_WHOLE, room)
 
     def _forget(self, name: str, value: str, room: Room) -> None:
@@ -155,40 +161,47 @@ class Model:
             skip(Skipped.FUTURE)
         elif number < self.finished_before:
             skip(Skipped.TOO_LATE)
-        elif series := self._series_of(cohort):
-            classes = self._version(cohort.model_version).classes
-            _count(series.cohort(number, self.told_before), cohort, classes, told=number < self.told_before)
+        elif version := self._version(cohort.model_version):
+            self._count(version, number, cohort)
         yield from self.advance(now_ms)
 
-    def _series_of(self, cohort: Cohort) -> Series | None:
-        version = self._version(cohort.model_version)
-        whole = version.of(*_WHOLE, self._room)
-        found = version.of(*next(iter(cohort.slice.items())), self._room) if cohort.slice else whole
-        if found is None or whole is None:
+    def _count(self, version: Version, number: int, cohort: Cohort) -> None:
+        found = version.of(*next(iter(cohort.slice.items())), self._room) if cohort.slice else version.whole
+        if found is None:
             skip(Skipped.TOO_MANY_SERIES)
-            return None
-        return found
+            return
+        mine = found.cohort(number, self.told_before)
+        mine.count(cohort)
+        if number >= self.told_before and cohort.confidence:
+            mine.expect(cohort.confidence, version.classes.is_positive)
 
-    def _version(self, name: str | None) -> Version:
+    def _version(self, name: str | None, count: int = 1) -> Version | None:
+        """That of a name; None where there is no room, for ``count`` pairs."""
+        if name is not None and len(name) > MAX_TEXT_BYTES:  # as none of ours is
+            name = OTHER
         if name not in self.versions:
-            self.versions[name] = Version(Classes(self._policy))
+            if not self._room.left:
+                skip(Skipped.TOO_MANY_SERIES, count)
+                return None
+            self._room.left -= 1
+            self.versions[name] = Version(Classes(self._policy), [Series()])
         return self.versions[name]
 
     def _add(self, outcomes: Outcomes, rows: Ints | None, latest: float) -> None:
         """Pairs that became known in one window."""
-        chosen = range(outcomes.count) if rows is None else rows.tolist()
-        names = dict.fromkeys(outcomes.model_version[row] for row in chosen)
+        every = outcomes.model_version
+        names = dict.fromkeys(every if rows is None else (every[row] for row in rows.tolist()))
         for name in names:
             mine = rows
             if len(names) > 1:
-                mine = np.array([row for row in chosen if outcomes.model_version[row] == name])
-            self._add_version(self._version(name), outcomes, mine, latest)
+                chosen = range(outcomes.count) if rows is None else rows.tolist()
+                mine = np.array([row for row in chosen if every[row] == name])
+            count = outcomes.count if mine is None else len(mine)
+            if version := self._version(name, count):
+                self._add_version(version, outcomes, mine, latest)
 
     def _add_version(self, version: Version, outcomes: Outcomes, rows: Ints | None, latest: float) -> None:
-        whole = version.of(*_WHOLE, self._room)
-        if whole is None:
-            skip(Skipped.TOO_MANY_SERIES, outcomes.count if rows is None else len(rows))
-            return
+        whole = version.whole
         predicted = np.array(outcomes.predicted_unix_s)
         labelled = np.array(outcomes.labelled_unix_s)
         if rows is not None:
@@ -197,7 +210,7 @@ class Model:
         if whole.delays is not None:
             whole.delays.add((labelled - predicted)[pairs.labelled])
         numbers, places = np.unique(self._cohorts_of(predicted, latest), return_inverse=True)
-        every, members = self._members(version, whole, outcomes, rows)
+        every, members = self._members(version, outcomes, rows)
         groups = [np.where(member < 0, -1, member * len(numbers) + places) for member in members]
         for found in grouped(pairs, groups):
             series, number = every[found.group // len(numbers)], int(numbers[found.group % len(numbers)])
@@ -217,12 +230,10 @@ class Model:
         skip(Skipped.FUTURE, int(ahead.sum()))
         return np.where(late | ahead, -1, numbers)
 
-    def _members(
-        self, version: Version, whole: Series, outcomes: Outcomes, rows: Ints | None
-    ) -> tuple[list[Series], list[Ints]]:
+    def _members(self, version: Version, outcomes: Outcomes, rows: Ints | None) -> tuple[list[Series], list[Ints]]:
         """The series that pairs are in, and by slice, in which of them each pair is; -1: in none."""
         count = outcomes.count if rows is None else len(rows)
-        every, members = [whole], [np.zeros(count, dtype=np.int64)]
+        every, members = [version.whole], [np.zeros(count, dtype=np.int64)]
         for name, column in outcomes.slices.items():
             values = column if rows is None else [column[row] for row in rows.tolist()]
             place: dict[str | None, int] = {None: -1}
@@ -257,23 +268,20 @@ class Model:
         slow, fast = min(labels, predictions), max(labels, predictions)
         if not labels:
             slow = fast
-        return max(slow, fast - self._horizon_s) - self._horizon_s - self.window_s
+        return max(slow, fast - self._horizon_s) - self._horizon_s - self.cohort_s
 
     def _close_window(self, number: int) -> Iterator[Quality]:
         """A window of labels is over: tell it, and learn from it for the estimates that follow."""
         start = number * self.window_s
         for name, version in self.versions.items():
-            told = [series for series in version.series.values() if series.window is not None]
-            whole = version.series.get(_WHOLE)
-            for series in told:
-                assert series.window is not None
-                others = None
-                if whole is not None and whole.window is not None and series is not whole:
-                    others = whole.window.without(series.window)
-                result = self._result(name, version, series, series.window, others, by="label", start=start)
-                _add_estimate(result, _estimate(version, series, series.window.reliability.sum(axis=2)))
-                yield result
-            for series in told:
+            whole = version.whole.window
+            for series in version.series.values():
+                if series.window is not None and whole is not None:
+                    others = whole.without(series.window) if series.slice else None
+                    result = self._result(name, version, series, series.window, others, by="label", start=start)
+                    _add_estimate(result, _estimate(version, series, series.window.reliability.sum(axis=2)))
+                    yield result
+            for series in version.series.values():
                 series.end_window()
 
     def _tell(self, low: int, high: int, labels: float) -> Iterator[Quality]:
@@ -384,10 +392,9 @@ class Model:
     def _revision(
         self, name: str | None, version: Version, series: Series, number: int, labels: float, *, final: bool = False
     ) -> Quality:
-        cohort, whole = series.cohorts[number], version.series[_WHOLE]
-        others = None
-        if series is not whole and number in whole.cohorts:
-            others = whole.cohorts[number].sums.without(cohort.sums)
+        cohort, others = series.cohorts[number], None
+        if series.slice and number in version.whole.cohorts:
+            others = version.whole.cohorts[number].sums.without(cohort.sums)
         kept = cohort.kept
         start = number * self.cohort_s
         result = self._result(name, version, series, cohort.sums, others, by="prediction", start=start)
@@ -468,6 +475,8 @@ class KeptModel(Struct, array_like=True):
 
 def _estimate(version: Version, series: Series, confidence: Ints) -> Estimate | None:
     view = version.classes.view
+    if view.task != "classification":
+        return None
     return series.calibration.estimate(confidence, two=view.two, positive=view.positive is not None)
 
 
@@ -483,20 +492,6 @@ def _add_estimate(result: Quality, estimate: Estimate | None) -> None:
 
 def _intervals(found: Measured) -> dict[str, Interval]:
     return {name: where for name, (_, where) in found.items() if where is not None}
-
-
-def _count(mine: Waiting, cohort: Cohort, classes: Classes, *, told: bool) -> None:
-    """Add the counts of a cohort; its confidence as long as it is to be estimated."""
-    mine.kept.predictions += cohort.count
-    mine.kept.with_id += cohort.with_id
-    mine.kept.unmatched += cohort.unmatched_labels
-    mine.changed = True
-    if told or not cohort.confidence:
-        return
-    if mine.confidence is None:
-        mine.confidence = np.zeros((2, CONFIDENCE_BINS), dtype=np.int64)
-    for name, counts in cohort.confidence.items():
-        mine.confidence[int(classes.is_positive(name))] += np.array(counts, dtype=np.int64)
 
 
 def _place(every: list[Series], found: Series) -> int:

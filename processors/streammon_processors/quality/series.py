@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
 from msgspec import Struct
 
+from streammon import outcomes
+from streammon.outcomes import CONFIDENCE_BINS
 from streammon.results import Distribution
 from streammon.sketch import Sketch, merge
 from streammon_processors.quality.estimate import Calibration, Estimate
@@ -88,6 +91,20 @@ class Cohort:
         """By group and bin, shape (2, 50), until it has been estimated."""
         self.changed = True
         """Whether there is anything that has not been told."""
+
+    def count(self, counted: outcomes.Cohort) -> None:
+        """Take in how many predictions there were, and labels without one."""
+        self.kept.predictions += counted.count
+        self.kept.with_id += counted.with_id
+        self.kept.unmatched += counted.unmatched_labels
+        self.changed = True
+
+    def expect(self, confidence: Mapping[str, list[int]], is_positive: Callable[[str], bool]) -> None:
+        """Take in how sure they were, by prediction: what an estimate is made of."""
+        if self.confidence is None:
+            self.confidence = np.zeros((2, CONFIDENCE_BINS), dtype=np.int64)
+        for name, counts in confidence.items():
+            self.confidence[int(is_positive(name))] += np.array(counts, dtype=np.int64)
 
     @property
     def known(self) -> int:

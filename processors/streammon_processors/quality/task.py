@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from streammon import outcomes
 from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Reason, Rejected
@@ -37,6 +38,8 @@ MAX_BYTES: Final = 800_000
 """What series and cohorts may take in a snapshot, before it is compressed."""
 MOST_RECORDS: Final = 1000
 """Records after which there is another snapshot, if none of them brings a result."""
+MAX_NAMES: Final = 1000
+"""Characters of the names of a service and model together."""
 SWEEP_MS: Final = 5000
 """How often is looked whether time alone makes something due, for models of which nothing comes."""
 WEIGH_RECORDS: Final = 64
@@ -116,7 +119,7 @@ class QualityTask:
         if self._told or record.offset % WEIGH_RECORDS == 0:
             yield from self._make_room()
 
-    def _count(self, message: Outcomes | Cohort, record: Record) -> Iterator[Outgoing]:
+    def _count(self, message: outcomes.Record, record: Record) -> Iterator[Outgoing]:
         now_ms, latest = self._time.passed_ms, record.timestamp / 1000 + self._max_future_s
         model = self._model(message.service, message.model)
         if model is None:
@@ -181,12 +184,11 @@ class _Kept(Struct, array_like=True):
     models: list[KeptModel]
 
 
-_MESSAGE = msgspec.json.Decoder(Outcomes | Cohort)
-
-
-def _read(value: bytes) -> Outcomes | Cohort:
+def _read(value: bytes) -> outcomes.Record:
     """Raises Rejected."""
-    message: Outcomes | Cohort = read_message(_MESSAGE.decode, value)
+    message = read_message(outcomes.decode, value)
+    if len(message.service) + len(message.model) > MAX_NAMES:
+        raise Rejected(Reason.TOO_LARGE, f"the names of service and model have over {MAX_NAMES} characters")
     if isinstance(message, Cohort):
         _check_cohort(message)
     else:
@@ -194,15 +196,13 @@ def _read(value: bytes) -> Outcomes | Cohort:
     return message
 
 
-def _check_outcomes(outcomes: Outcomes) -> None:
-    columns = {
-        name: column for name in Outcomes.__struct_fields__ if isinstance(column := getattr(outcomes, name), list)
-    }
-    for name, column in (columns | {f"slices.{name}": each for name, each in outcomes.slices.items()}).items():
-        if len(column) != outcomes.count:
-            raise Rejected(Reason.UNEQUAL_LENGTHS, f"{name} has {len(column)} values, count is {outcomes.count}")
-    for times in (outcomes.predicted_unix_s, outcomes.labelled_unix_s):
-        if outcomes.count and not (min(times) >= 0 and max(times) < MAX_TIME_UNIX_S):
+def _check_outcomes(pairs: Outcomes) -> None:
+    columns = {name: column for name in Outcomes.__struct_fields__ if isinstance(column := getattr(pairs, name), list)}
+    for name, column in (columns | {f"slices.{name}": each for name, each in pairs.slices.items()}).items():
+        if len(column) != pairs.count:
+            raise Rejected(Reason.UNEQUAL_LENGTHS, f"{name} has {len(column)} values, count is {pairs.count}")
+    for times in (pairs.predicted_unix_s, pairs.labelled_unix_s):
+        if pairs.count and not (min(times) >= 0 and max(times) < MAX_TIME_UNIX_S):
             raise Rejected(Reason.BAD_TIME, f"the times are from {min(times):.15g} to {max(times):.15g}")
 
 

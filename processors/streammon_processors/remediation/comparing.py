@@ -25,6 +25,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from streammon.remediation import Requests
 from streammon.results import Comparison, Interval, Quality
 from streammon.retraining import LABELLED, SMALLER_IS_BETTER, Confirm, Measure
 
@@ -79,6 +80,16 @@ def measured(quality: Quality, wanted: Measure | None) -> dict[str, Moments]:
     return {name: found[name]} if name in found else {}
 
 
+def requested(requests: Requests) -> dict[str, Moments]:
+    """What a record says of requests: the shares that failed and, if anybody asks, that were slow."""
+    counts = {"error_rate": requests.error_count, "slow_rate": requests.slow_count}
+    return {
+        name: proportion(requests.count, count / requests.count)
+        for name, count in counts.items()
+        if requests.count and count is not None
+    }
+
+
 def interval(measure: str, old: Moments, new: Moments, least: int) -> Interval:
     """Where new minus old lies; ``least``: values of each at the first look."""
     variance = _variance(measure, old) / old.count + _variance(measure, new) / new.count
@@ -112,6 +123,11 @@ def verdict(compared: Comparison, smallest: float) -> Literal["helped", "worse",
     if high < 0:
         return "worse"
     return "equivalent" if -matters <= low and high <= matters else None
+
+
+def is_worse(guard: Comparison, smallest: float) -> bool:
+    """Of a large number of requests, a difference is sure that does not matter."""
+    return verdict(guard, smallest) == "worse" and guard.difference > smallest
 
 
 # --- what is watched --------------------------------------------------------------------------------------------------

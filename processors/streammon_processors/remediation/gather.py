@@ -23,6 +23,7 @@ from streammon.events import STRUCTS, Change, EventType, Pipeline
 from streammon.remediation import REMEDIES, Execution, Policies, Requests
 from streammon.results import Alert, Quality, Run
 from streammon.retraining import Retrain
+from streammon.sketch import Sketch
 from streammon.topics import ROLLUP_HEADER
 from streammon.wire import SCHEMA_HEADER, decode, read_message
 from streammon_processors.copying import CopyTask
@@ -48,6 +49,12 @@ class _Window(msgspec.Struct, tag_field="type", tag="window"):
     end_unix_s: float
     count: int
     error_count: int | None = None
+    duration_s: msgspec.Raw = msgspec.Raw(b"null")
+    """Read only where somebody asks how many were slow."""
+
+
+class _Durations(msgspec.Struct):
+    sketch: Sketch
 
 
 _WINDOW: Final = msgspec.json.Decoder(_Window)
@@ -56,7 +63,7 @@ _WINDOW: Final = msgspec.json.Decoder(_Window)
 def inputs(policies: Policies) -> tuple[str, ...]:
     """The topics that have to be read for these."""
     retrains = _retrains(policies)
-    windows = ("windows",) if any(each.confirm.errors for each in retrains) else ()
+    windows = ("windows",) if any(each.confirm.guards for each in retrains) else ()
     return (*ASKING, *(FOLLOWING if retrains else ()), *windows)
 
 
@@ -69,7 +76,7 @@ class GatherRemediesTask(CopyTask):
     def __init__(self, partition: int, policies: Policies | None = None, shape: str = "") -> None:
         super().__init__(partition)
         retrains = _retrains(policies or {})
-        self._models = {(each.service, each.model) for each in retrains}
+        self._models = {(each.service, each.model): each.confirm for each in retrains}
         self._services = {each.service for each in retrains}
         self._shape = (ROLLUP_HEADER, shape.encode())
         self._of: dict[str, Any] = {
@@ -119,6 +126,7 @@ class GatherRemediesTask(CopyTask):
         window = read_message(_WINDOW.decode, value)
         service, model = window.series.get("service"), window.series.get("model")
         if window.source == "inference" and service and model and (service, model) in self._models and window.count:
+            slow_s = self._models[service, model].slow_s
             yield Requests(
                 service=service,
                 model=model,
@@ -127,7 +135,17 @@ class GatherRemediesTask(CopyTask):
                 end_unix_s=window.end_unix_s,
                 count=window.count,
                 error_count=window.error_count or 0,
+                slow_count=None if slow_s is None else _slow(window.duration_s, slow_s),
             )
+
+
+def _slow(durations: msgspec.Raw, slow_s: float) -> int | None:
+    """How many took longer. Raises Rejected."""
+    try:
+        found = msgspec.json.decode(durations, type=_Durations | None)
+    except msgspec.ValidationError as error:
+        raise Rejected(Reason.INVALID_EVENT, f"duration_s: {error}") from None
+    return None if found is None else found.sketch.above(slow_s)
 
 
 def _retrains(policies: Policies) -> Sequence[Retrain]:

@@ -41,14 +41,15 @@ from streammon_processors.remediation.comparing import (
     Side,
     Sums,
     Watch,
+    is_worse,
     measured,
-    proportion,
+    requested,
     verdict,
 )
 
 AGENT: Final = "streammon.remedy"
 """Who says so, in the changes that are published here."""
-MOST_LOOPS: Final = 50
+MOST_LOOPS: Final = 40
 MOST_CLOSED: Final = 500
 """So many that have ended are kept on `loops`; older ones are forgotten there."""
 MOST_REASONS: Final = 4
@@ -60,6 +61,7 @@ MOST_NAME: Final = 300
 SKEW_S: Final = 5.0
 """So much earlier than the broker others may say that something began."""
 _MOST_CHARACTERS: Final = 120
+_MOST_DETAIL: Final = 300
 _WAITING: Final = ("approved", "started")
 _BEFORE_DEPLOY: Final = (*_WAITING, "training", "trained")
 _WATCHED: Final = ("deployed", "confirming")
@@ -78,6 +80,7 @@ class LoopWhy(StrEnum):
     UNDECIDED = "undecided"  # in all the time, the interval did not leave zero out
     TOO_LITTLE_DATA = "too_little_data"  # there were fewer labels of either version than asked for
     ERRORS = "errors"  # more requests fail
+    SLOW = "slow"  # more requests are slow
     ROLLED_BACK = "rolled_back"  # the old version was deployed again
     ANOTHER_VERSION = "another_version"  # a third version was deployed before this one was judged
     HOOK = "hook"  # what should start the training failed
@@ -85,6 +88,9 @@ class LoopWhy(StrEnum):
     NO_RUN = "no_run"  # nothing was heard of a run
     NO_END = "no_end"  # the run did not end
     NO_DEPLOY = "no_deploy"  # nobody deployed a new version
+
+
+_GUARDED: Final = {"error_rate": LoopWhy.ERRORS, "slow_rate": LoopWhy.SLOW}
 
 
 class _Tally(Struct, array_like=True):
@@ -188,7 +194,7 @@ class Retrainings:
             yield from self._followed(found, remediation)
 
     def _followed(self, found: _Open, remediation: Remediation) -> Iterator[Outgoing]:
-        now, detail = remediation.time_unix_s, remediation.detail
+        now, detail = remediation.time_unix_s, remediation.detail and remediation.detail[:_MOST_DETAIL]
         by = remediation.approval.by if remediation.approval else None
         match remediation.state:
             case "due":
@@ -273,8 +279,7 @@ class Retrainings:
                 labelled = told.labelled if told.by == "label" else 0  # those of a cohort come by label, too
                 yield from self._measured(told, found, told.predictions, labelled, now)
             case Requests():
-                found = {"error_rate": proportion(told.count, told.error_count / told.count)} if told.count else {}
-                yield from self._measured(told, found, 0, 0, now)
+                yield from self._measured(told, requested(told), 0, 0, now)
             case Run():
                 yield from self._ran(told.job, told.run_id, told.state, told.started_unix_s or told.time_unix_s, now)
             case Pipeline():
@@ -401,13 +406,13 @@ class Retrainings:
         confirm = found.retrain.confirm
         measure = watch.measure(confirm)
         compared = watch.compare(measure, confirm.min_labels) if measure else None
-        guard = watch.compare("error_rate", confirm.min_labels) if confirm.errors else None
-        if (compared, guard) == (found.loop.comparison, next(iter(found.loop.guards), None)):
+        guards = [each for name in confirm.guards if (each := watch.compare(name, confirm.min_labels))]
+        if (compared, guards) == (found.loop.comparison, found.loop.guards):
             return
-        said: dict[str, Any] = {"comparison": compared, "guards": [guard] if guard else []}
+        said: dict[str, Any] = {"comparison": compared, "guards": guards}
         outcome = verdict(compared, confirm.smallest) if compared else None
-        if guard and verdict(guard, confirm.smallest) == "worse" and guard.difference > confirm.smallest:
-            yield from self._closed(found, "worse", LoopWhy.ERRORS, now, **said)
+        if worse := [each for each in guards if is_worse(each, confirm.smallest)]:
+            yield from self._closed(found, "worse", _GUARDED[worse[0].measure], now, **said)
         elif outcome == "equivalent":
             yield from self._closed(found, "no_change", LoopWhy.EQUIVALENT, now, **said)
         elif outcome is not None:

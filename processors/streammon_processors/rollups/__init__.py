@@ -24,9 +24,9 @@ after `MAX_SESSION_S`. Late windows that do not fall into an open session are a 
 
 Recovery
 --------
-As of `streammon_processors.windows`: the snapshot is taken where something is published and holds no sums; `offsets`
-names the first record of the oldest rollup that was open, and what is read again up to the published place only
-rebuilds these.
+As of `streammon_processors.event_windows`: the snapshot is taken where something is published and holds no sums;
+`offsets` names the first record of the oldest rollup that was open, and what is read again up to the published place
+only rebuilds these.
 """
 
 from __future__ import annotations

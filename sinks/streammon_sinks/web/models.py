@@ -82,7 +82,7 @@ class VersionView(Struct, frozen=True, kw_only=True):
 
 
 class TargetView(Struct, frozen=True, kw_only=True):
-    """What one feature, prediction or measurement is like, against what it was."""
+    """What one feature, prediction or measurement is like, against what it was; ``reason``: why that is not known."""
 
     target: str
     version: str | None
@@ -92,6 +92,7 @@ class TargetView(Struct, frozen=True, kw_only=True):
     drifted: bool
     sample_size: int
     reference: str | None
+    reason: str | None
     end_unix_s: float
 
 
@@ -124,7 +125,9 @@ class ModelHealth(Struct, frozen=True, kw_only=True):
     """Drifted first, then by how near they are to it."""
     drifted: int
     tested: int
-    """Targets."""
+    """Targets, without `WHOLE`."""
+    whole: list[TargetView]
+    """Of each version, the newest first: which share of its targets, by weight, has drifted."""
     loops: list[LoopView]
     """Open ones first, then the last."""
     loops_left_out: int
@@ -177,7 +180,7 @@ def _model(
 ) -> ModelHealth:
     measured = [each for each in said.measured if (each.service, each.model) == name]
     versions = _versions(_going_on(quality, range_s), measured, said, range_s)
-    targets = _targets(_going_on(drift))
+    targets, whole = _targets(_going_on(drift))
     shown = sorted(loops, key=lambda loop: (loop.outcome is not None, -loop.time_unix_s))
     return ModelHealth(
         service=name[0],
@@ -187,6 +190,7 @@ def _model(
         drift=targets[:MAX_TARGETS],
         drifted=sum(target.drifted for target in targets),
         tested=len(targets),
+        whole=whole[:MAX_VERSIONS],
         loops=[_loop(each) for each in shown[:MAX_LOOPS]],
         loops_left_out=max(0, len(shown) - MAX_LOOPS),
     )
@@ -237,7 +241,7 @@ def _version(
     version: str | None, told: Sequence[Quality], measured: Sequence[Quality], points: Sequence[Point]
 ) -> VersionView:
     judged, newest = _whole(measured), _whole(told)
-    delay = next((each.label_delay_s for each in (judged, newest) if each and each.label_delay_s), None)
+    delayed = max((each for each in measured if each.label_delay_s and not each.slice), key=_end, default=None)
     estimated = newest is not None and newest.estimated_accuracy is not None
     return VersionView(
         version=version,
@@ -247,12 +251,16 @@ def _version(
         labelled=judged.labelled if judged else 0,
         estimated=_measure(newest, "estimated_accuracy") if newest and estimated else None,
         coverage=judged.coverage if judged else None,
-        label_delay_s=delay.p50 if delay else None,
+        label_delay_s=delayed.label_delay_s.p50 if delayed and delayed.label_delay_s else None,
         slices=_slices(each for each in measured if each.slice),
         times_unix_s=[point.end_unix_s for point in points],
         accuracy=[point.accuracy for point in points],
         estimated_accuracy=[point.estimated_accuracy for point in points],
     )
+
+
+def _end(quality: Quality) -> float:
+    return quality.end_unix_s
 
 
 def _whole(told: Sequence[Quality]) -> Quality | None:
@@ -278,13 +286,18 @@ def _others(quality: Quality) -> dict[str, float]:
 
 
 def _slices(told: Iterable[Quality]) -> list[SliceView]:
-    """The largest disparity first, and of two ways of counting the one by prediction."""
+    """Those that fare worst first, if that is sure; and of two ways of counting the one by prediction."""
     newest: dict[tuple[tuple[str, str], ...], Quality] = {}
     for each in sorted(told, key=lambda each: (each.by == "prediction", each.end_unix_s)):
         if each.disparity:
             newest[tuple(sorted(each.slice.items()))] = each
     found = [view for each in newest.values() for view in _slice(each)]
-    return sorted(found, key=lambda view: (not view.sure, -abs(view.disparity)))[:MAX_SLICES]
+    return sorted(found, key=lambda view: (not view.sure, -_badness(view)))[:MAX_SLICES]
+
+
+def _badness(view: SliceView) -> float:
+    """How much worse than everybody else: by an error that is larger, or by anything else that is smaller."""
+    return view.disparity if view.measure == "mae" else -view.disparity
 
 
 def _slice(quality: Quality) -> Iterable[SliceView]:
@@ -334,31 +347,44 @@ def _mean(weighed: Iterable[tuple[float | None, int]]) -> float | None:
 # -- drift and retraining ------------------------------------------------------------------------------
 
 
-def _targets(drift: Iterable[Drift]) -> list[TargetView]:
-    """Of each target and version what speaks the loudest, whichever detector said it; drifted first."""
+WHOLE: Final = "dataset"
+"""The target that is all of a model."""
+
+
+def _targets(drift: Iterable[Drift]) -> tuple[list[TargetView], list[TargetView]]:
+    """Of each target and version what speaks the loudest, whichever detector said it, drifted first; and of `WHOLE`."""
     loudest: dict[tuple[str | None, str], Drift] = {}
     for each in sorted(drift, key=_loudness):
         loudest[each.model_version, each.target] = each
-    ordered = sorted(loudest.values(), key=lambda each: (_loudness(each), each.target), reverse=True)
-    return [
-        TargetView(
-            target=each.target,
-            version=each.model_version,
-            detector=each.detector,
-            statistic=each.statistic,
-            threshold=each.threshold,
-            drifted=each.drifted,
-            sample_size=each.sample_size,
-            reference=each.reference,
-            end_unix_s=each.end_unix_s,
-        )
-        for each in ordered
-    ]
+    views = [_target(each) for each in sorted(loudest.values(), key=_order)]
+    whole = sorted((each for each in views if each.target == WHOLE), key=lambda view: -view.end_unix_s)
+    return [each for each in views if each.target != WHOLE], whole
+
+
+def _target(drift: Drift) -> TargetView:
+    return TargetView(
+        target=drift.target,
+        version=drift.model_version,
+        detector=drift.detector,
+        statistic=drift.statistic,
+        threshold=drift.threshold,
+        drifted=drift.drifted,
+        sample_size=drift.sample_size,
+        reference=drift.reference,
+        reason=drift.reason,
+        end_unix_s=drift.end_unix_s,
+    )
+
+
+def _order(drift: Drift) -> tuple[bool, float, str, str]:
+    drifted, near = _loudness(drift)
+    return not drifted, -near, drift.target, drift.model_version or ""
 
 
 def _loudness(drift: Drift) -> tuple[bool, float]:
     """Whether it drifted, and how near the statistic is to the threshold, or how far beyond."""
-    return drift.drifted, drift.statistic / drift.threshold if drift.threshold > 0 else 0.0
+    strength = drift.statistic if drift.effect is None else drift.effect
+    return drift.drifted, strength / drift.threshold if drift.threshold > 0 else 0.0
 
 
 def _loop(loop: Loop) -> LoopView:

@@ -281,17 +281,19 @@ function bar({ statistic, threshold, drifted }) {  // the mark in the middle is 
   return make("span", { className: `bar ${drifted ? "bad" : "good"}`, ariaHidden: "true" }, inner);
 }
 
-function driftPart({ drift, drifted, tested }) {
-  if (!tested) return null;
+const targetState = ({ drifted, reason }) => drifted ? "drifted" : reason ? `not tested: ${reason.replaceAll("_", " ")}` : "as before";
+
+function driftPart({ drift, drifted, tested, whole }) {
+  if (!tested && !whole.length) return null;
   const rows = drift.map((target) => row(
-    [make("span", { className: `state ${target.drifted ? "bad" : "good"}` }, target.drifted ? "■ " : "✓ "), make("strong", {}, target.target),
-      quiet([target.drifted ? "drifted" : "as before", target.detector, target.version].filter(Boolean).join(" · "))],
+    [make("span", { className: `state ${target.drifted ? "bad" : target.reason ? "unknown" : "good"}` }, target.drifted ? "■ " : target.reason ? "– " : "✓ "), make("strong", {}, target.target),
+      quiet([targetState(target), target.detector, target.version].filter(Boolean).join(" · "))],
     [bar(target)], [number(target.statistic), quiet(`of ${number(target.threshold)}`)]));
   for (const [i, target] of drift.entries()) rows[i].title = `${target.detector} of ${number(target.sample_size)} values until ${moment(target.end_unix_s)}${target.reference ? `, against ${target.reference}` : ""}`;
-  const references = [...new Set(drift.map((target) => target.reference).filter(Boolean))];
-  return part("Drift", `${drifted} of ${tested} drifted`, table(["What", "Statistic and threshold", ""], rows),
+  const of = ({ version }) => version === null ? "All of it" : `All of ${version}`;
+  return part("Drift", tested ? `${drifted} of ${tested} drifted` : "", tested ? table(["What", "Statistic and threshold", ""], rows) : null,
     tested > drift.length ? quiet(`and ${tested - drift.length} more: streammon query drift`) : null,
-    references.length ? quiet(`Against ${references.slice(0, 3).join(", ")}`) : null);
+    ...whole.map((all) => quiet(`${of(all)}: ${all.reason ? targetState(all) : `${share(all.statistic)} of its targets, by weight, ${all.drifted ? "which is drift" : "not yet drift"} (${share(all.threshold)})`}, until ${moment(all.end_unix_s)}${all.reference ? `, against ${all.reference}` : ""}`)));
 }
 
 function slicesPart({ versions }) {

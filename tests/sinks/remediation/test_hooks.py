@@ -313,6 +313,7 @@ async def test_the_token_and_the_password_are_in_no_error(mlflow: FakeMlflow, tm
             "{type: kafka, topic: t, retrain: {service: a, model: b, confirm: {within: 0}}}",
             "`confirm.within` has to be",
         ),
+        ("{type: kafka, topic: t, retrain: {service: a, model: b, confirm: {slow: soon}}}", "'soon' is no duration"),
     ],
 )
 def test_a_bad_hook_is_refused_with_its_place(tmp_path: Path, action: str, message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from streammon.durations import roughly
 
 _UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J"}
-_FRACTIONS: Final = ("error_rate", "utilization")
+_FRACTIONS: Final = ("error_rate", "utilization", "accuracy", "coverage")
 UNTIL: Final = "until"
 """The quantity of seconds from now, which people want in days or hours."""
 
@@ -16,6 +16,10 @@ UNTIL: Final = "until"
 def _names(field: str) -> list[str]:
     """``gauges.cpu.utilization.last`` names last of cpu.utilization."""
     first, *rest = field.split(".")
+    if first == "intervals" and len(rest) > 1:  # ``intervals.disparity.f1.low``: the low end of the disparity of f1
+        return [*_names(".".join(rest[:-1])), f"{rest[-1]} end"]
+    if first in ("disparity", "estimates") and rest:
+        return [*rest, first.removesuffix("s")]
     if first in ("gauges", "cost") and rest:
         return [".".join(rest[:-1]), rest[-1]] if first == "gauges" else [".".join(rest)]
     return rest if first == "completeness" else [first, *rest]
