@@ -10,8 +10,8 @@ import sys
 from itertools import takewhile
 
 ALL = (
-    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "evidence", "quality",
-    "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles",
+    "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "drift", "evidence",
+    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

@@ -29,6 +29,8 @@ from streammon.results import DISTRIBUTIONS
 from streammon.yaml_files import load_yaml
 
 Positive = Annotated[int, Meta(ge=1)]
+TestName = Literal["ks", "wasserstein", "chi_square", "psi", "kl", "jensen_shannon", "hellinger"]
+"""`streammon_processors.drift.statistics` says what each is."""
 COHORTS = 168
 """Times of predictions that wait for labels at once, at most: each hour of a week."""
 
@@ -69,9 +71,26 @@ class DriftPolicy(Part, frozen=True):
     """Targets whose numbers are names, such as ``features.store_id``."""
     pairs: Annotated[tuple[tuple[str, str], ...], Meta(max_length=20)] = ()
     """Targets whose correlation is watched: ``[[features.price, features.area]]``."""
+    tests: dict[str, TestName] = {}
+    """By target, such as ``features.age: ks``: which test; left out, it is chosen by kind and size of the reference."""
+    threshold: Annotated[float, Meta(gt=0)] = 0.1
+    """What a statistic has to reach to be called drift, however sure it is: of all tests of distributions."""
+    thresholds: dict[str, Annotated[float, Meta(gt=0)]] = {}
+    """The same, by target."""
+    share_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.02
+    """The same of shares: of events more that lack a target, or have another type, or lie outside its range."""
+    min_samples: Annotated[int, Meta(ge=20)] = 100
+    """With fewer values in the window, or in the reference, nothing is tested."""
+    weights: dict[str, Annotated[float, Meta(gt=0)]] = {}
+    """By target: how much it matters beside others, which have 1; for example the importance of a feature."""
+    dataset_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """As much of the weight of its targets has to drift that the model is called drifted: the target ``dataset``."""
+    false_discovery: Literal["bh", "by"] = "bh"
+    """Benjamini and Hochberg, for tests that are independent or go together; or Benjamini and Yekutieli, for all."""
 
     def __post_init__(self) -> None:
-        for target in (*self.text, *self.categorical, *(each for pair in self.pairs for each in pair)):
+        named = (*self.tests, *self.thresholds, *self.weights, *self.text, *self.categorical)
+        for target in (*named, *(each for pair in self.pairs for each in pair)):
             if target not in ("prediction", "confidence") and not target.startswith("features."):
                 raise ValueError(f"{target!r} is no target; there are features.NAME, prediction and confidence")
 

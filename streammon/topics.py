@@ -58,8 +58,10 @@ NOTIFIER = ("pages", "notifications", "deliveries")
 groups, silences and inhibitions are across all alerts."""
 REGROUPED = "regrouped"
 """Copies of windows, by the group they count for, until they are added up: see `streammon_processors.rules.groups`."""
-PROCESSORS = ("windows", "rollups", "profiles", "regroup", "group", "rules", "slos")
-"""Those that everybody runs; the notifier adds its own."""
+PROCESSORS = (
+    "windows", "rollups", "profiles", "drift", "detectors", "join", "quality", "regroup", "group", "rules", "slos",
+)  # fmt: skip
+"""Those that everybody runs, and `up` in one process; the notifier and remediation add their own."""
 
 REMEDIATION = ("remedies", "remediations")
 """What remediation decides by, in one order, and what it decides and does: the audit of it. One partition each, because

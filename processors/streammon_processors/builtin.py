@@ -12,6 +12,7 @@ from streammon.profiles import PROFILES, REFERENCES
 from streammon.remediation import REMEDIATIONS, REMEDIES, load_policies
 from streammon.topics import LOOPS
 from streammon_processors.detectors.lengths import step_s
+from streammon_processors.drift import DriftTask, each_test, test_time
 from streammon_processors.join import JoinTask
 from streammon_processors.join.models import KnownModels
 from streammon_processors.join.task import JOIN
@@ -46,6 +47,8 @@ QUALITY_TICK_S = 15.0
 """How exact the end of windows is where neither labels nor predictions come any more, for as long as labels may."""
 GROUP_TICK_S = 2.0
 """How exact the patience of `streammon_processors.rules.group` is."""
+DRIFT_TICK_S = 30.0
+"""How exact the patience of `streammon_processors.drift.task` is, which is minutes."""
 JOIN_TICK_S = 30.0
 """How exact the ends of cohorts are, where no prediction comes; they are minutes long, and labels may wait for days."""
 NOTIFY_TICK_S = 0.5
@@ -220,6 +223,21 @@ def remedy_processor(settings: Settings) -> Processor:
             Output("changes", change_time, by_key=True),
         ),
         idle_tick_s=REMEDY_TICK_S,
+        files=() if file is None else (file,),
+    )
+
+
+def drift_processor(settings: Settings) -> Processor:
+    """Profiles to what has drifted."""
+    file = settings.models.file
+    models = load_models(file)
+    outputs = (Output("drift", test_time, elements=each_test),)
+    return Processor(
+        "drift",
+        (PROFILES, REFERENCES),
+        lambda partition: DriftTask(models, partition),
+        outputs,
+        idle_tick_s=DRIFT_TICK_S,
         files=() if file is None else (file,),
     )
 

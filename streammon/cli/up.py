@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ from streammon.config import Settings, WebSettings
 from streammon.errors import ConfigError
 from streammon.ping import Flow, ping_url, pinging
 from streammon.telemetry import CONSUMER_LAG, WATERMARK_LAG, health_routes, log, serve_http
+from streammon.topics import PROCESSORS
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from streammon_processors.task import Processor
     from streammon_sinks.web.overview import Status
 
 MAY_WAIT = ("windows", "regrouped")
@@ -53,23 +55,22 @@ async def up(
 
     Without --bootstrap nothing else is needed: the log and the results are SQLite files under --data-dir.
     """
-    from streammon_processors.builtin import profiles_processor, rollups_processor
-
     if demo and not EXAMPLES.is_dir():
         raise ConfigError("--demo needs the examples/ of a source checkout; this is an installed package")
     settings = _with_web(settings, host, port)
     settings = with_actions(with_notify(settings, notify), actions)
-    settings = with_models(settings, models)
+    settings = with_models(settings, models or (EXAMPLES / "models.yaml" if demo else None))
     settings = with_rules(settings, rules or ([EXAMPLES / "rules.yaml"] if demo else None))
-    rollups_processor(settings)  # a bad file is found before anything is started
-    profiles_processor(settings)
+    makers = _makers(settings)
+    ours = [make() for make in makers]  # a bad file is found before anything is started
     _say(f"streammon: log in {settings.bootstrap or settings.data_dir}")
     ping_url(settings.ping)
     async with notifier(settings) as telling, remedies(settings) as doing:
         callbacks = Callbacks.of(settings, telling.channels)
-        processors, topics = [*telling.processors, *doing.processors], [*telling.topics, *executor_topics(settings)]
+        processors = [*ours, *telling.processors, *doing.processors]
+        topics = [*telling.topics, *executor_topics(settings)]
         async with opened(settings, stop, processors, role="up", topics=topics) as broker:
-            await _run(broker, telling, doing, callbacks, settings, demo, stop)
+            await _run(broker, makers, telling, doing, callbacks, settings, demo, stop)
 
 
 def _with_web(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -78,8 +79,16 @@ def _with_web(settings: Settings, host: str | None, port: int | None) -> Setting
     return settings.model_copy(update={"web": WebSettings(**changed)})
 
 
+def _makers(settings: Settings) -> list[Callable[[], Processor]]:
+    """All that turns events into results, but for what the notifier and remediation bring along."""
+    from streammon_processors.registry import processor
+
+    return [partial(processor, name, settings) for name in PROCESSORS]
+
+
 async def _run(
     broker: Broker,
+    makers: Sequence[Callable[[], Processor]],
     telling: Notifier,
     doing: Remedies,
     callbacks: Callbacks,
@@ -92,7 +101,6 @@ async def _run(
     from streammon.alert_log import AlertLog, follow
     from streammon_agents import gateway
     from streammon_agents.host import run_host_agent
-    from streammon_processors import builtin
     from streammon_processors.runtime import run_reloading
     from streammon_sinks.delivery import deliver
     from streammon_sinks.diagnosis import GROUP, Diagnosis
@@ -122,19 +130,7 @@ async def _run(
             await together(
                 stop,
                 run_host_agent(broker, settings, stop=stop),
-                *(
-                    run_reloading(broker, partial(make, settings), settings, stop=stop)
-                    for make in (
-                        builtin.windows_processor,
-                        builtin.rollups_processor,
-                        builtin.profiles_processor,
-                        builtin.regroup_processor,
-                        builtin.group_processor,
-                        builtin.rules_processor,
-                        builtin.slos_processor,
-                        builtin.detectors_processor,
-                    )
-                ),
+                *(run_reloading(broker, make, settings, stop=stop) for make in makers),
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),
                 *telling.parts(broker, stop, f"{store.group}-console"),

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.elasticsearch, pytest.mark.kafka]
 
 BEFORE, BACKLOG = 1_000, 50_000
 OUTAGE_S = 45.0
-"""Long enough for a session of the group to end many times over, and for some three hundred tries, whatever each leaves
+"""Long enough for the group to give up a member that keeps quiet, and for hundreds of tries, whatever each leaves
 behind."""
 BACKOFF_S = 0.15
 GROWTH_BYTES = 48 * 1024**2

@@ -423,6 +423,7 @@ COMMANDS = {
     "agent": ["agent"],
     "process windows": ["process", "windows"],
     "process rollups": ["process", "rollups"],
+    "process drift": ["process", "drift"],
     "process profiles": ["process", "profiles"],
     "process join": ["process", "join", "--data-dir", "memory"],
     "process quality": ["process", "quality"],

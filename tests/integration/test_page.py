@@ -521,13 +521,13 @@ async def test_the_quality_of_models_is_shown_with_what_drifts_and_what_is_train
     assert versions[0].startswith(f"4 {100 * measured['value']:.1f} %")
     assert f"≈ {100 * newest['estimated']['value']:.1f} %" in versions[0], "an estimate is marked as one"
     assert "60.0 % 240 labels 2 s" in versions[0]
-    drifting, slices, retraining = await element_texts(page, "#quality .card:first-child .part")
+    slices, retraining, drifting = await element_texts(page, "#quality .card:first-child .part")
     assert drifting.startswith(
         "Drift 2 of 5 drifted What Statistic and threshold ■ features.price drifted · psi · 4 0.61 of 0.2"
     )
-    assert "All of 4: 40.0 % of its targets, by weight, not yet drift (50.0 %), until" in drifting
+    assert "4: 40.0 % of its targets by weight, as before (up to 50.0 %), until" in drifting
     assert "against file train.parquet" in drifting
-    assert "All of 5: not tested: no reference" in drifting
+    assert "5: not tested: no reference" in drifting
     assert "features.country=NO" in slices.split(EVIL)[0], "the largest disparity is first"
     assert "−15.0 points" in slices
     assert retraining.startswith("Retraining awaiting approval3 asked for at")

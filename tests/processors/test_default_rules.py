@@ -81,7 +81,7 @@ def test_the_shipped_rules_are_complete_and_their_windows_can_be_made() -> None:
     refuse_incomplete([DEFAULT_RULES])
     settings = Settings().windows
     assert plan(settings.size_s, settings.rollups_s, DEFAULT.asked)
-    assert {rule.severity for rule in DEFAULT} == {"warning"}, "an unusual number is no reason to wake somebody"
+    assert {rule.severity for rule in DEFAULT} == {"warning", "info"}, "an unusual number is no reason to wake somebody"
 
 
 def yaml_of(page: Path) -> list[str]:
@@ -203,9 +203,9 @@ def told(topic: str, *results: Drift | Run) -> list[tuple[str, str, str]]:
     return [(each.rule, each.state, each.summary) for each in found]
 
 
-def drift(hour: int, statistic: float) -> Drift:
+def drift(hour: int, statistic: float, target: str = "age") -> Drift:
     return Drift(
-        model="ranker", target="age", detector="psi", statistic=statistic, threshold=0.2, drifted=statistic > 0.2,
+        model="ranker", target=target, detector="psi", statistic=statistic, threshold=0.2, drifted=statistic > 0.2,
         sample_size=5000, start_unix_s=BEGIN_UNIX_S + (hour - 1) * HOUR_S, end_unix_s=BEGIN_UNIX_S + hour * HOUR_S,
     )  # fmt: skip
 
@@ -213,7 +213,14 @@ def drift(hour: int, statistic: float) -> Drift:
 def test_drift_is_told_of_until_three_hourly_tests_find_none() -> None:
     said = "age of ranker has drifted from its reference, by psi: 0.31"
     tested = [drift(hour, statistic) for hour, statistic in enumerate([0.1, 0.31, 0.1, 0.1, 0.31, 0.1, 0.1, 0.1])]
-    assert told("drift", *tested) == [("drifted", "firing", said), ("drifted", "resolved", said)]
+    assert told("drift", *tested) == [("target-drifted", "firing", said), ("target-drifted", "resolved", said)]
+
+
+def test_a_model_of_which_much_has_drifted_is_told_of_once_and_louder_than_its_targets() -> None:
+    found = told("drift", *(drift(1, 0.5, target) for target in ("age", "price", "dataset")))
+    assert [rule for rule, _, _ in found] == ["target-drifted", "target-drifted", "drifted"]
+    assert found[-1][2] == "ranker has drifted: 0.5 of its inputs and outputs are not as in its reference"
+    assert [DEFAULT.by_name[rule].severity for rule, _, _ in found] == ["info", "info", "warning"]
 
 
 @pytest.mark.parametrize("state", ["failed", "missed", "lost"])

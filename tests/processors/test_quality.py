@@ -398,3 +398,65 @@ def test_another_policy_tells_what_there_is_and_begins_anew() -> None:
     assert any(each.final for each in found)
     [first] = told(again, (250, outcomes([right(250)])))
     assert (minutes(first), first.size_s) == ((2, 4), 120)
+
+
+# --- anything at all
+
+ABSURD: tuple[Any, ...] = (
+    None,
+    True,
+    0.0,
+    -0.0,
+    1e308,
+    -1e308,
+    5e-324,
+    0.1,
+    "",
+    "nan",
+    "1e400",
+    "x" * 300,
+    "true",
+    "1",
+)
+TIMES = (-1e9, -1000.0, -1.0, 0.0, 1.0, 50.0, 1e6)
+
+
+def absurd(rng: random.Random, now: float) -> Outcomes | Cohort:
+    count = rng.choice((0, 1, 3, 20))
+    values = rng.choice((ABSURD, (0.0, 1.0), ("a", "b"), tuple(map(float, range(40))), (1e308, -1e308, 0.5)))
+
+    def some(among: Sequence[Any]) -> list[Any]:
+        return [rng.choice(among) for _ in range(count)]
+
+    times = [[max(0.0, now + away) for away in some(TIMES)] for _ in range(2)]
+    if rng.random() < 0.6:
+        return Outcomes(
+            service=rng.choice("st"), model="m", partition=3, count=count, event_id=some("e"),
+            model_version=some((None, "v", "w" * 500)), predicted_unix_s=times[0], labelled_unix_s=times[1],
+            prediction=some(values), confidence=some((None, 0.0, 1.0, -1.0, 1e308)), label=some(values),
+            score=some((None, 1.0, 1e308)), rating=some((None, -1e300)), slices={"a": some((None, "x", "z" * 500))},
+        )  # fmt: skip
+    confidence = rng.choice(({}, {"1": [2**40] * 50}, {OTHER: [0] * 50}))
+    return Cohort(
+        service="s", model="m", slice=rng.choice(({}, {"a": "x"})), part="main", revision=0, start_unix_s=now,
+        end_unix_s=now + 60, size_s=60.0, partition=3, count=rng.choice((0, 2**53 - 1)), with_id=rng.choice((0, 5)),
+        confidence=confidence,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_comes_is_told_in_numbers_that_can_be_read(seed: int) -> None:
+    rng = random.Random(seed)
+    policy: dict[str, Any] = {
+        "window": rng.choice(("1s", "1m")),
+        "task": rng.choice((None, "classification", "regression")),
+        "positive": rng.choice((None, "a", 1.0, True)),
+    }
+    subject, now, found = task(**policy), T0, list[Quality]()
+    for _ in range(40):
+        now += rng.choice((0.0, 0.001, 5.0, 400.0, 1e5))
+        found += told(subject, (now - T0, absurd(rng, now)))
+    assert found
+    again = task(**policy)
+    again.restore(subject.snapshot())
+    assert again.snapshot() == subject.snapshot()

@@ -184,12 +184,23 @@ def _rmse(rng: Generator, spread: float, count: int) -> tuple[float, Interval | 
     return float(np.sqrt(values.mean())), root_interval(count, values.sum(), (values**2).sum())
 
 
+def _f1(rng: Generator, cells: tuple[float, ...], count: int) -> tuple[float, Interval | None]:
+    hits, wrong, missed, _ = rng.multinomial(count, cells)
+    return 2 * hits / max(1, 2 * hits + wrong + missed), f1_interval(hits, wrong + missed)
+
+
 def _auc(rng: Generator, apart: float, count: int) -> tuple[float, Interval | None]:
     scores = _scores(rng, count, 0.3, apart)
     return auc_of(*scores) or 0.0, auc_interval(*scores)
 
 
 PAIRS = [
+    pytest.param(
+        partial(_f1, cells=(0.2, 0.05, 0.05, 0.7), count=100),
+        partial(_f1, cells=(0.2, 0.1, 0.1, 0.6), count=600),
+        0.8 - 2 / 3,
+        id="f1",
+    ),
     pytest.param(
         partial(_proportion, share=0.9, count=60), partial(_proportion, share=0.7, count=500), 0.2, id="share"
     ),

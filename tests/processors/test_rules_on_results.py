@@ -445,7 +445,8 @@ def test_a_rule_that_is_gone_leaves_its_topic_and_its_alert_ends() -> None:
         (
             {"source": "drift", "expr": "drift > 1"},
             "`expr`: column 1: 'drift' is not known here; allowed: statistic, threshold, drifted (true or false), "
-            "sample_size, p_value, reference (a text), labels.service|model|model_version|target|detector",
+            "sample_size, p_value, reference (a text), effect, q_value, weight, reference_size, reason (a text), "
+            "labels.service|model|model_version|target|detector",
         ),
         (
             {"source": "run", "expr": 'duration_s > 1 && stat == "failed"'},

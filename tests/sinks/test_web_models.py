@@ -82,6 +82,16 @@ def test_predictions_by_when_they_were_made_are_preferred_to_those_by_label() ->
     assert version.measured.value == 0.9
 
 
+def test_the_version_that_came_last_is_first_however_long_the_one_before_it_goes_on() -> None:
+    history: dict[tuple[tuple[str | None, str], str | None], list[Point]] = {
+        (("shop", "ranker"), "1"): [Point(end_unix_s=START + 60 * n) for n in range(6)],
+        (("shop", "ranker"), "2"): [Point(end_unix_s=START + 60 * n) for n in range(3, 5)],
+    }
+    told = [quality(5, model_version="1"), quality(4, model_version="2")]
+    (model,), _ = watched(Said(quality=told, history=history), HOUR_S)
+    assert [each.version for each in model.versions] == ["2", "1"]
+
+
 def test_versions_come_newest_first_and_those_that_are_over_are_left_out() -> None:
     told = [quality(0, model_version="1"), quality(100, model_version="3"), quality(99, model_version="2")]
     (model,), _ = watched(said(*told), range_s=600)
@@ -188,7 +198,7 @@ def test_models_that_need_somebody_come_first_and_all_is_bounded(monkeypatch: py
     busy: list[ModelResult] = [
         *(drift(model="z", target=f"t{n}") for n in range(5)),
         *(quality(model="z", model_version=f"v{n}") for n in range(5)),
-        *(quality_of_slice(model="z", model_version="v0", slice={"tenant": f"t{n}"}) for n in range(5)),
+        *(quality_of_slice(model="z", model_version="v4", slice={"tenant": f"t{n}"}) for n in range(5)),
         *(loop(model="z", id=f"l{n}") for n in range(5)),
     ]
     found, left_out = watched(said(quality(model="a"), quality(model="b"), loop(model="y"), *busy), HOUR_S)

@@ -10,7 +10,7 @@ import numpy as np
 from streammon.models import LabelPolicy
 from streammon.outcomes import Outcomes, Value, class_name
 from streammon_processors.quality.measures import Task, View
-from streammon_processors.quality.sums import MAX_CLASSES, OTHER_CLASS, Floats, Ints, Pairs
+from streammon_processors.quality.sums import MAX_CLASSES, OTHER_CLASS, Floats, Ints, Pairs, absurd_values
 
 MAX_NAME: Final = 64
 """Classes with longer names are not told apart."""
@@ -87,7 +87,7 @@ class Classes:
         self.continuous = self.continuous or any(
             bool((each != np.rint(each))[~np.isnan(each)].any()) for each in values
         )
-        with np.errstate(over="ignore"):
+        with absurd_values():
             return values[0] - values[1]
 
     # --- classes ----------------------------------------------------------------------------------------------------

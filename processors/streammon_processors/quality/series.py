@@ -9,8 +9,9 @@ import numpy as np
 from msgspec import Struct
 
 from streammon import outcomes
+from streammon.events import MAX_COUNT
 from streammon.outcomes import CONFIDENCE_BINS
-from streammon.results import Distribution
+from streammon.results import Distribution, bounded
 from streammon.sketch import Sketch, merge
 from streammon_processors.quality.estimate import Calibration, Estimate
 from streammon_processors.quality.sums import Floats, Ints, Packed, Sums
@@ -94,9 +95,10 @@ class Cohort:
 
     def count(self, counted: outcomes.Cohort) -> None:
         """Take in how many predictions there were, and labels without one."""
-        self.kept.predictions += counted.count
-        self.kept.with_id += counted.with_id
-        self.kept.unmatched += counted.unmatched_labels
+        kept = self.kept
+        kept.predictions = bounded(kept.predictions + counted.count)
+        kept.with_id = bounded(kept.with_id + counted.with_id)
+        kept.unmatched = bounded(kept.unmatched + counted.unmatched_labels)
         self.changed = True
 
     def expect(self, confidence: Mapping[str, list[int]], is_positive: Callable[[str], bool]) -> None:
@@ -104,7 +106,8 @@ class Cohort:
         if self.confidence is None:
             self.confidence = np.zeros((2, CONFIDENCE_BINS), dtype=np.int64)
         for name, counts in confidence.items():
-            self.confidence[int(is_positive(name))] += np.array(counts, dtype=np.int64)
+            mine = self.confidence[int(is_positive(name))]
+            np.minimum(mine + np.array(counts, dtype=np.int64), MAX_COUNT, out=mine)
 
     @property
     def known(self) -> int:

@@ -42,6 +42,11 @@ _CLASSES: Final = MAX_CLASSES + 1
 _COUNTS: Final = _RELIABILITY + _CLASSES**2
 
 
+def absurd_values() -> np.errstate:
+    """Sums of the squares of absurd values become infinite, or no number: a measure made of them is none."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
 class Packed(NamedTuple):
     """A `Sums` without its zeros: a bit for each number, whether it is another one, and those."""
 
@@ -92,14 +97,14 @@ class Sums:
 
     def add(self, floats: Floats, places: Ints, counts: Ints) -> None:
         """Add floats, and counts at some places."""
-        with np.errstate(over="ignore"):  # squares of absurd values: the measure is then none
+        with absurd_values():
             self.floats += floats
         self.counts[places] += counts
         self._packed = None
 
     def without(self, others: Sums) -> Sums:
         """Of the pairs that are not among the others."""
-        with np.errstate(invalid="ignore"):
+        with absurd_values():
             return Sums(self.floats - others.floats, self.counts - others.counts)
 
     def pack(self) -> Packed:
@@ -155,7 +160,7 @@ class Pairs(Struct):
         loss = np.where(sure, -np.log(chance), 0.0)
         error = np.nan_to_num(self.error)
         score, rating = np.nan_to_num(self.score), np.nan_to_num(self.rating)
-        with np.errstate(over="ignore"):
+        with absurd_values():
             square = error**2
             plain = (
                 self.labelled, ~np.isnan(self.score), score, score**2, ~np.isnan(self.rating), rating, rating**2,
@@ -203,7 +208,7 @@ def grouped(pairs: Pairs, groups: Sequence[Ints]) -> Iterator[Grouped]:
     if not len(order):
         return
     names, starts = np.unique(belongs[order], return_index=True)
-    with np.errstate(over="ignore"):
+    with absurd_values():
         floats = np.add.reduceat(table[row_of[order]], starts, axis=0)
     keys = np.concatenate([each[rows][each[rows] >= 0] * _COUNTS + places[each[rows] >= 0] for each in groups])
     distinct, counts = np.unique(keys, return_counts=True)

@@ -127,7 +127,7 @@ class ModelHealth(Struct, frozen=True, kw_only=True):
     tested: int
     """Targets, without `WHOLE`."""
     whole: list[TargetView]
-    """Of each version, the newest first: which share of its targets, by weight, has drifted."""
+    """Of each version, by when it was tested last: which share of its targets, by weight, has drifted."""
     loops: list[LoopView]
     """Open ones first, then the last."""
     loops_left_out: int
@@ -234,7 +234,12 @@ def _versions(quality: Sequence[Quality], measured: Sequence[Quality], said: Sai
         points = said.history.get(((newest[0].service, newest[0].model), version), ())
         known = [each for each in measured if each.model_version == version]
         found.append(_version(version, newest, known, _thinned(points, range_s)))
-    return sorted(found, key=lambda each: (-each.newest_unix_s, each.version or ""))
+    return sorted(found, key=_youth, reverse=True)
+
+
+def _youth(version: VersionView) -> tuple[float, float, str]:
+    """Since when it has been there, as far as the chart goes back."""
+    return min(version.times_unix_s, default=version.newest_unix_s), version.newest_unix_s, version.version or ""
 
 
 def _version(

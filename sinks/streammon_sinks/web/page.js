@@ -290,10 +290,10 @@ function driftPart({ drift, drifted, tested, whole }) {
       quiet([targetState(target), target.detector, target.version].filter(Boolean).join(" · "))],
     [bar(target)], [number(target.statistic), quiet(`of ${number(target.threshold)}`)]));
   for (const [i, target] of drift.entries()) rows[i].title = `${target.detector} of ${number(target.sample_size)} values until ${moment(target.end_unix_s)}${target.reference ? `, against ${target.reference}` : ""}`;
-  const of = ({ version }) => version === null ? "All of it" : `All of ${version}`;
+  const against = ({ reference }) => reference ? `, against ${reference.length > 24 ? `${reference.slice(0, 20)}…` : reference}` : "";
   return part("Drift", tested ? `${drifted} of ${tested} drifted` : "", tested ? table(["What", "Statistic and threshold", ""], rows) : null,
     tested > drift.length ? quiet(`and ${tested - drift.length} more: streammon query drift`) : null,
-    ...whole.map((all) => quiet(`${of(all)}: ${all.reason ? targetState(all) : `${share(all.statistic)} of its targets, by weight, ${all.drifted ? "which is drift" : "not yet drift"} (${share(all.threshold)})`}, until ${moment(all.end_unix_s)}${all.reference ? `, against ${all.reference}` : ""}`)));
+    ...whole.map((all) => quiet(`${versionName(all)}: ${all.reason ? targetState(all) : `${share(all.statistic)} of its targets by weight, ${all.drifted ? "■ drifted" : "as before"} (up to ${share(all.threshold)})`}, until ${moment(all.end_unix_s)}${against(all)}`)));
 }
 
 function slicesPart({ versions }) {
@@ -321,8 +321,12 @@ function drawQuality(card, view) {
   chart.hidden = !lines.length;
   chart.querySelector("h4").replaceChildren("Accuracy", ...lines.filter(({ dash }) => !dash).map(({ name, hue }) => make("span", { className: `legend ${hue}` }, name)),
     lines.some(({ dash }) => dash) ? quiet("dotted: estimated") : "");
+  const columns = card.querySelector(".charts");
+  if (columns.children.length === 1) columns.replaceChildren(make("div", { className: "column" }, chart), make("div", { className: "column" }));
   card.querySelectorAll(".part").forEach((old) => old.remove());
-  card.querySelector(".charts").append(...[driftPart(view), slicesPart(view), loopsPart(view)].filter(Boolean));
+  columns.firstChild.append(...[slicesPart(view), loopsPart(view)].filter(Boolean));
+  columns.lastChild.append(...[driftPart(view)].filter(Boolean));
+  columns.firstChild.hidden = chart.hidden && columns.firstChild.children.length === 1;
 }
 
 const GROUPS = {
