@@ -90,11 +90,12 @@ def test_up_shows_what_drifted_and_how_good_a_model_is(tmp_path: Path, free_port
 
         def told() -> bool:
             found = models_on_the_page(address)
-            return bool(found and any(each["slices"] for each in found[0]["versions"]))
+            return bool(found and found[0]["drifted"] and any(each["slices"] for each in found[0]["versions"]))
 
         wait_until(told, 60, "drift and quality on the page")
         [model] = models_on_the_page(address)
     [version] = model["versions"]
+    assert {target["target"] for target in model["drift"] if target["drifted"]} == {"features.age"}
     assert version["measured"]["low"] < (RIGHT + RIGHT_AFTER) / 2 < version["measured"]["high"]
     assert version["slices"][0]["slice"] == {"features.country": "NO"}
     assert version["label_delay_s"] == pytest.approx(3.0, rel=0.01)
