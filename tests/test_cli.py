@@ -114,6 +114,7 @@ COMMANDS = {
     "approve": ["--no", "--note", "--by", "--output"], "remediate run": [], "remediate check": [],
     "remediate list": ["--output"],
     "slo report": ["--from", "--to", "--rules", "--fail-under", "--output"],
+    "drift calibrate": ["--service", "--model", "--from", "--target", "--effects", "--months", "--write", "--output"],
     "diagnose": [], "why": ["--output"],
     "drift reference": ["--from", "--from-time", "--column", "--dry-run", "--models"], "drift show": ["--output"],
     "drift references": ["--output"],

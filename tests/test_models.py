@@ -46,6 +46,9 @@ models:
         ("{drift: {reference: {rolling: 0}}}", "rolling is 0"),
         ("{drift: {reference: {first: 1}}}", "20"),
         ("{drift: {text: [query]}}", "'query' is no target; there are features.NAME, prediction and confidence"),
+        ("{drift: {weights: {age: 2}}}", "'age' is no target; there are features.NAME, prediction and confidence"),
+        ("{drift: {tests: {features.age: kss}}}", "kss"),
+        ("{drift: {threshold: 0}}", "threshold"),
         ("{drift: {window: soon}}", "'soon' is no duration"),
     ],
 )

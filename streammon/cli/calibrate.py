@@ -17,6 +17,7 @@ from streammon.broker.reading import read
 from streammon.cli.base import Output, OutputOption, command, print_json, print_rows
 from streammon.cli.data import moment
 from streammon.cli.drift import drift_app
+from streammon.cli.roles import ModelFile, with_models
 from streammon.config import Settings
 from streammon.durations import roughly
 from streammon.errors import ConfigError
@@ -46,9 +47,7 @@ async def drift_calibrate(
     effects: Annotated[str, typer.Option(help="Shifts to measure the delay for, in standard deviations.")] = "0.5,1,2",
     months: Annotated[int, typer.Option(help="How many months to make of the history.", min=1, max=5000)] = 60,
     runs: Annotated[int, typer.Option(help="How often to look for each shift.", min=1, max=1000)] = 20,
-    models: Annotated[
-        Path | None, typer.Option("--models", help="YAML file that says how models are watched.", show_default=False)
-    ] = None,
+    models: ModelFile = None,
     write: Annotated[
         Path | None, typer.Option(help="Write what comes out to this new file, too.", show_default=False)
     ] = None,
@@ -66,7 +65,7 @@ async def drift_calibrate(
         raise ConfigError(f"--write {write}: it exists; put the lines into it by hand, or name a new file")
     wanted = _targets(target)
     shifts = _effects(effects)
-    policy = load_models(models or settings.models.file).policy(service or "", model or "")
+    policy = load_models(with_models(settings, models).models.file).policy(service or "", model or "")
     histories = await _histories(settings, service, model, file, wanted, from_time, to_time)
     allowed = ONLINE_SHARE * policy.max_false_alarms_per_month / number_of_detectors(policy)
     found = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 import pytest
 
 from streammon.config import Settings
+from streammon.models import Detector
 from streammon.results import Alert, Completeness, Distribution, Drift, Gauge, Run, Window
 from streammon.sketch import Sketch
 from streammon_processors.contract import Stored
@@ -214,6 +215,14 @@ def test_drift_is_told_of_until_three_hourly_tests_find_none() -> None:
     said = "age of ranker has drifted from its reference, by psi: 0.31"
     tested = [drift(hour, statistic) for hour, statistic in enumerate([0.1, 0.31, 0.1, 0.1, 0.31, 0.1, 0.1, 0.1])]
     assert told("drift", *tested) == [("target-drifted", "firing", said), ("target-drifted", "resolved", said)]
+
+
+def test_what_an_online_detector_finds_is_told_of_by_a_rule_of_its_own() -> None:
+    listed = DEFAULT.by_name["measurement-changed"].expr or ""
+    assert all(f'"{name}"' in listed for name in get_args(Detector))
+    found = told("drift", msgspec.structs.replace(drift(1, 30.0, "duration_s"), detector="page_hinkley"))
+    said = "duration_s of ranker is on another level than before, by page_hinkley: 30"
+    assert found == [("measurement-changed", "firing", said)]
 
 
 def test_a_model_of_which_much_has_drifted_is_told_of_once_and_louder_than_its_targets() -> None:

@@ -294,6 +294,17 @@ def test_a_changed_policy_goes_on_with_what_it_still_names() -> None:
     assert {(each.target, each.detector) for each in found} == {("error", "page_hinkley")}, "the new one warms up"
 
 
+def test_a_snapshot_of_another_layout_is_not_read_and_the_detectors_learn_anew() -> None:
+    task = DetectorsTask(MODELS, PARTITION, step_s=STEP_S)
+    values = list(steps(150))
+    task.process("windows", stored(values))
+    layout, dumps = msgspec.msgpack.decode(task.snapshot())
+    other = DetectorsTask(MODELS, PARTITION, step_s=STEP_S)
+    other.restore(msgspec.msgpack.encode((layout + 1, dumps)))
+    assert not other.offsets()
+    assert drifts(other.process("windows", stored(values)))
+
+
 # --- policies -------------------------------------------------------------------------------------------------------
 
 

@@ -77,12 +77,14 @@ def test_the_test_is_chosen_by_kind_and_size_of_the_reference(size: int, kind: T
 
 
 def test_a_policy_may_ask_for_any_test_and_any_threshold() -> None:
-    values = {"a": normal(500), "b": normal(500), "c": names(500, COUNTRIES)}
-    policy = DriftPolicy(tests={"a": "wasserstein", "c": "ks"}, threshold=0.3, thresholds={"b": 0.05})
+    values = {"features.a": normal(500), "features.b": normal(500), "features.c": names(500, COUNTRIES)}
+    policy = DriftPolicy(
+        tests={"features.a": "wasserstein", "features.c": "ks"}, threshold=0.3, thresholds={"features.b": 0.05}
+    )
     found = judged(values, values, policy)
-    assert found["a", "wasserstein"].threshold == 0.3
-    assert found["b", "ks"].threshold == 0.05
-    assert found["c", "ks"].reason == "not_for_categories"
+    assert found["features.a", "wasserstein"].threshold == 0.3
+    assert found["features.b", "ks"].threshold == 0.05
+    assert found["features.c", "ks"].reason == "not_for_categories"
 
 
 def test_with_fewer_values_than_are_needed_nothing_is_tested_and_the_reason_is_told() -> None:
@@ -115,11 +117,11 @@ def test_a_change_that_is_sure_but_trifling_is_no_drift() -> None:
 
 
 def test_the_model_has_drifted_if_enough_of_the_weight_of_its_targets_has() -> None:
-    before = {name: normal(1000, seed=at) for at, name in enumerate("abcd")}
-    now = {name: normal(500, 1.0 if name == "a" else 0.0, seed=10 + at) for at, name in enumerate("abcd")}
+    before = {f"features.{name}": normal(1000, seed=at) for at, name in enumerate("abcd")}
+    now = {f"features.{name}": normal(500, 1.0 if name == "a" else 0.0, seed=10 + at) for at, name in enumerate("abcd")}
     share = ("dataset", "share_of_weight")
     assert judged(before, now)[share].statistic == 0.25
-    weighty = judged(before, now, DriftPolicy(weights={"a": 5.0}))
+    weighty = judged(before, now, DriftPolicy(weights={"features.a": 5.0}))
     assert weighty[share].statistic == 5 / 8
     assert share in wrong(weighty)
 
@@ -239,11 +241,11 @@ def r_of(pair: Any) -> float:
 @pytest.mark.parametrize("value", [7.0, 0.0, -1e100, 1e9])
 @pytest.mark.parametrize("test", ["ks", "wasserstein", "jensen_shannon", "psi"])
 def test_a_reference_that_does_not_vary_tells_what_does_from_what_does_not(value: float, test: Any) -> None:
-    policy = DriftPolicy(tests={"x": test})
-    assert not wrong(judged({"x": [value] * 500}, {"x": [value] * 200}, policy))
-    moved = judged({"x": [value] * 500}, {"x": [value + abs(value) / 2 + 1] * 200}, policy)
-    assert {("x", test), ("x", "range")} <= wrong(moved) or test == "wasserstein"
-    assert ("x", "range") in wrong(moved)
+    policy = DriftPolicy(tests={"features.x": test})
+    assert not wrong(judged({"features.x": [value] * 500}, {"features.x": [value] * 200}, policy))
+    moved = judged({"features.x": [value] * 500}, {"features.x": [value + abs(value) / 2 + 1] * 200}, policy)
+    assert {("features.x", test), ("features.x", "range")} <= wrong(moved) or test == "wasserstein"
+    assert ("features.x", "range") in wrong(moved)
 
 
 # ---------------------------------------------------------------- samples

@@ -17,7 +17,7 @@ from math import exp
 from typing import Final
 
 MONTH_S: Final = 30 * 86_400.0
-SAFETY: Final = 6.0
+SAFETY: Final = 8.0
 """Thresholds are for a budget so many times smaller than the one that was given."""
 OVERSHOOT: Final = 1.166
 LEAST_ALLOWANCE: Final = 0.02

@@ -10,14 +10,14 @@ value goes through this, in order:
 3. *Season*: what is usual at that time of the day (and week) is taken off (`season.Profile`), learned as it goes.
 4. *Autocorrelation*: what follows from the value before is taken off, too: an AR(1) whose coefficient is estimated as
    it goes.
-5. *Scale*: in units of the mean deviation at that time of the day, clipped to ±`CLIP`; and divided, where sums over
-   an hour spread wider than of independent values, by how much they do. Dependence that no AR(1) knows is covered by
-   that.
+5. *Scale*: in units of the mean deviation at that time of the day (some hours are noisier than others, and a season
+   that changes from one minute to the next is so at its edges), clipped to ±`CLIP`; and divided by how much wider than
+   those of independent values sums over an hour, or over a day, spread. That covers what no AR(1) knows.
 
 Each value is judged by what was known before it came. As long as nothing changes, what comes out has mean 0 (nearly),
 and knows nothing of the values before.
 
-State is of fixed size: some 60 numbers with a daily season. The same values give the same numbers, to the bit.
+State is of fixed size: some 130 numbers with a daily season. The same values give the same numbers, to the bit.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """What a value usually is at a time of the day (or week), learned as it goes.
 
 A `Profile` is a ring of nodes over one period, an hour or so apart; between two of them, a straight line. Each node is
-the mean of what was seen around it, newer periods counting at least as much as older ones. It knows, too, how far
-values are from it, by node: some hours are noisier than others, and a season that changes from one minute to the next
-is so at its edges.
+the mean of what was seen around it, newer periods counting at least as much as older ones.
 
-What it costs: five numbers a node, whatever the length of the series.
+What it costs: two numbers a node, whatever the length of the series.
 """
 
 from __future__ import annotations

@@ -50,6 +50,8 @@ EVENTS_BYTES: Final = 128 * 1024
 AFTER_S: Final = 1.0
 """What is said at a time was said when the watermark had passed it."""
 CHUNK_ROWS: Final = 20_000
+LAYOUT: Final = 1
+"""Of the snapshot: another number for what an older one cannot be read as."""
 
 
 class DetectorsTask:
@@ -81,11 +83,18 @@ class DetectorsTask:
         return {topic: each.watermark + AFTER_S for topic, each in self._topics.items() if each.watermark}
 
     def snapshot(self) -> bytes:
-        return msgspec.msgpack.encode({topic: each.dump() for topic, each in self._topics.items()})
+        dumps = {topic: each.dump() for topic, each in self._topics.items()}
+        return msgspec.msgpack.encode((LAYOUT, msgspec.msgpack.encode(dumps)))
 
     def restore(self, snapshot: bytes) -> None:
-        """Go on from a `snapshot`; the records from `offsets` on have to be given again."""
-        for topic, dumped in msgspec.msgpack.decode(snapshot, type=dict[str, _Dump]).items():
+        """Go on from a `snapshot`; the records from `offsets` on have to be given again.
+
+        One of another layout teaches nothing: the detectors learn anew, from where the log goes on.
+        """
+        layout, dumps = msgspec.msgpack.decode(snapshot, type=tuple[int, bytes])
+        if layout != LAYOUT:
+            return
+        for topic, dumped in msgspec.msgpack.decode(dumps, type=dict[str, _Dump]).items():
             if topic in self._topics:
                 self._topics[topic].load(dumped)
 

@@ -287,7 +287,7 @@ class DriftTask:
         self._seen = record.offset
         if record.offset < self._places.get(PROFILES, 0):
             self._rebuild(record)
-            yield from self._test_waiting()  # for which a reference came before this
+            yield from self._test_closed(record.offset)  # a reference may have come before this
             return
         self._clock.let_pass(record.timestamp)
         profile = None
@@ -298,7 +298,7 @@ class DriftTask:
             except Rejected as error:
                 self._refuse(PROFILES, record, error)
         self._close_due(record.offset)
-        yield from self._test_waiting()
+        yield from self._test_closed(record.offset)
         if profile is not None:
             self._add(profile, record.offset)
 
@@ -346,6 +346,11 @@ class DriftTask:
             growing = self._waiting[key] = self._open.pop(key)
             growing.place.closed_at = offset
             growing.place.versions = len(versions[key.service, key.model])
+
+    def _test_closed(self, offset: int) -> Iterator[list[Outgoing]]:
+        """Test what can be, if the record at this offset is one that closed windows, now or when it was read before."""
+        if any(growing.place.closed_at == offset for growing in self._waiting.values()):
+            yield from self._test_waiting()
 
     def _test_waiting(self) -> Iterator[list[Outgoing]]:
         """Test what waits and can be, those of a version in order."""
