@@ -18,7 +18,7 @@ from streammon.config import Settings
 from streammon.events import EventType
 from streammon.topics import ROLLUP_HEADER, topic_specs
 from streammon.wire import Density
-from streammon_processors.rollups import RollupTask
+from streammon_processors.builtin import rollups_processor
 from tests.faults.judge import read_all
 from tests.support import cli, eventually
 
@@ -88,7 +88,7 @@ async def test_killing_the_processor_neither_loses_nor_repeats_a_rollup(tmp_path
     log = await read_all(broker, "windows")
     for partition in range(2):
         mine = [record for record in log if record.partition == partition]
-        task = RollupTask(partition, settings.windows)
+        task = rollups_processor(settings).task(partition)
         follow = [output.value for output in task.process("windows", mine)]
         assert [record.value for record in mine if is_rollup(record)] == follow, "what follows from the log, once"
     await broker.close()
