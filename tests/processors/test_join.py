@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -173,6 +174,22 @@ def test_time_passes_where_something_waits_for_it_and_nowhere_else() -> None:
     here.give_bytes("labels", TICK, at=31)
     assert not here.task.waiting
     assert sum(joined(here.outputs).unmatched.values()) == 1
+
+
+def test_a_brokers_clock_that_goes_back_within_a_batch_changes_nothing_about_where_it_is_cut() -> None:
+    times = (0, 20, 12, 13)  # of another broker, from the third record on
+    [said] = wire.encode(EventType.INFERENCE, [prediction(0, "b")])
+    values = [*(wire.encode(EventType.INFERENCE, [prediction(0, name)])[0] for name in "xyz"), said]
+    log = [
+        Stored(value, at, round(1000 * (T0 + time))) for at, (value, time) in enumerate(zip(values, times, strict=True))
+    ]
+    found = []
+    for cuts in ((0, 4), (0, 3, 4), (0, 1, 2, 3, 4)):
+        here = Partition()
+        for start, end in itertools.pairwise(cuts):
+            here.task.process("inference", log[start:end])
+        found.append(len(here.give(label(0, "b", label=1.0), at=45).pairs))
+    assert found == [1, 1, 1]  # it came when the newest before it did: 25 s before its label, not 32 s
 
 
 def test_what_has_expired_is_forgotten_with_its_generation() -> None:

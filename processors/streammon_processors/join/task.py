@@ -142,7 +142,7 @@ class JoinTask:
         left = Records.of(records)
         start = 0
         while start < len(left):
-            here = self._topics.setdefault(topic, _Topic())
+            here, first = self._topics.setdefault(topic, _Topic()), start
             if left.values[start] == TICK:
                 start += 1
                 outputs = list(self._tick(topic, here, left[start - 1]))
@@ -153,7 +153,7 @@ class JoinTask:
                 outputs = list(self._chunk(topic, here, chunk))
                 here.broker_ms = int(left.timestamps[start - 1])
             here.next_offset = int(left.offsets[start - 1]) + 1
-            here.heard_ms = max(here.heard_ms, here.broker_ms)
+            here.heard_ms = max(here.heard_ms, int(left.timestamps[first:start].max()))
             yield Step([*outputs, *self._tell(), *self._turn()], start)
 
     def _tick(self, topic: str, here: _Topic, record: Record) -> Iterator[Outgoing]:
