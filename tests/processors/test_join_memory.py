@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from streammon import wire
 from streammon.broker import Outgoing
 from streammon.config import LabelSettings, Settings, WindowSettings
+from streammon.errors import Fatal
 from streammon.events import EventType
 from streammon_processors.builtin import join_processor
 from streammon_processors.contract import Journal, Stored, give_journal, run, run_with_crashes
@@ -169,6 +172,33 @@ def test_a_directory_that_another_process_uses_is_left_alone(
     assert second_half(other) == second_half(task)
     for each in (task, other):
         each.close()
+
+
+class Full:
+    """A database on a full disk."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OSError("No space left on device")
+
+
+def test_a_full_disk_is_named_and_let_go_of_and_the_next_start_begins_anew(tmp_path: Path) -> None:
+    task, journal = join_task(), Journal(JOURNAL)
+    task.keep_in(tmp_path)
+    first_half(task, journal)
+    snapshot = task.snapshot()
+    task.committed()
+    assert task._memory._store is not None
+    task._memory._store._generations = dict.fromkeys(task._memory._store._generations, cast("Any", Full()))
+    with pytest.raises(Fatal, match=f"{re.escape(str(tmp_path))} cannot be read or written: No space left on device"):
+        second_half(task)
+    task.close()
+    again = join_task()
+    again.keep_in(tmp_path)
+    again.restore(snapshot)
+    assert again.recover_from() == 0.0, "all of the journal"
+    give_journal(again, journal)
+    assert second_half(again).pairs == expected(join_logs(1)).pairs
+    again.close()
 
 
 def test_what_another_version_has_left_on_disk_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

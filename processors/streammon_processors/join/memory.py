@@ -29,6 +29,7 @@ from weakref import finalize
 import msgspec
 from msgspec import Struct
 
+from streammon.errors import Fatal
 from streammon.file_lock import FileLock
 from streammon.telemetry import log
 from streammon_processors.journal import Link
@@ -260,13 +261,20 @@ class Store:
 
     @contextmanager
     def _spoiling(self) -> Iterator[None]:
-        """Who cannot be read or written now is not tried again."""
+        """Who cannot be read or written now is not tried again.
+
+        Raises:
+            Fatal: that; without it there is no going on.
+        """
         try:
             yield
-        except Exception:
+        except Exception as error:
             with suppress(OSError):
                 (self._directory / _SPOILT).touch()
-            raise
+            raise Fatal(
+                f"the memory of the join in {self._directory} cannot be read or written: {error}; see to the disk, "
+                "and start again: nothing is lost, what is missing there is read from the journal"
+            ) from error
 
     def drop_before(self, oldest: int) -> None:
         for number in [number for number in self._generations if number < oldest]:
@@ -275,9 +283,7 @@ class Store:
             shutil.rmtree(gone, ignore_errors=True)  # under another name: half a generation is none
 
     def clear(self) -> None:
-        for database in self._generations.values():
-            database.close()
-        self._generations = {}
+        self._close_all()
         for path in self._directory.iterdir():
             if path.name.isdigit():
                 shutil.rmtree(path, ignore_errors=True)
@@ -285,11 +291,18 @@ class Store:
 
     def close(self) -> None:
         """Write out what is in buffers, so that nothing has to be read again."""
-        for database in self._generations.values():
-            database.close()
-        self._generations = {}
+        self._close_all()
         if self._lock is not None:
             self._lock.release()
+
+    def _close_all(self) -> None:
+        """What cannot be written out any more is read from the journal again."""
+        for database in self._generations.values():
+            try:
+                database.close()
+            except Exception as error:  # whatever RocksDB says
+                log.warning("a memory on disk was not written out", directory=str(self._directory), error=str(error))
+        self._generations = {}
 
 
 @cache
