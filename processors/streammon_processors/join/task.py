@@ -71,8 +71,8 @@ HEADS = np.dtype([("came_ms", "<i8"), ("time", "<f8"), ("confidence", "<f8"), ("
 """`entries.HEAD`, of many."""
 MAX_OUTCOMES = 1000
 """Pairs in one record, at most."""
-MAX_FORGOTTEN = 1000
-"""Models whose forgotten predictions are counted apart."""
+MAX_FORGOTTEN_BYTES = 32 * 1024
+"""Of the names of models whose predictions are counted apart, in case they are forgotten; of each generation."""
 
 
 class Generation(Struct, array_like=True):
@@ -232,10 +232,10 @@ class JoinTask:
             return
         counts = self._generations[-1].predictions
         for number, count in enumerate(np.bincount(kind, minlength=len(models)).tolist()):
-            name = models[number].service, models[number].model
-            known = name[1] in counts.get(name[0], {}) or sum(map(len, counts.values())) < MAX_FORGOTTEN
-            service, model = name if known else (OTHER, OTHER)
             if count:
+                service, model = models[number].service, models[number].model
+                if model not in counts.get(service, {}) and _names_bytes(counts, service, model) > MAX_FORGOTTEN_BYTES:
+                    service = model = OTHER
                 own = counts.setdefault(service, {})
                 own[model] = own.get(model, 0) + count
 
@@ -461,6 +461,12 @@ class JoinTask:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _names_bytes(counts: Mapping[str, Mapping[str, int]], *more: str) -> int:
+    """The bytes of the names of what is counted, and some more."""
+    names = (*more, *counts, *(name for models in counts.values() for name in models))
+    return sum(len(name.encode(errors="surrogatepass")) for name in names)
 
 
 def _firsts(keys: Sequence[bytes], found: Sequence[bytes | None]) -> Mask:
