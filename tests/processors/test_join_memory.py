@@ -18,7 +18,7 @@ from streammon.config import LabelSettings, Settings, WindowSettings
 from streammon.errors import Fatal
 from streammon.events import EventType
 from streammon_processors.builtin import join_processor
-from streammon_processors.contract import Journal, Stored, give_journal, run, run_with_crashes
+from streammon_processors.contract import JUNK, Journal, Stored, give_journal, run, run_with_crashes
 from streammon_processors.join import JoinTask, memory
 from streammon_processors.join.task import GENERATIONS
 from streammon_processors.journal import BEGINNING, Link, Trail, Turn
@@ -172,6 +172,14 @@ def test_a_directory_that_another_process_uses_is_left_alone(
     assert second_half(other) == second_half(task)
     for each in (task, other):
         each.close()
+
+
+def test_what_is_no_page_of_the_journal_is_passed_over() -> None:
+    task, journal, again = join_task(), Journal(JOURNAL), join_task()
+    first_half(task, journal)
+    again.restore(task.snapshot())
+    give_journal(again, [*(Stored(junk, 0, 0) for junk in JUNK), *journal])
+    assert second_half(again) == second_half(task)
 
 
 class Full:

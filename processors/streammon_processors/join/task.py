@@ -442,7 +442,10 @@ class JoinTask:
         assert self._trail is not None, "recover_from is asked before"
         for record in records:
             value = record.value or b""
-            page = msgspec.msgpack.decode(value, type=Page)
+            try:
+                page = msgspec.msgpack.decode(value, type=Page)
+            except msgspec.DecodeError:  # not of the chain; if it should be, that does not end
+                continue
             turn = self._trail.follow(page.before, value)
             if turn is Turn.BEGIN:
                 self._memory.clear()
