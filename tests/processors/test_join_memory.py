@@ -182,6 +182,30 @@ def test_what_is_no_page_of_the_journal_is_passed_over() -> None:
     assert second_half(again) == second_half(task)
 
 
+def test_a_directory_whose_contents_belong_to_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1").write_text("no RocksDB")
+
+    remove = shutil.rmtree
+
+    def refused(path: Path, ignore_errors: bool = False) -> None:
+        if tmp_path in path.parents:
+            raise PermissionError(13, "Permission denied")
+        remove(path, ignore_errors)
+
+    task = join_task()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refused)
+        task.keep_in(tmp_path)
+    assert "using a temporary directory for the memory" in capsys.readouterr().out
+    first_half(task, Journal(JOURNAL))
+    task.snapshot()
+    task.committed()
+    assert second_half(task).pairs == expected(join_logs(1)).pairs
+    task.close()
+
+
 class Full:
     """A database on a full disk."""
 

@@ -181,16 +181,15 @@ class Store:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = FileLock(directory / "lock")
-        except OSError as error:
-            log.warning("using a temporary directory for the memory", directory=str(directory), error=str(error))
-            return cls.temporary()
-        if not lock.take():
+            if lock.take():
+                store = cls(directory, lock)
+                store._open()
+                return store
             lock.release()
             log.warning("another process keeps its memory there, using a temporary directory", directory=str(directory))
-            return cls.temporary()
-        store = cls(directory, lock)
-        store._open()
-        return store
+        except OSError as error:
+            log.warning("using a temporary directory for the memory", directory=str(directory), error=str(error))
+        return cls.temporary()
 
     @classmethod
     def temporary(cls) -> Store:
@@ -203,7 +202,7 @@ class Store:
     def _open(self) -> None:
         try:
             if (self._directory / _SPOILT).exists():
-                self.clear()
+                self._clear()
             for gone in self._directory.glob(f"{_GONE}*"):
                 shutil.rmtree(gone, ignore_errors=True)
             for number in sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit()):
@@ -211,7 +210,7 @@ class Store:
             self.mark()
         except Exception as error:  # whatever RocksDB makes of what is there: the journal has it all
             log.warning("a memory on disk is thrown away", directory=str(self._directory), error=str(error))
-            self.clear()
+            self._clear()
 
     def _database(self, number: int) -> Rdict:
         from rocksdict import Rdict, WriteOptions
@@ -283,10 +282,14 @@ class Store:
             shutil.rmtree(gone, ignore_errors=True)  # under another name: half a generation is none
 
     def clear(self) -> None:
+        with self._spoiling():
+            self._clear()
+
+    def _clear(self) -> None:
         self._close_all()
         for path in self._directory.iterdir():
             if path.name.isdigit():
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path)
         (self._directory / _SPOILT).unlink(missing_ok=True)
 
     def close(self) -> None:
