@@ -213,6 +213,17 @@ class Full:
         raise OSError("No space left on device")
 
 
+def test_what_has_expired_leaves_a_full_disk(tmp_path: Path) -> None:
+    store = memory.Store.kept(tmp_path)
+    for generation in (1, 2):
+        store.write(generation, {b"key": b"value"}, None)
+    store._generations[1].close()
+    store._generations[1] = cast("Any", Full())
+    store.drop_before(2)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["2"]
+    store.close()
+
+
 def test_a_full_disk_is_named_and_let_go_of_and_the_next_start_begins_anew(tmp_path: Path) -> None:
     task, journal = join_task(), Journal(JOURNAL)
     task.keep_in(tmp_path)

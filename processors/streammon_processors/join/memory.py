@@ -277,8 +277,9 @@ class Store:
 
     def drop_before(self, oldest: int) -> None:
         for number in [number for number in self._generations if number < oldest]:
-            self._generations.pop(number).close()
-            gone = (self._directory / str(number)).rename(self._directory / f"{_GONE}{number}")
+            self._let_go(self._generations.pop(number))
+            with self._spoiling():
+                gone = (self._directory / str(number)).rename(self._directory / f"{_GONE}{number}")
             shutil.rmtree(gone, ignore_errors=True)  # under another name: half a generation is none
 
     def clear(self) -> None:
@@ -299,13 +300,16 @@ class Store:
             self._lock.release()
 
     def _close_all(self) -> None:
-        """What cannot be written out any more is read from the journal again."""
         for database in self._generations.values():
-            try:
-                database.close()
-            except Exception as error:  # whatever RocksDB says
-                log.warning("a memory on disk was not written out", directory=str(self._directory), error=str(error))
+            self._let_go(database)
         self._generations = {}
+
+    def _let_go(self, database: Rdict) -> None:
+        """What cannot be written out any more is read from the journal again."""
+        try:
+            database.close()
+        except Exception as error:  # whatever RocksDB says
+            log.warning("a memory on disk was not written out", directory=str(self._directory), error=str(error))
 
 
 @cache
