@@ -179,13 +179,20 @@ class Share:
         await self.close()
 
     async def close(self) -> None:
-        """Let what is being written be written; what fails now is for the next owner to repeat."""
-        if self.writing is not None:
-            await asyncio.wait({self.writing}, timeout=CLOSE_S)
-            self.writing.cancel()
-            await asyncio.gather(self.writing, return_exceptions=True)
-        close(self.task)
-        await self.transactor.close()
+        """Let what is being written be written; what fails now is for the next owner to repeat.
+
+        Whatever comes in between, the task lets go of what it holds: the next one, of this process perhaps, needs it.
+        """
+        try:
+            if self.writing is not None:
+                await asyncio.wait({self.writing}, timeout=CLOSE_S)
+                self.writing.cancel()
+                await asyncio.gather(self.writing, return_exceptions=True)
+        finally:
+            if self.writing is not None:
+                self.writing.cancel()
+            close(self.task)
+            await self.transactor.close()
 
 
 class Intake:

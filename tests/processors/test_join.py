@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import zlib
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
 from streammon import wire
 from streammon.broker import Outgoing
-from streammon.config import Settings
+from streammon.config import LabelSettings, Settings
 from streammon.events import EventType
 from streammon.outcomes import MAX_TEXT_BYTES, bounded_text
 from streammon.results import OTHER
 from streammon.tick import TICK
-from streammon.topics import MAX_RECORD_BYTES
+from streammon.topics import LARGE_RECORD_BYTES, MAX_RECORD_BYTES
 from streammon_processors.contract import Stored, run
 from streammon_processors.join import cohorts, label_windows
 from streammon_processors.join.task import GENERATIONS
@@ -175,6 +178,22 @@ def test_time_passes_where_something_waits_for_it_and_nowhere_else() -> None:
     assert sum(joined(here.outputs).unmatched.values()) == 1
 
 
+def test_a_brokers_clock_that_goes_back_within_a_batch_changes_nothing_about_where_it_is_cut() -> None:
+    times = (0, 20, 12, 13)  # of another broker, from the third record on
+    [said] = wire.encode(EventType.INFERENCE, [prediction(0, "b")])
+    values = [*(wire.encode(EventType.INFERENCE, [prediction(0, name)])[0] for name in "xyz"), said]
+    log = [
+        Stored(value, at, round(1000 * (T0 + time))) for at, (value, time) in enumerate(zip(values, times, strict=True))
+    ]
+    found = []
+    for cuts in ((0, 4), (0, 3, 4), (0, 1, 2, 3, 4)):
+        here = Partition()
+        for start, end in itertools.pairwise(cuts):
+            here.task.process("inference", log[start:end])
+        found.append(len(here.give(label(0, "b", label=1.0), at=45).pairs))
+    assert found == [1, 1, 1]  # it came when the newest before it did: 25 s before its label, not 32 s
+
+
 def test_what_has_expired_is_forgotten_with_its_generation() -> None:
     here = Partition()
     for at in range(200):
@@ -234,3 +253,41 @@ def test_a_snapshot_of_all_that_is_bounded_fits_into_a_record() -> None:
         here.give(*batch, at=at)
         here.give(*({**label(at, f"x{at}", label=1.0), **each} for each in models), at=at)
     assert len(here.task.snapshot()) < MAX_RECORD_BYTES / 2
+
+
+def test_whatever_models_are_called_and_however_many_there_are_a_snapshot_fits_into_its_record() -> None:
+    rng = random.Random(2)
+    here = Partition(SETTINGS.model_copy(update={"labels": LabelSettings(max_predictions=6000)}))
+
+    def names(length: int) -> dict[str, str]:
+        return {each: rng.randbytes(length // 2).hex() for each in ("service", "model")}
+
+    for length, models in ((100_000, 10), (1000, 500), (100, 5000)):
+        labels = [{**label(0, "x", label=1.0), **names(length)} for _ in range(models)]
+        said = ({"model_version": rng.randbytes(90).hex(), "prediction": rng.randbytes(90).hex()} for _ in labels)
+        for start in range(0, models, 100):
+            here.give(*labels[start : start + 100], at=0)
+            some = zip(range(100), said, strict=False)
+            here.give(
+                *({**prediction(0, f"{at}", confidence=rng.random(), **each), **names(length)} for at, each in some),
+                at=0,
+            )
+        assert len(here.task.snapshot()) < LARGE_RECORD_BYTES
+    assert sum(here.pass_time(100).unmatched.values()) == 5000 + 500 + 10
+
+
+def test_an_event_beyond_all_bounds_is_counted_once_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohorts, "MAX_SERIES", 0)
+    here = Partition()
+    here.give(*(prediction(0, str(number), tenant=f"t{number}") for number in range(5)), at=0)
+    found = here.pass_time(100).cohorts
+    assert {key[3]: count for key, count in found.items() if key[-1] == "count"} == {(): 5, (("tenant", OTHER),): 5}
+
+
+def test_there_is_one_window_for_the_labels_of_all_models_that_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_windows, "MAX_WINDOWS", 2)
+    here = Partition()
+    for number in range(6):
+        here.give({**label(4 * number, "a", label=1.0), "model": f"m{number}"}, at=4 * number)
+    assert len(msgspec.msgpack.decode(zlib.decompress(here.task.snapshot()))[4]) == 3
+    assert sorted(here.pass_time(200).unmatched.values()) == [1, 1, 4]

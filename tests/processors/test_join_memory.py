@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from streammon import wire
 from streammon.broker import Outgoing
 from streammon.config import LabelSettings, Settings, WindowSettings
+from streammon.errors import Fatal
 from streammon.events import EventType
 from streammon_processors.builtin import join_processor
-from streammon_processors.contract import Journal, Stored, give_journal, run, run_with_crashes
+from streammon_processors.contract import JUNK, Journal, Stored, give_journal, run, run_with_crashes
 from streammon_processors.join import JoinTask, memory
 from streammon_processors.join.task import GENERATIONS
 from streammon_processors.journal import BEGINNING, Link, Trail, Turn
@@ -169,6 +172,76 @@ def test_a_directory_that_another_process_uses_is_left_alone(
     assert second_half(other) == second_half(task)
     for each in (task, other):
         each.close()
+
+
+def test_what_is_no_page_of_the_journal_is_passed_over() -> None:
+    task, journal, again = join_task(), Journal(JOURNAL), join_task()
+    first_half(task, journal)
+    again.restore(task.snapshot())
+    give_journal(again, [*(Stored(junk, 0, 0) for junk in JUNK), *journal])
+    assert second_half(again) == second_half(task)
+
+
+def test_a_directory_whose_contents_belong_to_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1").write_text("no RocksDB")
+
+    remove = shutil.rmtree
+
+    def refused(path: Path, ignore_errors: bool = False) -> None:
+        if tmp_path in path.parents:
+            raise PermissionError(13, "Permission denied")
+        remove(path, ignore_errors)
+
+    task = join_task()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refused)
+        task.keep_in(tmp_path)
+    assert "using a temporary directory for the memory" in capsys.readouterr().out
+    first_half(task, Journal(JOURNAL))
+    task.snapshot()
+    task.committed()
+    assert second_half(task).pairs == expected(join_logs(1)).pairs
+    task.close()
+
+
+class Full:
+    """A database on a full disk."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OSError("No space left on device")
+
+
+def test_what_has_expired_leaves_a_full_disk(tmp_path: Path) -> None:
+    store = memory.Store.kept(tmp_path)
+    for generation in (1, 2):
+        store.write(generation, {b"key": b"value"}, None)
+    store._generations[1].close()
+    store._generations[1] = cast("Any", Full())
+    store.drop_before(2)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["2"]
+    store.close()
+
+
+def test_a_full_disk_is_named_and_let_go_of_and_the_next_start_begins_anew(tmp_path: Path) -> None:
+    task, journal = join_task(), Journal(JOURNAL)
+    task.keep_in(tmp_path)
+    first_half(task, journal)
+    snapshot = task.snapshot()
+    task.committed()
+    assert task._memory._store is not None
+    task._memory._store._generations = dict.fromkeys(task._memory._store._generations, cast("Any", Full()))
+    with pytest.raises(Fatal, match=f"{re.escape(str(tmp_path))} cannot be read or written: No space left on device"):
+        second_half(task)
+    task.close()
+    again = join_task()
+    again.keep_in(tmp_path)
+    again.restore(snapshot)
+    assert again.recover_from() == 0.0, "all of the journal"
+    give_journal(again, journal)
+    assert second_half(again).pairs == expected(join_logs(1)).pairs
+    again.close()
 
 
 def test_what_another_version_has_left_on_disk_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

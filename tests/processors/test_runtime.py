@@ -738,6 +738,21 @@ async def test_a_broker_that_hangs_does_not_keep_the_process_from_stopping(
     assert await contents(broker, "windows") == []
 
 
+async def test_a_task_lets_go_of_its_disk_even_if_its_share_is_not_closed_in_time(
+    broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one, made in the same process because a file has changed, is to find it free."""
+    monkeypatch.setattr("streammon_processors.runtime.GRACE_S", 0.5)  # in the midst of closing
+    await broker.append(events([1_700_000_000.0]))
+    hanging, stop, closed = Hanging(broker), asyncio.Event(), list[Task]()
+    monkeypatch.setattr("streammon_processors.share.close", closed.append)
+    task = asyncio.create_task(run_processor(hanging, Processor("echo", ("inference",), echo), settings, stop=stop))
+    await asyncio.wait_for(hanging.hangs.wait(), 10)
+    stop.set()
+    await asyncio.wait_for(task, 5)
+    assert len(closed) == 2  # partitions
+
+
 async def test_records_with_many_events_are_committed_a_few_at_a_time(
     broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import floor, inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 
 MAX_SERIES = 1000
 """Versions and slices of models that are counted apart at once, in all open windows; beyond, one for each window."""
+MAX_NAMES_BYTES = 256 * 1024
+"""Of all their names together, likewise: names may be of any length, and this is in every snapshot."""
 MAX_HISTOGRAMS = 1000
 """Classes of theirs that are, likewise; beyond, one for each series."""
 MAX_CLASSES, MAX_SLICE_VALUES = 50, 50
@@ -51,6 +53,11 @@ class Series(NamedTuple):
     def key(self) -> bytes:
         labels = {"service": self.service, "model": self.model, "model_version": self.version or "", **self.slices}
         return series_key(labels)
+
+    @property
+    def size(self) -> int:
+        """The bytes of its names."""
+        return sum(len(name.encode(errors="surrogatepass")) for name in self if name)
 
 
 BEYOND = Series(OTHER, OTHER, OTHER)
@@ -132,7 +139,8 @@ class Cohorts:
         self._sizes = np.array(sizes_s)
         self.newest = -inf
         self._open: dict[Place, dict[Series, Sums]] = {}
-        self._series = self._histograms = 0  # of all of them
+        self._series = self._names_bytes = self._histograms = 0  # of all of them
+        self._values: dict[tuple[Any, ...], int] = {}  # series of a window that differ in the value of a slice only
         self._revisions = Revisions()
 
     # --- decisions ------------------------------------------------------------------------------------------------
@@ -218,16 +226,22 @@ class Cohorts:
         window = self._open.setdefault(place, {})
         sums = window.get(series)
         if sums is None:
-            series = self._within_bounds(window, series)
-            self._series += series not in window
-            sums = window.setdefault(series, Sums())
+            series = self._within_bounds(place, series)
+            sums = window.get(series) or self._begin(place, series, Sums())
         return sums
 
-    def _within_bounds(self, window: dict[Series, Sums], series: Series) -> Series:
-        if self._series >= MAX_SERIES:
-            return BEYOND
-        same = series._replace(value=None)
-        values = sum(each._replace(value=None) == same for each in window) if series.slice is not None else 0
+    def _begin(self, place: Place, series: Series, sums: Sums) -> Sums:
+        self._open[place][series] = sums
+        self._series += 1
+        self._names_bytes += series.size
+        same = place, *series[:-1]
+        self._values[same] = self._values.get(same, 0) + 1
+        return sums
+
+    def _within_bounds(self, place: Place, series: Series) -> Series:
+        if self._series >= MAX_SERIES or self._names_bytes + series.size > MAX_NAMES_BYTES:
+            return BEYOND if series.slice is None else BEYOND._replace(slice=series.slice, value=OTHER)
+        values = self._values.get((place, *series[:-1]), 0) if series.slice is not None else 0
         return series._replace(value=OTHER) if values >= MAX_SLICE_VALUES else series
 
     def _add(self, sums: Sums, counts: Sequence[int], binned: dict[str, tuple[Ints, Ints]]) -> None:
@@ -252,13 +266,18 @@ class Cohorts:
     def _publish(self) -> Iterator[Cohort]:
         for place in sorted(place for place in self._open if place.late or self._is_closed(place)):
             window = self._open.pop(place)
-            self._series -= len(window)
             for series in sorted(window, key=repr):
                 sums = window[series]
-                self._histograms -= len(sums.confidence)
+                self._end(place, series, sums)
                 yield self._cohort(place, series, sums)
         if self.newest > -inf:
             self._revisions.forget_before(floor(self.watermark - self._told_after_s - max(self._sizes)) - 1)
+
+    def _end(self, place: Place, series: Series, sums: Sums) -> None:
+        self._series -= 1
+        self._names_bytes -= series.size
+        self._histograms -= len(sums.confidence)
+        self._values.pop((place, *series[:-1]), None)
 
     def _cohort(self, place: Place, series: Series, sums: Sums) -> Cohort:
         cohort = self.supplement(series, place) if place.late else self._main(series, place)
@@ -306,6 +325,7 @@ class Cohorts:
                 for name, (bins, counts) in each.confidence.items():
                     sums.confidence[name] = np.zeros(CONFIDENCE_BINS, dtype=np.int64)
                     sums.confidence[name][bins] = counts
-                self._open.setdefault(Place(start_s, size_s, late), {})[each.series] = sums
-                self._series += 1
+                place = Place(start_s, size_s, late)
+                self._open.setdefault(place, {})
+                self._begin(place, each.series, sums)
                 self._histograms += len(sums.confidence)

@@ -15,8 +15,9 @@ from msgspec import Struct
 from streammon.results import OTHER
 from streammon_processors.join.models import KnownModels, Model
 
-MAX_WINDOWS = 5000
-"""Remembered at once. Beyond, a label is counted in the newest window of its model, or with those of others."""
+MAX_WINDOWS, MAX_NAMES_BYTES = 5000, 256 * 1024
+"""Remembered at once, and the bytes of the names of their models. Beyond, a label is counted in the newest window of
+its model, or, of models that have none, in one for all."""
 
 
 class LabelWindow(Struct, array_like=True):
@@ -35,6 +36,10 @@ class LabelWindow(Struct, array_like=True):
     @property
     def end_ms(self) -> float:
         return (self.start_s + self.size_s) * 1000
+
+    def is_final(self, predictions_ms: int) -> bool:
+        """Nothing that is still to come matches any of its labels."""
+        return not self.waiting or predictions_ms > self.last_ms + self.horizon_ms
 
 
 class Told(NamedTuple):
@@ -57,6 +62,8 @@ class LabelWindows:
     def __init__(self, models: KnownModels) -> None:
         self._models = models
         self._windows: dict[Key, LabelWindow] = {}
+        self._starts: dict[tuple[str, str], dict[float, None]] = {}  # by model, the newest last
+        self._names_bytes = 0
 
     def wait(self, model: Model, came_ms: int) -> float:
         """A label waits; the start of the window that it is counted in."""
@@ -78,30 +85,48 @@ class LabelWindows:
     def _of(self, model: Model, came_ms: int) -> LabelWindow:
         start_s = floor(came_ms / 1000 / model.window_s) * model.window_s
         key = (model.service, model.model, start_s)
-        if key not in self._windows and len(self._windows) >= MAX_WINDOWS:
-            own = (key for key in self._windows if key[:2] == (model.service, model.model))
-            key = max(own, default=(OTHER, OTHER, start_s))
+        if key not in self._windows and self._is_full(key):
+            newest = self._newest(model.service, model.model) or self._newest(OTHER, OTHER)
+            key = newest or (OTHER, OTHER, start_s)
         if key not in self._windows:
-            self._windows[key] = LabelWindow(*key, model.window_s, model.horizon_ms)
+            self._begin(key, LabelWindow(*key, model.window_s, model.horizon_ms))
         return self._windows[key]
+
+    def _is_full(self, key: Key) -> bool:
+        return len(self._windows) >= MAX_WINDOWS or self._names_bytes + _size(key) > MAX_NAMES_BYTES
+
+    def _newest(self, service: str, model: str) -> Key | None:
+        starts = self._starts.get((service, model))
+        return (service, model, next(reversed(starts))) if starts else None
+
+    def _begin(self, key: Key, window: LabelWindow) -> None:
+        self._windows[key] = window
+        self._starts.setdefault(key[:2], {})[key[2]] = None
+        self._names_bytes += _size(key)
+
+    def _end(self, key: Key) -> None:
+        del self._windows[key]
+        starts = self._starts[key[:2]]
+        del starts[key[2]]
+        if not starts:
+            del self._starts[key[:2]]
+        self._names_bytes -= _size(key)
 
     def due(self, predictions_ms: int, labels_ms: int) -> Iterator[Told]:
         """What can be told now that both topics are read as far as these broker times, in order; each thing once.
 
         One by one, because they are known at different times: together, they would depend on which topic is read first.
         """
-        for key in sorted(self._windows):
+        ended = (each for each in self._windows.items() if labels_ms >= each[1].end_ms)
+        for key in sorted(key for key, window in ended if window.relabelled or window.is_final(predictions_ms)):
             window = self._windows[key]
-            if labels_ms < window.end_ms:
-                continue
             if window.relabelled:
                 yield Told(*key, window.size_s, relabelled=window.relabelled)
                 window.relabelled = 0
-            final = not window.waiting or predictions_ms > window.last_ms + window.horizon_ms
-            if final and window.waiting:
-                yield Told(*key, window.size_s, unmatched=window.waiting)
-            if final:
-                del self._windows[key]
+            if window.is_final(predictions_ms):
+                if window.waiting:
+                    yield Told(*key, window.size_s, unmatched=window.waiting)
+                self._end(key)
 
     def wait_for_labels(self, predictions_ms: int, labels_ms: int) -> bool:
         """Whether something would be told if time passed in the topic of labels."""
@@ -118,4 +143,10 @@ class LabelWindows:
         return list(self._windows.values())
 
     def restore(self, memory: list[LabelWindow]) -> None:
-        self._windows = {(each.service, each.model, each.start_s): each for each in memory}
+        for each in memory:
+            self._begin((each.service, each.model, each.start_s), each)
+
+
+def _size(key: Key) -> int:
+    """The bytes of the names."""
+    return sum(len(name.encode(errors="surrogatepass")) for name in key[:2])

@@ -29,6 +29,7 @@ from weakref import finalize
 import msgspec
 from msgspec import Struct
 
+from streammon.errors import Fatal
 from streammon.file_lock import FileLock
 from streammon.telemetry import log
 from streammon_processors.journal import Link
@@ -180,16 +181,15 @@ class Store:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = FileLock(directory / "lock")
-        except OSError as error:
-            log.warning("using a temporary directory for the memory", directory=str(directory), error=str(error))
-            return cls.temporary()
-        if not lock.take():
+            if lock.take():
+                store = cls(directory, lock)
+                store._open()
+                return store
             lock.release()
             log.warning("another process keeps its memory there, using a temporary directory", directory=str(directory))
-            return cls.temporary()
-        store = cls(directory, lock)
-        store._open()
-        return store
+        except OSError as error:
+            log.warning("using a temporary directory for the memory", directory=str(directory), error=str(error))
+        return cls.temporary()
 
     @classmethod
     def temporary(cls) -> Store:
@@ -202,7 +202,7 @@ class Store:
     def _open(self) -> None:
         try:
             if (self._directory / _SPOILT).exists():
-                self.clear()
+                self._clear()
             for gone in self._directory.glob(f"{_GONE}*"):
                 shutil.rmtree(gone, ignore_errors=True)
             for number in sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit()):
@@ -210,7 +210,7 @@ class Store:
             self.mark()
         except Exception as error:  # whatever RocksDB makes of what is there: the journal has it all
             log.warning("a memory on disk is thrown away", directory=str(self._directory), error=str(error))
-            self.clear()
+            self._clear()
 
     def _database(self, number: int) -> Rdict:
         from rocksdict import Rdict, WriteOptions
@@ -260,36 +260,56 @@ class Store:
 
     @contextmanager
     def _spoiling(self) -> Iterator[None]:
-        """Who cannot be read or written now is not tried again."""
+        """Who cannot be read or written now is not tried again.
+
+        Raises:
+            Fatal: that; without it there is no going on.
+        """
         try:
             yield
-        except Exception:
+        except Exception as error:
             with suppress(OSError):
                 (self._directory / _SPOILT).touch()
-            raise
+            raise Fatal(
+                f"the memory of the join in {self._directory} cannot be read or written: {error}; see to the disk, "
+                "and start again: nothing is lost, what is missing there is read from the journal"
+            ) from error
 
     def drop_before(self, oldest: int) -> None:
         for number in [number for number in self._generations if number < oldest]:
-            self._generations.pop(number).close()
-            gone = (self._directory / str(number)).rename(self._directory / f"{_GONE}{number}")
+            self._let_go(self._generations.pop(number))
+            with self._spoiling():
+                gone = (self._directory / str(number)).rename(self._directory / f"{_GONE}{number}")
             shutil.rmtree(gone, ignore_errors=True)  # under another name: half a generation is none
 
     def clear(self) -> None:
-        for database in self._generations.values():
-            database.close()
-        self._generations = {}
+        with self._spoiling():
+            self._clear()
+
+    def _clear(self) -> None:
+        self._close_all()
         for path in self._directory.iterdir():
             if path.name.isdigit():
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path)
         (self._directory / _SPOILT).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Write out what is in buffers, so that nothing has to be read again."""
-        for database in self._generations.values():
-            database.close()
-        self._generations = {}
+        self._close_all()
         if self._lock is not None:
             self._lock.release()
+
+    def _close_all(self) -> None:
+        for database in self._generations.values():
+            self._let_go(database)
+        self._generations = {}
+
+    def _let_go(self, database: Rdict) -> None:
+        """What cannot be written out any more is read from the journal again."""
+        try:
+            database.close()
+        except Exception as error:  # whatever RocksDB says
+            log.warning("a memory on disk was not written out", directory=str(self._directory), error=str(error))
 
 
 @cache

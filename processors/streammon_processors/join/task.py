@@ -71,8 +71,8 @@ HEADS = np.dtype([("came_ms", "<i8"), ("time", "<f8"), ("confidence", "<f8"), ("
 """`entries.HEAD`, of many."""
 MAX_OUTCOMES = 1000
 """Pairs in one record, at most."""
-MAX_FORGOTTEN = 1000
-"""Models whose forgotten predictions are counted apart."""
+MAX_FORGOTTEN_BYTES = 32 * 1024
+"""Of the names of models whose predictions are counted apart, in case they are forgotten; of each generation."""
 
 
 class Generation(Struct, array_like=True):
@@ -142,7 +142,7 @@ class JoinTask:
         left = Records.of(records)
         start = 0
         while start < len(left):
-            here = self._topics.setdefault(topic, _Topic())
+            here, first = self._topics.setdefault(topic, _Topic()), start
             if left.values[start] == TICK:
                 start += 1
                 outputs = list(self._tick(topic, here, left[start - 1]))
@@ -153,7 +153,7 @@ class JoinTask:
                 outputs = list(self._chunk(topic, here, chunk))
                 here.broker_ms = int(left.timestamps[start - 1])
             here.next_offset = int(left.offsets[start - 1]) + 1
-            here.heard_ms = max(here.heard_ms, here.broker_ms)
+            here.heard_ms = max(here.heard_ms, int(left.timestamps[first:start].max()))
             yield Step([*outputs, *self._tell(), *self._turn()], start)
 
     def _tick(self, topic: str, here: _Topic, record: Record) -> Iterator[Outgoing]:
@@ -232,10 +232,10 @@ class JoinTask:
             return
         counts = self._generations[-1].predictions
         for number, count in enumerate(np.bincount(kind, minlength=len(models)).tolist()):
-            name = models[number].service, models[number].model
-            known = name[1] in counts.get(name[0], {}) or sum(map(len, counts.values())) < MAX_FORGOTTEN
-            service, model = name if known else (OTHER, OTHER)
             if count:
+                service, model = models[number].service, models[number].model
+                if model not in counts.get(service, {}) and _names_bytes(counts, service, model) > MAX_FORGOTTEN_BYTES:
+                    service = model = OTHER
                 own = counts.setdefault(service, {})
                 own[model] = own.get(model, 0) + count
 
@@ -442,7 +442,10 @@ class JoinTask:
         assert self._trail is not None, "recover_from is asked before"
         for record in records:
             value = record.value or b""
-            page = msgspec.msgpack.decode(value, type=Page)
+            try:
+                page = msgspec.msgpack.decode(value, type=Page)
+            except msgspec.DecodeError:  # not of the chain; if it should be, that does not end
+                continue
             turn = self._trail.follow(page.before, value)
             if turn is Turn.BEGIN:
                 self._memory.clear()
@@ -461,6 +464,12 @@ class JoinTask:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _names_bytes(counts: Mapping[str, Mapping[str, int]], *more: str) -> int:
+    """The bytes of the names of what is counted, and some more."""
+    names = (*more, *counts, *(name for models in counts.values() for name in models))
+    return sum(len(name.encode(errors="surrogatepass")) for name in names)
 
 
 def _firsts(keys: Sequence[bytes], found: Sequence[bytes | None]) -> Mask:
