@@ -9,6 +9,7 @@ Semantics
 * It is tested against the reference that its profiles name, or against earlier windows counted in the same bins. While
   that reference has not been read, it waits, and later windows of the version behind it; at most `MAX_WAITING`, then it
   is told as ``unknown_reference``. So nothing depends on which of the two topics is read first.
+* If that reference is automatic, it is learned how far windows lie from it by themselves: see `usual`.
 * For each window there is a record for every target of the reference, and one of the target ``dataset``. What the
   checks of schema and quality find is told in the windows in which it is wrong, and in the first one thereafter.
 * Windows of which nothing can be tested are one record, of ``dataset``, which says why.
