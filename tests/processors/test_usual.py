@@ -92,6 +92,13 @@ def test_a_total_change_is_always_seen(detector: str, most: float) -> None:
     assert 0.9 * most < learning.thresholds(3, finding(detector))[0] < most
 
 
+def test_a_total_change_is_seen_on_the_first_day_whatever_the_threshold() -> None:
+    tests = finding("ks", threshold=0.4), finding("jensen_shannon", threshold=0.3), finding("psi", threshold=0.4)
+    assert Learning().thresholds(0, *tests[:1]) == [0.7]
+    assert Learning().thresholds(0, *tests[1:2])[0] < sqrt(log(2))
+    assert Learning().thresholds(0, *tests[2:]) == [0.4 * AT_FIRST]
+
+
 def test_a_published_reference_has_nothing_usual_and_neither_has_who_does_not_want_it() -> None:
     frame = automatic()
     frame.automatic = False

@@ -86,7 +86,8 @@ class Usual:
             return test.threshold
         learned = self._learned.get(reference)
         usual = learned.effects.get(_name(test), 0.0) if learned else 0.0
-        return max(test.threshold * at_least, min(MARGIN * usual, (usual + _largest(test)) / 2))
+        at_first = _at_most(test, test.threshold * at_least)
+        return max(test.threshold, at_first, min(MARGIN * usual, (usual + _largest(test)) / 2))
 
     def learn(
         self, judged: Sequence[Finding], frame: Reference, start_unix_s: float, policy: DriftPolicy, alpha: float
