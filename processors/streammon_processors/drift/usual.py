@@ -118,7 +118,8 @@ def _is_whole(test: Finding) -> bool:
 
 
 def _is_usual(test: Finding, alpha: float) -> bool:
-    return test.q_value is not None and test.q_value <= LEARNED * alpha and not test.drifted
+    is_no_chance = test.q_value is not None and test.q_value <= LEARNED * alpha
+    return is_no_chance and not test.drifted and test.detector not in SCHEMA
 
 
 def _name(test: Finding) -> str:
