@@ -30,6 +30,7 @@ from streammon_processors.drift.compare import compare, judge
 from streammon_processors.drift.multiplicity import alpha_of
 from streammon_processors.drift.past import Past, coarse, coarse_frame
 from streammon_processors.drift.sample import Sample, Side, of_reference
+from streammon_processors.drift.usual import Usual
 from tests.profiled import profile, reference
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -52,6 +53,8 @@ class Case(NamedTuple):
     size: int
     """Values an hour."""
     policy: DriftPolicy = DriftPolicy()
+    automatic: bool = False
+    """The reference is of the first values, and what is usual is learned."""
 
 
 SAME_HOUR = DriftPolicy(reference=ReferencePolicy(same_hour_last_week=True))
@@ -65,6 +68,11 @@ CASES = (
         for m in (200, 3000)
     ),
     Case("heavy tails (Cauchy), no floor", "heavy", 1000, 1000, NO_FLOOR),
+    Case("iid, automatic", "iid", 1000, 300, automatic=True),
+    Case("heavy tails (Cauchy), automatic", "heavy", 1000, 300, automatic=True),
+    *(Case(f"AR(1), {size:,} an hour, automatic", "ar1", 1000, size, automatic=True) for size in (300, 1000, 3000)),
+    *(Case(f"daily season, {size:,} an hour, automatic", "season", 1000, size, automatic=True) for size in (300, 3000)),
+    *(Case(f"daily season × {times}, automatic", f"season{times}", 1000, 1000, automatic=True) for times in (2, 4)),
     Case("AR(1), 3,000 an hour", "ar1", 5000, 3000),
     Case("AR(1), 3,000 an hour, threshold 0.3", "ar1", 5000, 3000, DriftPolicy(threshold=0.3)),
     Case("AR(1), 300 an hour", "ar1", 5000, 300),
@@ -83,9 +91,9 @@ def drawn(kind: str, rng: np.random.Generator, first_hour: float, size: int, hou
     noise = rng.normal(size=count)
     if kind == "ar1":
         return np.asarray(lfilter([np.sqrt(1 - PHI**2)], [1, -PHI], noise))
-    if kind == "season":
+    if kind.startswith("season"):
         at = first_hour + np.arange(count) / size
-        return np.asarray(noise + SEASON * np.sin(2 * np.pi * at / 24))
+        return np.asarray(noise + SEASON * float(kind[6:] or 1) * np.sin(2 * np.pi * at / 24))
     return noise
 
 
@@ -117,7 +125,8 @@ def month(case: Case, seed: int) -> int:
     rng, kind = np.random.default_rng(seed), case.values
     hours = case.reference / case.size
     frame = frame_of([drawn(kind, rng, 0.0, case.size, hours) for _ in range(TARGETS)])
-    past, has_past = Past(), case.policy.reference != ReferencePolicy()
+    frame.automatic, frame.since_unix_s = case.automatic, 0.0
+    past, has_past, usual = Past(), case.policy.reference != ReferencePolicy(), Usual()
     alpha = alpha_of(1 - ONLINE_SHARE, case.policy.window_s, 1)
     alarms = 0
     series = [drawn(kind, rng, hours, case.size, HOURS + WEEK * has_past) for _ in range(TARGETS)]
@@ -128,8 +137,10 @@ def month(case: Case, seed: int) -> int:
         past.add("s", start, "r", now, case.policy)
         if before is not None and hour >= WEEK * has_past:
             bins, current = (coarse_frame(frame), coarse(now)) if has_past else (frame, now)
-            tests = compare(current, before, bins, case.policy)
-            alarms += any(each.drifted for each in judge(tests, case.policy, alpha))
+            tests = usual.raised(compare(current, before, bins, case.policy), frame, start, case.policy)
+            judged = judge(tests, case.policy, alpha)
+            usual.learn(judged, frame, start, case.policy, alpha)
+            alarms += any(each.drifted for each in judged)
     return alarms
 
 

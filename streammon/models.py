@@ -51,12 +51,19 @@ class ReferencePolicy(Part, frozen=True):
     """Hold a window against the profiles of this long before it instead; counted in the same bins."""
     same_hour_last_week: bool = False
     """Hold a window against the profiles of the same time a week before it instead; counted in the same bins."""
+    learn: Duration = "7d"
+    """How long it is learned how far a version lies from its first events by itself; 0: not at all."""
 
     def __post_init__(self) -> None:
         if self.rolling is not None and self.same_hour_last_week:
             raise ValueError("rolling and same_hour_last_week exclude each other; keep one")
         if self.rolling is not None and not seconds(self.rolling):
             raise ValueError("rolling is 0; write how long a time a window is held against, such as 7d")
+        seconds(self.learn)
+
+    @property
+    def learn_s(self) -> float:
+        return seconds(self.learn)
 
 
 class DriftPolicy(Part, frozen=True):

@@ -53,9 +53,11 @@ def values(
 
 def frames(rng: random.Random) -> list[Reference]:
     made = [("r1", "ranker", 0.0), ("r2", "ranker", 1.0), ("r3", "rolling", 0.0)]
-    return [
+    found = [
         reference(values(rng, 200, shift), name=name, model=model, pairs=PAIRS, bins=6) for name, model, shift in made
     ]
+    found[0].automatic, found[0].since_unix_s = True, BEGIN - 86_400.0  # so what is usual is learned
+    return found
 
 
 @cache

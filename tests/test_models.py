@@ -45,6 +45,7 @@ models:
         ("{drift: {reference: {rolling: 7d, same_hour_last_week: true}}}", "exclude each other"),
         ("{drift: {reference: {rolling: 0}}}", "rolling is 0"),
         ("{drift: {reference: {first: 1}}}", "20"),
+        ("{drift: {reference: {learn: long}}}", "'long' is no duration"),
         ("{drift: {text: [query]}}", "'query' is no target; there are features.NAME, prediction and confidence"),
         ("{drift: {weights: {age: 2}}}", "'age' is no target; there are features.NAME, prediction and confidence"),
         ("{drift: {tests: {features.age: kss}}}", "kss"),

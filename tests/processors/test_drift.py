@@ -370,3 +370,19 @@ def test_the_level_of_a_window_is_its_share_of_the_false_alarms_of_a_month() -> 
     assert alpha_of(0.5, 86_400.0, 1) == 1 / 60
     assert alpha_of(30.0, 86_400.0, 1) == MAX_ALPHA
     assert alpha_of(0.0, 3600.0, 1) == 0
+
+
+@pytest.mark.parametrize("reference_size", [100, 1000])
+@pytest.mark.parametrize("times", [2.5, 5, 10, 20])
+def test_the_range_of_a_huge_window_goes_by_the_distribution(
+    reference_size: int, times: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 3000 * reference_size
+    hits = round(times * size / reference_size)
+    monkeypatch.setattr(chances, "MAX_TERMS", 10**9)
+    exact = chances.beyond_range(reference_size, hits, size)
+    monkeypatch.setattr(chances, "MAX_TERMS", 1)
+    assert chances.beyond_range(reference_size, hits, size) == pytest.approx(exact, rel=0.01)
+    monkeypatch.undo()
+    assert chances.beyond_range(1000, 2_000_000, 10**12) == 1.0
+    assert 0 < chances.beyond_range(1000, 9 * 10**9, 10**12) < 0.01

@@ -2,7 +2,7 @@
 
 `statistics` (what a test says of counts), `chances` (exact ones), `multiplicity` (many tests, and the budget), `sample`
 (what is tested), `compare` (which tests, and which of them are drift), `past` (references made of earlier windows),
-`task` (the processor).
+`usual` (how far automatic references are off by themselves), `task` (the processor).
 """
 
 from streammon_processors.drift.task import DriftTask, each_test, test_time

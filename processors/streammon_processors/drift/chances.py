@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+MAX_TERMS: Final = 100_000
+"""Of the sum in `beyond_range`. A window of which more are possible is some 2,000 times as large as the reference: the
+share of its values that lie beyond is the share of the distribution itself, and the chance right to a percent."""
 _PERFECT: Final = 1 - 1e-12
 """A correlation of 1 is taken for this, as its transformation is infinite."""
 
@@ -47,7 +50,10 @@ def beyond_range(reference_size: int, hits: int, size: int) -> float:
     within = reference_size - 1
     if hits * (within + 2) <= 2 * size:
         return 1.0
-    possible = _from(hits, size, 20 * sqrt(size) + 50 * size / within)
+    enough = 20 * sqrt(size) + 50 * size / within
+    if enough > MAX_TERMS:
+        return float(special.betaincc(2, within, (hits - 1) / size))
+    possible = _from(hits, size, enough)
     logs = _choose(size, possible) + special.betaln(2 + possible, within + size - possible) - special.betaln(2, within)
     return min(1.0, float(np.exp(logs).sum()))
 

@@ -10,6 +10,7 @@ Semantics
 * It is tested against the reference that its profiles name, or against earlier windows counted in the same bins. While
   that reference has not been read, it waits, and later windows of the version behind it; at most `MAX_WAITING`, then it
   is told as ``unknown_reference``. So nothing depends on which of the two topics is read first.
+* If that reference is automatic, it is learned how far windows lie from it by themselves: see `usual`.
 * For each window there is a record for every target of the reference, and one of the target ``dataset``. What the
   checks of schema and quality find is told in the windows in which it is wrong, and in the first one thereafter.
 * Windows of which nothing can be tested are one record, of ``dataset``, which says why.
@@ -47,6 +48,7 @@ from streammon_processors.drift.compare import Finding, NotTested, compare, judg
 from streammon_processors.drift.multiplicity import alpha_of
 from streammon_processors.drift.past import ROUNDING_S, Kept, Past, coarse, coarse_frame, slot_s_of
 from streammon_processors.drift.sample import Sample, of_profile, of_reference
+from streammon_processors.drift.usual import Learned, Usual
 from streammon_processors.task import Step, outputs_of, time_field
 
 PATIENCE_S: Final = 120.0
@@ -166,6 +168,7 @@ class _Snapshot(Struct, array_like=True):
     references: dict[str, int]
     wrong: dict[str, _Wrong]
     past: dict[str, Kept]
+    usual: dict[str, Learned] = {}
 
 
 class _Wrong(Struct, array_like=True):
@@ -191,6 +194,7 @@ class DriftTask:
         self._seen = -1  # the last profile that was read (again)
         self._wrong: dict[str, _Wrong] = {}  # by series
         self._past = Past()
+        self._usual = Usual()
         self._published: _Snapshot | None = None
         self._packed: bytes | None = None  # what was published, once it was asked for
         self._letters: list[Outgoing] = []
@@ -238,6 +242,7 @@ class DriftTask:
         self._held = dict(state.references)
         self._wrong = dict(state.wrong)
         self._past = Past(state.past)
+        self._usual = Usual(state.usual)
 
     def offsets(self) -> Mapping[str, int]:
         """The first records that a restored task needs."""
@@ -280,6 +285,7 @@ class DriftTask:
             oldest = next(iter(self._held))
             del self._held[oldest]
             self._references.pop(oldest, None)
+            self._usual.forget(oldest)
 
     # --- the story of a profile -------------------------------------------------------------------------------------
 
@@ -400,7 +406,12 @@ class DriftTask:
             return [untested(NotTested.TOO_FEW_SAMPLES, sample.count, before.count, policy.drift)]
         allowed = policy.max_false_alarms_per_month * (1 - ONLINE_SHARE)
         alpha = alpha_of(allowed, policy.drift.window_s, growing.place.versions)
-        return judge(compare(sample, before, frame, policy.drift), policy.drift, alpha)
+        tests = compare(sample, before, frame, policy.drift)
+        if has_past:
+            return judge(tests, policy.drift, alpha)
+        judged = judge(self._usual.raised(tests, frame, key.start, policy.drift), policy.drift, alpha)
+        self._usual.learn(judged, frame, key.start, policy.drift, alpha)
+        return judged
 
     def _outgoing(self, key: _Key, test: Finding) -> Outgoing:
         drift = Drift(
@@ -447,6 +458,7 @@ class DriftTask:
             references=dict(self._held),
             wrong=dict(sorted(self._wrong.items())),
             past=dict(sorted(self._past.kept.items())),
+            usual=self._usual.memory(),
         )
         self._packed = None
 
