@@ -240,7 +240,7 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     """From confidence alone, before labels come: an estimate, never a measurement. By label: what they were expected to
     tell."""
     estimation_error: float | None = None
-    """What it was off by, once labels are there: estimated minus measured."""
+    """What it was off by, once labels are there: estimated minus measured, of predictions with a confidence."""
     mean_estimation_error: float | None = None
     """How far off such estimates have been, either way, on average; the newest count most."""
     estimates: dict[str, float] = {}
