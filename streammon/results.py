@@ -209,6 +209,10 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     predictions: Count = 0
     """Made in that time; only by prediction."""
     labelled: Count = 0
+    judged: Count = 0
+    """Of these, those with a prediction to compare: what accuracy, or the errors of numbers, are of."""
+    confident: Count = 0
+    """Of these, those with a confidence: what `estimation_error` is of."""
     scored: Count = 0
     rated: Count = 0
     """Predictions that users gave a score, or a rating."""

@@ -158,6 +158,12 @@ def test_a_clock_ahead_moves_nobody() -> None:
     assert skipped("future") == before + 1
 
 
+def test_it_is_told_of_how_many_pairs_measures_and_estimates_are() -> None:
+    pairs = [Pair(True, True, 0.9), Pair(True, True), Pair(None, True, 0.9), Pair(True, True, 1.5)]
+    [first] = whole(told(task(), (1, outcomes(pairs)), (70, outcomes([right(70)]))))
+    assert (first.labelled, first.judged, first.confident) == (4, 3, 1)
+
+
 def test_versions_are_told_apart() -> None:
     subject = task()
     pairs = [right(1), wrong(2, version="v2"), wrong(3, version="v2"), right(4, version=None)]

@@ -462,6 +462,16 @@ def test_what_the_interval_does_not_decide_in_time_is_no_change() -> None:
     assert (said(loop), loop.comparison is None) == ("closed: no_change (undecided)", False)
 
 
+def test_labels_without_a_prediction_are_no_evidence() -> None:
+    looping = watched(0.7, windows=0)
+    looping.at(600, predicted(540, 5000, "8"), labelled(540, 5000, 0.75, "8", judged=99))
+    looping.at(660, labelled(600, 5000, 0.75, "8", judged=1))
+    before, after = (each.comparison for each in looping.loops[-2:])
+    assert before is None
+    assert after is not None
+    assert after.new_count == 100
+
+
 def test_nobody_looks_before_there_are_enough_labels() -> None:
     looping = watched(1.0, windows=1, min_labels=200)
     assert (looping.loops[-1].state, looping.loops[-1].comparison) == ("confirming", None)

@@ -439,6 +439,8 @@ class Model:
             size_s=size_s,
             partition=self.names.partition,
             labelled=int(sums["labelled"]),
+            judged=int(sums["numbers" if view.task == "regression" else "judged"]),
+            confident=int(sums.reliability.sum()),
             scored=int(sums["scored"]),
             rated=int(sums["rated"]),
             label_delay_s=series.delays.distribution() if by == "label" and series.delays else None,
@@ -488,8 +490,8 @@ def _add_estimate(result: Quality, estimate: Estimate | None, sums: Sums) -> Non
         return
     result.estimated_accuracy, result.estimates = estimate.accuracy, estimate.others
     result.intervals["estimated_accuracy"] = estimate.where
-    if sure := int(sums.reliability.sum()):
-        result.estimation_error = estimate.accuracy - int(sums.reliability[:, :, 1].sum()) / sure
+    if result.confident:
+        result.estimation_error = estimate.accuracy - int(sums.reliability[:, :, 1].sum()) / result.confident
 
 
 def _intervals(found: Measured) -> dict[str, Interval]:
