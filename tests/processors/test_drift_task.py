@@ -414,3 +414,19 @@ def test_a_watermark_is_when_the_newest_profile_ends() -> None:
     made = profile({"x": normal(random.Random(18), 5)}, None, BEGIN)
     log.profile(msgspec.structs.replace(made, completeness=Completeness(watermark_unix_s=BEGIN + DAY_S)))
     assert log.task.watermarks() == {PROFILES: BEGIN + PART_S}
+
+
+def test_a_short_window_waits_no_longer_than_it_lasts() -> None:
+    rng = random.Random(4)
+    frame = reference({"features.age": normal(rng, 500)})
+    models = Models(
+        models=(ModelPolicy(drift=DriftPolicy(window="20s")),),
+        profile_window="10s",
+    )
+    log, told = Log(models), []
+    log.refer(frame)
+    for part in range(8):
+        made = profile({"features.age": normal(rng, 200)}, frame, BEGIN + 10 * part)
+        made = msgspec.structs.replace(made, end_unix_s=made.start_unix_s + 10, size_s=10.0)
+        told.append({each.start_unix_s - BEGIN for each in log.profile(made)})
+    assert told == [set(), set(), set(), set(), {0.0}, set(), {20.0}, set()]

@@ -4,8 +4,9 @@ Semantics
 ---------
 * A *test window* is ``drift.window`` long and aligned to the epoch: the sum of the profiles that start in it, of one
   version and counted in the bins of one reference. A reference that takes effect within a window makes two of it.
-* It is closed when the profiles have come `PATIENCE_S` past its end, and tested once. A supplement that comes later is
-  counted (`streammon_drift_late_events`), and changes nothing: a test that was told is not taken back.
+* It is closed when the profiles have come `PATIENCE_S` past its end, or as long as it lasts if that is less, and tested
+  once. A supplement that comes later is counted (`streammon_drift_late_events`), and changes nothing: a test that was
+  told is not taken back.
 * It is tested against the reference that its profiles name, or against earlier windows counted in the same bins. While
   that reference has not been read, it waits, and later windows of the version behind it; at most `MAX_WAITING`, then it
   is told as ``unknown_reference``. So nothing depends on which of the two topics is read first.
@@ -123,6 +124,11 @@ class _Key(Struct, array_like=True, frozen=True):
     @property
     def series(self) -> str:
         return msgspec.json.encode((self.service, self.model, self.model_version)).decode()
+
+    @property
+    def due(self) -> float:
+        """What `_Clock.done` has to come to: a short window waits no longer than it lasts."""
+        return self.end - max(0.0, PATIENCE_S - (self.end - self.start))
 
     @property
     def order(self) -> tuple[float, float, str, str]:
@@ -298,7 +304,7 @@ class DriftTask:
 
     def _add(self, profile: Profile, offset: int) -> None:
         key = self._key_of(profile)
-        if key.end <= self._done:
+        if key.due <= self._done:
             LATE.inc(profile.count)
             return
         if key not in self._open:
@@ -332,7 +338,7 @@ class DriftTask:
     def _close_due(self, offset: int) -> None:
         """What is complete waits to be tested; the record at this offset is not in it."""
         self._done = max(self._done, self._clock.done)
-        due = sorted((key for key in self._open if key.end <= self._done), key=lambda key: key.order)
+        due = sorted((key for key in self._open if key.due <= self._done), key=lambda key: key.order)
         versions: dict[tuple[str, str], set[str | None]] = {}
         for key in due:
             versions.setdefault((key.service, key.model), set()).add(key.model_version)
