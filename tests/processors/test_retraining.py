@@ -24,7 +24,9 @@ from streammon_processors.remediation.decide import STALE_S
 from streammon_processors.remediation.gather import GatherRemediesTask, decode_remedy, inputs
 from streammon_processors.remediation.retraining import (
     BUCKETS,
+    MOST_ASKING,
     MOST_CLOSED,
+    MOST_KNOWN,
     MOST_LOOPS,
     MOST_NAME,
     MOST_REASONS,
@@ -745,10 +747,11 @@ def test_the_largest_snapshot_fits_into_a_record() -> None:
     for action, model in zip(policies, models, strict=True):
         looping.at(0, *(replace(each, model=model.model) for each in _lately()))
         labels = LABELS | {"model": model.model, "model_version": "7.1.19"}
-        for number in range(MOST_REASONS):
+        for number in range(MOST_ASKING):
             plain: dict[str, Any] = {"action": action, "labels": labels, "summary": "ü" * 200, "rule": "r" * 100}
-            looping.at(1, drifted(f"{number}{model.model}", 1, **plain))
-        looping.at(2, deploy(2, "8.1.17", model=model.model))
+            looping.at(1, drifted(f"{action:.20}{number:12d}", 1, **plain))
+        looping.at(2, *(deploy(2, f"6.{n:03d}", model=model.model, kind="rollback") for n in range(MOST_KNOWN)))
+        looping.at(2, deploy(2, "7.1.19", model=model.model), deploy(2, "8.1.17", model=model.model))
         looping.at(3, *(replace(each, model=model.model) for each in _since()))
     memory = msgspec.json.decode(looping.task.snapshot())["retraining"]
     assert (len(memory["models"]), len(memory["loops"])) == (MOST_MODELS, MOST_LOOPS)

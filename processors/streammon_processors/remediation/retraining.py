@@ -53,7 +53,7 @@ MOST_LOOPS: Final = 40
 MOST_CLOSED: Final = 500
 """So many that have ended are kept on `loops`; older ones are forgotten there."""
 MOST_REASONS: Final = 4
-MOST_ASKING: Final = 50
+MOST_ASKING: Final = 20
 """Alerts that ask for one, of which is known whether they have ended."""
 MOST_KNOWN: Final = 8
 MOST_RUNS: Final = 40
