@@ -35,8 +35,8 @@ def class_name(value: float | str | bool) -> str:
 
 def _number_name(text: str) -> str | None:
     """Of a text that is a number, how the number is called."""
-    if not text[:1] or text[0] not in "+-.0123456789":
-        return None
+    if not text[:1] or text[0] not in "+-.0123456789" or "_" in text or not text.isascii():
+        return None  # Python takes 1_2 for 12, and all digits of Unicode; who names classes so does not
     try:
         number = float(text)
     except ValueError:

@@ -209,6 +209,10 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     predictions: Count = 0
     """Made in that time; only by prediction."""
     labelled: Count = 0
+    judged: Count = 0
+    """Of these, those with a prediction to compare: what accuracy, or the errors of numbers, are of."""
+    confident: Count = 0
+    """Of these, those with a confidence: what `estimation_error` is of."""
     scored: Count = 0
     rated: Count = 0
     """Predictions that users gave a score, or a rating."""
@@ -240,7 +244,7 @@ class Quality(Result, kw_only=True, omit_defaults=True, tag_field="type", tag="q
     """From confidence alone, before labels come: an estimate, never a measurement. By label: what they were expected to
     tell."""
     estimation_error: float | None = None
-    """What it was off by, once labels are there: estimated minus measured."""
+    """What it was off by, once labels are there: estimated minus measured, of predictions with a confidence."""
     mean_estimation_error: float | None = None
     """How far off such estimates have been, either way, on average; the newest count most."""
     estimates: dict[str, float] = {}

@@ -297,7 +297,7 @@ _DRIFT_FIELDS: Final = {
         }
     },
 }
-_QUALITY_COUNTS: Final = ("revision", "predictions", "labelled", "unmatched_labels")
+_QUALITY_COUNTS: Final = ("revision", "predictions", "labelled", "judged", "confident", "unmatched_labels")
 _QUALITY_FIELDS: Final = {
     "streammon": {
         "properties": {

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from streammon.broker import Outgoing
 from streammon.models import LabelPolicy, ModelPolicy, Models
-from streammon.outcomes import Cohort, Outcomes
+from streammon.outcomes import Cohort, Outcomes, Value
 from streammon.results import OTHER, Quality
 from streammon.tick import TICK
 from streammon_processors.quality import QualityTask
@@ -156,6 +156,19 @@ def test_a_clock_ahead_moves_nobody() -> None:
     [first] = told(subject, (50, outcomes([right(50)])), (190, outcomes([right(190)])))
     assert (minutes(first), first.labelled) == ((1, 2), 2)  # as if it had been max_future_s ahead
     assert skipped("future") == before + 1
+
+
+def test_it_is_told_of_how_many_pairs_measures_and_estimates_are() -> None:
+    pairs = [Pair(True, True, 0.9), Pair(True, True), Pair(None, True, 0.9), Pair(True, True, 1.5)]
+    [first] = whole(told(task(), (1, outcomes(pairs)), (70, outcomes([right(70)]))))
+    assert (first.labelled, first.judged, first.confident) == (4, 3, 1)
+
+
+def test_a_label_that_is_no_number_makes_no_classes_of_numbers() -> None:
+    missing: list[Value] = ["NaN", "null", " N/A", ""]
+    pairs = [Pair(1.5, 1.0), *(Pair(2.5, each) for each in missing), *(Pair(each, 2.5) for each in missing)]
+    [first] = whole(told(task(), (1, outcomes(pairs)), (70, outcomes([right(70, version="v2")]))))
+    assert (first.mae, first.judged, first.accuracy) == (0.5, 1, None)
 
 
 def test_versions_are_told_apart() -> None:

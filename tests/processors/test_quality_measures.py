@@ -188,6 +188,7 @@ def test_a_class_is_the_same_as_number_truth_and_text() -> None:
     ]
     assert [class_name(one or False) == class_name(other or False) for one, other in same] == [True] * len(same)
     assert class_name("nan") == "nan"
+    assert [class_name(each) for each in ("1_2", "1\u0662")] == ["1_2", "1\u0662"]  # though Python reads 12
     assert class_name(1e300) == "1e+300"
     assert values_of([Pair(True, 1.0), Pair(False, 0.0), Pair(True, "0")])["accuracy"] == pytest.approx(2 / 3)
 

@@ -24,7 +24,9 @@ from streammon_processors.remediation.decide import STALE_S
 from streammon_processors.remediation.gather import GatherRemediesTask, decode_remedy, inputs
 from streammon_processors.remediation.retraining import (
     BUCKETS,
+    MOST_ASKING,
     MOST_CLOSED,
+    MOST_KNOWN,
     MOST_LOOPS,
     MOST_NAME,
     MOST_REASONS,
@@ -78,6 +80,15 @@ def test_labels_count_for_a_while_only() -> None:
     assert looping.at(1.2 * HOUR_S, drifted(after_s=1.2 * HOUR_S)) == []
     looping.at(1.3 * HOUR_S, labelled(1.3 * HOUR_S, 100))
     assert looping.at(1.4 * HOUR_S, drifted("a2", 1.4 * HOUR_S)) != []
+
+
+def test_labels_count_whatever_the_number_of_versions_that_serve_at_once() -> None:
+    looping = Looping(labels=0)
+    for number in range(5):
+        looping.at(number, *(labelled(number, 5, 0.8, str(version)) for version in range(5)))
+    assert looping.at(10, drifted(after_s=10)) != []
+    [model] = looping.task._memory.retraining.models.values()
+    assert [*model.versions] == ["0", "1", "2"]  # and none of those is forgotten for another
 
 
 def test_labels_of_a_cohort_are_those_that_come_by_label() -> None:
@@ -196,6 +207,36 @@ def test_it_is_withdrawn_only_when_none_of_its_reasons_is_left() -> None:
     assert said(closed) == "closed: withdrawn (resolved)"
 
 
+def test_it_is_wanted_while_any_alert_goes_on_that_asked_for_it_also_one_that_is_not_named_any_more() -> None:
+    looping = asked()
+    for number in range(2 * MOST_REASONS):
+        looping.at(10, drifted(f"b{number}", 10))
+    for number in range(1, 2 * MOST_REASONS):
+        looping.at(20, ended(f"b{number}", 20))
+    looping.at(20, ended("a1", 20))
+    assert looping.states[-1] == "awaiting_approval"
+    looping.at(30, ended("b0", 30))
+    assert looping.states[-1] == "closed: withdrawn (resolved)"
+
+
+def test_an_alert_that_comes_back_asks_again() -> None:
+    looping = asked()
+    looping.at(10, drifted("b", 10))
+    looping.at(20, ended("b", 20), ended("c", 20))
+    [back] = looping.at(30, drifted("b", 30, transition=5))
+    assert [each.ended_unix_s for each in back.reasons] == [None, None]
+    looping.at(40, ended("a1", 40))
+    assert looping.states[-1] == "awaiting_approval"
+
+
+def test_reasons_that_are_over_are_left_out_before_others() -> None:
+    looping = asked()
+    looping.at(10, *(drifted(f"b{number}", 10) for number in range(MOST_REASONS - 1)))
+    looping.at(20, ended("b1", 20))
+    [loop] = looping.at(30, drifted("c", 30))
+    assert [each.alert_id for each in loop.reasons] == ["a1", "b0", "b2", "c"]
+
+
 def test_what_was_approved_goes_on_when_its_alert_ends() -> None:
     looping = Looping()
     looping.at(0, drifted())
@@ -283,17 +324,70 @@ def test_a_deploy_of_a_version_that_was_there_before_or_of_another_model_is_not_
     looping.at(0, deploy(-100, "6"), labelled(-60, 10, version="5"))
     looping.approved()
     others = [
-        deploy(60, "7"),
         deploy(60, "6"),
         deploy(60, "5"),
+        deploy(60, "4", kind="rollback"),
+        deploy(-60, "3"),
+        deploy(60, "7"),
         deploy(60, "8", model="other"),
         deploy(60, "8", service="x"),
         deploy(60, None),
-        deploy(60, "8", kind="rollback"),
-        deploy(-60, "8"),
     ]
-    assert looping.at(60, *others) == []
-    assert looping.at(61, deploy(61, "8", model=None)) != []
+    told = looping.at(60, *others)
+    assert [(said(each), each.old_version) for each in told] == [("approved", each) for each in "6547"]
+    assert looping.at(61, deploy(61, "3"), deploy(61, "4")) != []  # they have served
+    [loop] = looping.at(62, deploy(62, "8", model=None))
+    assert (loop.state, loop.old_version, loop.new_version) == ("deployed", "4", "8")
+
+
+def test_what_is_deployed_before_it_is_approved_is_the_old_version() -> None:
+    looping = asked()
+    looping.at(50, deploy(50, "8"))
+    looping.at(100, approval(looping.id, time_unix_s=T0 + 100))
+    assert looping.at(150, deploy(150, "8")) == []  # on one more host
+    [loop] = looping.at(200, deploy(200, "9"))
+    assert (loop.state, loop.old_version, loop.new_version) == ("deployed", "8", "9")
+
+
+def test_a_deploy_that_says_it_is_of_the_future_is_watched_from_now_on() -> None:
+    looping = Looping()
+    looping.approved()
+    looping.at(60, deploy(1e7))
+    looping.at(120, predicted(60, 1000, "8"), labelled(60, 1000, 0.99, "8"))
+    assert said(looping.loops[-1]) == "closed: helped (measured)"
+
+
+def two_models() -> Looping:
+    """Both with a training that was approved, by runs of one job."""
+    other = replace(RETRAIN, model="other", min_labels=0)
+    looping = Looping(dict(policies()) | {"other": Known(Policy(mode="auto", cool_down=0, retrain=other), "v2")})
+    looping.at(0, drifted(), drifted("a2", action="other", labels={}))
+    return looping
+
+
+def test_a_run_is_of_one_model_whoever_else_waits_for_one_of_its_job() -> None:
+    looping = two_models()
+    [first] = looping.at(10, run(10, run_id="one"))
+    [second] = looping.at(11, run(11, run_id="two"))
+    assert [(each.model, each.state) for each in (first, second)] == [("ranker", "training"), ("other", "training")]
+    [failed] = looping.at(20, run(20, "failed", run_id="one"))
+    assert (failed.model, said(failed)) == ("ranker", "closed: failed (run)")
+
+
+def test_a_run_that_was_of_one_is_of_no_other_once_that_has_ended() -> None:
+    looping = two_models()
+    looping.at(10, run(10, run_id="one"), run(11, "failed", run_id="one"))
+    again = Run(job="train-ranker", run_id="one", state="failed", started_unix_s=T0 + 10)
+    assert looping.at(12, again) == []
+    [other] = looping.at(13, run(13, run_id="two"))
+    assert (other.model, other.state) == ("other", "training")
+
+
+def test_a_run_with_the_id_of_a_request_is_of_that_one() -> None:
+    looping = two_models()
+    [other] = [each for each in looping.loops if each.model == "other"]
+    [loop] = looping.at(10, run(10, run_id=f"train-{other.id}"))
+    assert (loop.model, loop.state) == ("other", "training")
 
 
 # --- every state has its time -----------------------------------------------------------------------------------------
@@ -368,6 +462,16 @@ def test_what_the_interval_does_not_decide_in_time_is_no_change() -> None:
     assert looping.loops[-1].state == "confirming"
     [loop] = looping.at(5 * HOUR_S)
     assert (said(loop), loop.comparison is None) == ("closed: no_change (undecided)", False)
+
+
+def test_labels_without_a_prediction_are_no_evidence() -> None:
+    looping = watched(0.7, windows=0)
+    looping.at(600, predicted(540, 5000, "8"), labelled(540, 5000, 0.75, "8", judged=99))
+    looping.at(660, labelled(600, 5000, 0.75, "8", judged=1))
+    before, after = (each.comparison for each in looping.loops[-2:])
+    assert before is None
+    assert after is not None
+    assert after.new_count == 100
 
 
 def test_nobody_looks_before_there_are_enough_labels() -> None:
@@ -643,10 +747,11 @@ def test_the_largest_snapshot_fits_into_a_record() -> None:
     for action, model in zip(policies, models, strict=True):
         looping.at(0, *(replace(each, model=model.model) for each in _lately()))
         labels = LABELS | {"model": model.model, "model_version": "7.1.19"}
-        for number in range(MOST_REASONS):
+        for number in range(MOST_ASKING):
             plain: dict[str, Any] = {"action": action, "labels": labels, "summary": "ü" * 200, "rule": "r" * 100}
-            looping.at(1, drifted(f"{number}{model.model}", 1, **plain))
-        looping.at(2, deploy(2, "8.1.17", model=model.model))
+            looping.at(1, drifted(f"{action:.20}{number:12d}", 1, **plain))
+        looping.at(2, *(deploy(2, f"6.{n:03d}", model=model.model, kind="rollback") for n in range(MOST_KNOWN)))
+        looping.at(2, deploy(2, "7.1.19", model=model.model), deploy(2, "8.1.17", model=model.model))
         looping.at(3, *(replace(each, model=model.model) for each in _since()))
     memory = msgspec.json.decode(looping.task.snapshot())["retraining"]
     assert (len(memory["models"]), len(memory["loops"])) == (MOST_MODELS, MOST_LOOPS)

@@ -170,5 +170,12 @@ def test_the_shipped_rule_sees_that_a_model_is_right_less_often_than_it_thinks()
     assert 125 <= (fired.updated_unix_s - T0) / 60 <= 140
 
 
+def test_the_shipped_rule_asks_nothing_of_predictions_without_a_confidence() -> None:
+    rng, every = random.Random(3), pairs(180, worse_from=1e9, seed=3)
+    fallback = [each._replace(confidence=None, label=rng.random() < 0.5) for each in every]
+    mixed = [rng.choice(both) for both in zip(every, fallback, strict=True)]
+    assert shipped(mixed) == []
+
+
 def test_the_shipped_rule_is_silent_where_nothing_has_changed() -> None:
     assert [shipped(pairs(480, worse_from=1e9, seed=seed)) for seed in range(2)] == [[]] * 2

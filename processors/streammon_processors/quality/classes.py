@@ -15,6 +15,8 @@ from streammon_processors.quality.sums import MAX_CLASSES, OTHER_CLASS, Floats, 
 MAX_NAME: Final = 64
 """Classes with longer names are not told apart."""
 _TRUTH: Final = ("1", "0")
+_NO_NUMBER: Final = frozenset({"", "nan", "null", "none", "na", "n/a", "inf", "-inf", "infinity", "-infinity"})
+"""Texts that stand where a number is missing: they make no classes of numbers."""
 
 
 class Classes:
@@ -79,7 +81,7 @@ class Classes:
         """Prediction minus label, as far as they are numbers; and what that says about the task."""
         kinds = set(map(type, prediction)) | set(map(type, label))
         if kinds & {str, bool}:
-            self.text = True
+            self.text = self.text or bool in kinds or any(map(_names_a_class, {*prediction, *label}))
             prediction, label = _numbers(prediction), _numbers(label)
         if self.task == "classification" and (self.text or self._task):
             return np.full(len(label), np.nan)
@@ -117,6 +119,10 @@ class Classes:
             else:
                 self.continuous = True
         return self._codes.get(name, OTHER_CLASS)
+
+
+def _names_a_class(value: Value) -> bool:
+    return isinstance(value, str) and value.strip().lower() not in _NO_NUMBER
 
 
 def _floats(values: Sequence[Any]) -> Floats:

@@ -279,7 +279,9 @@ class Model:
                 if series.window is not None and whole is not None:
                     others = whole.without(series.window) if series.slice else None
                     result = self._result(name, version, series, series.window, others, by="label", start=start)
-                    _add_estimate(result, _estimate(version, series, series.window.reliability.sum(axis=2)))
+                    _add_estimate(
+                        result, _estimate(version, series, series.window.reliability.sum(axis=2)), series.window
+                    )
                     yield result
             for series in version.series.values():
                 series.end_window()
@@ -401,7 +403,7 @@ class Model:
         result.revision = kept.revision
         result.predictions, result.coverage, result.unmatched_labels = kept.predictions, cohort.coverage, kept.unmatched
         result.final = final
-        _add_estimate(result, kept.estimate)
+        _add_estimate(result, kept.estimate, cohort.sums)
         if result.estimation_error is not None and not kept.judged and (result.coverage or 0.0) >= TRUSTED:
             series.note_error(cohort, result.estimation_error)
         if kept.estimate is not None and series.errors:
@@ -437,6 +439,8 @@ class Model:
             size_s=size_s,
             partition=self.names.partition,
             labelled=int(sums["labelled"]),
+            judged=int(sums["numbers" if view.task == "regression" else "judged"]),
+            confident=int(sums.reliability.sum()),
             scored=int(sums["scored"]),
             rated=int(sums["rated"]),
             label_delay_s=series.delays.distribution() if by == "label" and series.delays else None,
@@ -480,14 +484,14 @@ def _estimate(version: Version, series: Series, confidence: Ints) -> Estimate | 
     return series.calibration.estimate(confidence, two=view.two, positive=view.positive is not None)
 
 
-def _add_estimate(result: Quality, estimate: Estimate | None) -> None:
-    """What was expected, and what that was off by."""
+def _add_estimate(result: Quality, estimate: Estimate | None, sums: Sums) -> None:
+    """What was expected, and what that was off by: of predictions with a confidence, for of others nothing was."""
     if estimate is None:
         return
     result.estimated_accuracy, result.estimates = estimate.accuracy, estimate.others
     result.intervals["estimated_accuracy"] = estimate.where
-    if result.accuracy is not None:
-        result.estimation_error = estimate.accuracy - result.accuracy
+    if result.confident:
+        result.estimation_error = estimate.accuracy - int(sums.reliability[:, :, 1].sum()) / result.confident
 
 
 def _intervals(found: Measured) -> dict[str, Interval]:

@@ -69,7 +69,7 @@ def measured(quality: Quality, wanted: Measure | None) -> dict[str, Moments]:
     """What a record says of the measure that is wanted, or the first by labels; each label and prediction once."""
     found = dict[str, Moments]()
     if quality.by == "label" and quality.labelled:
-        count = quality.labelled
+        count = quality.judged or quality.labelled  # what was written before it said so
         if quality.accuracy is not None:
             found["accuracy"] = proportion(count, quality.accuracy)
         if quality.mae is not None and quality.rmse is not None:

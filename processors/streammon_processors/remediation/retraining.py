@@ -53,6 +53,11 @@ MOST_LOOPS: Final = 40
 MOST_CLOSED: Final = 500
 """So many that have ended are kept on `loops`; older ones are forgotten there."""
 MOST_REASONS: Final = 4
+MOST_ASKING: Final = 20
+"""Alerts that ask for one, of which is known whether they have ended."""
+MOST_KNOWN: Final = 8
+MOST_RUNS: Final = 40
+"""Runs of retrainings that have ended, which are no other's."""
 MOST_VERSIONS: Final = 3
 BUCKETS: Final = 8
 """Into so many parts the time is divided in which labels count."""
@@ -105,6 +110,8 @@ class _Model(Struct, kw_only=True):
     """What is known of a model before it is trained anew."""
 
     bucket_s: float
+    total: dict[int, _Tally] = {}
+    """Of all versions, by number of the bucket: how many labels there are."""
     versions: dict[str, dict[int, _Tally]] = {}
     """By version (the empty text: of none) and number of the bucket."""
     deployed: str | None = None
@@ -116,7 +123,9 @@ class _Open(Struct, kw_only=True):
     retrain: Retrain
     """As it was approved."""
     known: list[str]
-    """Versions that are not new."""
+    """Versions that are not new, the newest last."""
+    asking: list[str] = []
+    """Ids of the alerts that ask for it and have not ended, those that are no longer among its reasons, too."""
     told: int = 0
     """Records of it that were published."""
     watch: Watch | None = None
@@ -130,6 +139,8 @@ class Memory(Struct, kw_only=True):
     """Those that are open, the oldest first."""
     closed: dict[str, None] = {}
     """Ids of those on the topic that have ended, the oldest first."""
+    runs: dict[str, None] = {}
+    """Runs of those that have ended, the oldest first."""
 
 
 class Retrainings:
@@ -158,10 +169,19 @@ class Retrainings:
         return None if found is None else self._attach(found, alert, now)
 
     def _attach(self, found: _Open, alert: Alert, now: float) -> Iterator[Outgoing]:
-        reasons = found.loop.reasons
-        if all(each.alert_id != alert.id for each in reasons):
-            newest = [*reasons[1:], _reason(alert.id, alert.rule, alert.summary, now)][1 - MOST_REASONS :]
-            yield self._told(found, reasons=[reasons[0], *newest], time_unix_s=now)
+        if alert.id in found.asking or len(found.asking) >= MOST_ASKING:
+            return
+        found.asking = [*found.asking, alert.id]
+        first, *others = found.loop.reasons
+        newest = [
+            *(each for each in others if each.alert_id != alert.id),
+            _reason(alert.id, alert.rule, alert.summary, now),
+        ]
+        if first.alert_id == alert.id:  # it asks again
+            first, newest = replace(first, ended_unix_s=None), others
+        if len(newest) >= MOST_REASONS:
+            newest.remove(next((each for each in newest if each.ended_unix_s is not None), newest[0]))
+        yield self._told(found, reasons=[first, *newest], time_unix_s=now)
 
     def too_little(self, retrain: Retrain, now: float) -> Why | None:
         """Whether there are too few labels to learn from."""
@@ -178,8 +198,7 @@ class Retrainings:
         model = self._memory.models.get(retrain.key)
         if model is not None:
             first = int(since // model.bucket_s)
-            for buckets in model.versions.values():
-                yield from (tally for number, tally in buckets.items() if number > first)
+            yield from (tally for number, tally in model.total.items() if number > first)
 
     # --- the remediation goes on --------------------------------------------------------------------------------------
 
@@ -234,7 +253,9 @@ class Retrainings:
             job=retrain.job,
         )
         known = [*dict.fromkeys(filter(None, (*versions, self._deployed(retrain), old)))]
-        found = self._memory.loops[loop.id] = _Open(loop=loop, retrain=retrain, known=known)
+        found = self._memory.loops[loop.id] = _Open(
+            loop=loop, retrain=retrain, known=known, asking=[remediation.alert_id]
+        )
         return found
 
     def _deployed(self, retrain: Retrain) -> str | None:
@@ -251,6 +272,7 @@ class Retrainings:
     def ended(self, alert_id: str, now: float) -> Iterator[Outgoing]:
         """An alert that was a reason has ended."""
         for found in list(self._memory.loops.values()):
+            found.asking = [each for each in found.asking if each != alert_id]
             if any(each.alert_id == alert_id and each.ended_unix_s is None for each in found.loop.reasons):
                 reasons = [
                     replace(each, ended_unix_s=now) if each.alert_id == alert_id else each
@@ -263,7 +285,7 @@ class Retrainings:
         found = self._memory.loops.get(remediation_id)
         if found is None:
             return None
-        return found.loop.state != "awaiting_approval" or any(each.ended_unix_s is None for each in found.loop.reasons)
+        return found.loop.state != "awaiting_approval" or bool(found.asking)
 
     # --- others tell --------------------------------------------------------------------------------------------------
 
@@ -294,15 +316,27 @@ class Retrainings:
         return retrain.confirm.measure if retrain else None
 
     def _ran(self, job: str, run_id: str, event: str, began: float | None, now: float) -> Iterator[Outgoing]:
-        for found in list(self._memory.loops.values()):
-            if not _is_its_run(found, job, run_id, began):
-                continue
-            if found.loop.state in _WAITING and event in _BEGAN | _ENDED | _FAILED:
-                yield self._moved(found, "training", now, job=job, run_id=run_id)
-            if found.loop.state == "training" and event in _ENDED:
-                yield self._moved(found, "trained", now)
-            elif found.loop.state == "training" and event in _FAILED:
-                yield from self._closed(found, "failed", LoopWhy.RUN, now, detail=f"run {run_id} of {job} is {event}")
+        found = self._whose_run(job, run_id, began)
+        if found is None:
+            return
+        if found.loop.state in _WAITING and event in _BEGAN | _ENDED | _FAILED:
+            yield self._moved(found, "training", now, job=job, run_id=run_id)
+        if found.loop.state == "training" and event in _ENDED:
+            yield self._moved(found, "trained", now)
+        elif found.loop.state == "training" and event in _FAILED:
+            yield from self._closed(found, "failed", LoopWhy.RUN, now, detail=f"run {run_id} of {job} is {event}")
+
+    def _whose_run(self, job: str, run_id: str, began: float | None) -> _Open | None:
+        """A run is of one: whose id it has in its own, else of the first that waits for one of its job."""
+        for each in self._memory.loops.values():
+            if (each.loop.job, each.loop.run_id) == (job, run_id):
+                return each
+        waiting = [each for each in self._memory.loops.values() if each.loop.state in _WAITING]
+        named = next((each for each in waiting if each.loop.id in run_id), None)
+        if named or began is None or _run_key(job, run_id) in self._memory.runs:
+            return named
+        asked = (each for each in waiting if each.retrain.job == job)
+        return next((each for each in asked if began >= each.loop.times["approved"] - SKEW_S), None)
 
     def _changed(self, change: Change, now: float) -> Iterator[Outgoing]:
         version = change.model_version
@@ -316,15 +350,22 @@ class Retrainings:
                 self._model(key).deployed = version
 
     def _deploy(self, found: _Open, change: Change, version: str, now: float) -> Iterator[Outgoing]:
-        loop = found.loop
-        if loop.state in _BEFORE_DEPLOY:
-            new = change.kind == "deploy" and version not in found.known
-            if new and change.time_unix_s >= loop.times["approved"] - SKEW_S:
-                at, settle_s = change.time_unix_s, min(SETTLE_S, found.retrain.confirm.within_s / 4)
-                before = self._before(found)
-                found.watch = Watch(since_unix_s=at, until_unix_s=at, settled_unix_s=at + settle_s, sums=before)
-                yield self._moved(found, "deployed", now, new_version=version)
-        elif loop.state in _WATCHED and version != loop.new_version and change.time_unix_s > _since(found):
+        if found.loop.state in _WATCHED:
+            yield from self._replaced(found, change, version, now)
+        elif _is_new(found, change, version):
+            at, settle_s = min(change.time_unix_s, now), min(SETTLE_S, found.retrain.confirm.within_s / 4)
+            before = self._before(found)
+            found.watch = Watch(since_unix_s=at, until_unix_s=at, settled_unix_s=at + settle_s, sums=before)
+            yield self._moved(found, "deployed", now, new_version=version)
+        else:
+            found.known = [*(each for each in found.known if each != version), version][-MOST_KNOWN:]
+            since = change.time_unix_s >= found.loop.requested_unix_s - SKEW_S
+            if since and version != found.loop.old_version:  # it is the one that will be replaced
+                yield self._told(found, old_version=version, time_unix_s=now)
+
+    def _replaced(self, found: _Open, change: Change, version: str, now: float) -> Iterator[Outgoing]:
+        """Another version was deployed while the new one is watched."""
+        if version != found.loop.new_version and change.time_unix_s > _since(found):
             back = version in found.known
             outcome: Outcome = "failed" if back else "overtaken"
             why = LoopWhy.ROLLED_BACK if back else LoopWhy.ANOTHER_VERSION
@@ -356,24 +397,19 @@ class Retrainings:
     def _tally(self, key: str, version: str, at: float, found: Mapping[str, Moments], made: int, labelled: int) -> None:
         model = self._model(key)
         number = int(at // model.bucket_s)
-        buckets = model.versions.setdefault(version, {})
-        tally = buckets.setdefault(number, _Tally())
-        tally.predictions += made
-        tally.labelled += labelled
+        for buckets in (model.total, model.versions.setdefault(version, {})):
+            tally = buckets.setdefault(number, _Tally())
+            tally.predictions += made
+            tally.labelled += labelled
         for measure, values in found.items():
             tally.measures[measure] = tally.measures.get(measure, NOTHING) + values
-        newest = max(map(_newest, model.versions.values()))
-        for name, each in list(model.versions.items()):
+        newest = _newest(model.total)
+        for each in (model.total, *model.versions.values()):
             for old in [old for old in each if old <= newest - BUCKETS]:
                 del each[old]
-            if not each:
-                del model.versions[name]
+        model.versions = {name: each for name, each in model.versions.items() if each}
         if len(model.versions) > MOST_VERSIONS:
-            del model.versions[self._oldest(model)]
-
-    @staticmethod
-    def _oldest(model: _Model) -> str:
-        return min(model.versions, key=lambda each: _newest(model.versions[each]))
+            del model.versions[min(reversed(model.versions), key=lambda each: _weight(model.versions[each]))]
 
     def _model(self, key: str) -> _Model:
         models, bucket_s = self._memory.models, self._models[key].labels_within_s / BUCKETS
@@ -447,6 +483,7 @@ class Retrainings:
     ) -> Iterator[Outgoing]:
         del self._memory.loops[found.loop.id]
         self._memory.closed[found.loop.id] = None
+        self._remember_run(found.loop)
         times = found.loop.times | {"closed": now}
         yield self._told(
             found,
@@ -463,6 +500,13 @@ class Retrainings:
             del self._memory.closed[oldest]
             yield Outgoing(LOOPS, oldest.encode(), None, (), 0)
 
+    def _remember_run(self, loop: Loop) -> None:
+        runs = self._memory.runs
+        if loop.job is not None and loop.run_id is not None:
+            runs[_run_key(loop.job, loop.run_id)] = None
+        if len(runs) > MOST_RUNS:
+            del runs[next(iter(runs))]
+
 
 def _given(changes: Mapping[str, Any]) -> dict[str, Any]:
     """What is not known takes nothing away that was."""
@@ -475,6 +519,11 @@ def _reason(alert_id: str, rule: str, summary: str, now: float) -> RetrainReason
 
 def _newest(numbers: Iterable[int]) -> int:
     return max(numbers, default=0)
+
+
+def _weight(buckets: Mapping[int, _Tally]) -> tuple[int, int]:
+    """Of versions that serve at once, those with the fewest predictions and labels are forgotten first."""
+    return _newest(buckets), sum(each.predictions + each.labelled for each in buckets.values())
 
 
 def _is_of(change: Change, retrain: Retrain) -> bool:
@@ -492,14 +541,16 @@ def _side(loop: Loop, version: str) -> Side | None:
     return "old" if version == (loop.old_version or "") else None
 
 
-def _is_its_run(found: _Open, job: str, run_id: str, began: float | None) -> bool:
+def _is_new(found: _Open, change: Change, version: str) -> bool:
+    """Whether it may be what came of the training."""
     loop = found.loop
-    if loop.state not in (*_WAITING, "training"):
+    if loop.state not in _BEFORE_DEPLOY or change.kind != "deploy" or version in found.known:
         return False
-    if loop.run_id is not None:
-        return run_id == loop.run_id and job == loop.job
-    named = found.retrain.job == job and began is not None and began >= loop.times["approved"] - SKEW_S
-    return named or loop.id in run_id
+    return change.time_unix_s >= loop.times["approved"] - SKEW_S
+
+
+def _run_key(job: str, run_id: str) -> str:
+    return f"{job}/{run_id}"
 
 
 def _given_up(loop: Loop) -> tuple[Outcome, LoopWhy]:

@@ -172,7 +172,7 @@ class Kubernetes(Action, frozen=True, tag="kubernetes"):
         job = self.job if self.cron_job is None else await cluster.job_of(self.cron_job)
         assert job is not None
         base = self.cron_job or str((job.get("metadata") or {}).get("name") or remediation.action)
-        name = f"{base[:40].rstrip('-.')}-{remediation.id[:16]}"
+        name = f"{base[:38].rstrip('-.')}-{remediation.id}"
         labels = {"streammon/remediation": remediation.id}
         return await cluster.create_job(name, job, labels, self.variables(remediation))
 

@@ -93,6 +93,7 @@ async def test_a_secret_of_which_the_beginning_is_cut_off_is_not_told_either(tmp
     env: Any = {"KEY": Secret(file=str(tmp_path / "key"))}
     rest = KEPT_BYTES - cut
     said = await done(program(f"import os; print(os.environ['KEY'] + '\\n' * {rest - 1})", env=env))
+    said = said.replace(sys.executable, "")  # wherever that lies
     assert not any(piece in said for piece in ("store", "tore", "re"))
 
 
@@ -181,7 +182,7 @@ def job(cluster: FakeKubernetes, tmp_path: Path, **how: Any) -> Kubernetes:
 
 
 async def test_a_job_is_made_of_a_cron_job_and_told_what_it_is_for(cluster: FakeKubernetes, tmp_path: Path) -> None:
-    name = f"train-ranker-{due().id[:16]}"
+    name = f"train-ranker-{due().id}"
     assert await done(job(cluster, tmp_path)) == f"made job ml/{name}"
     made = cluster.jobs[name]
     assert made["metadata"]["labels"] == {"app": "train", "streammon/remediation": due().id}
@@ -206,7 +207,7 @@ async def test_a_job_is_made_of_a_manifest(cluster: FakeKubernetes, tmp_path: Pa
     }
     await done(job(cluster, tmp_path, job=manifest))
     [(name, made)] = cluster.jobs.items()
-    assert (len(name), "generateName" in made["metadata"]) == (57, False)
+    assert (len(name), "generateName" in made["metadata"]) == (63, False)
     [env] = [each["env"] for each in made["spec"]["template"]["spec"]["containers"]]
     assert [each["value"] for each in env if each["name"] == "STREAMMON_RETRAIN_ID"] == [due().id]
     manifest["spec"]["template"]["spec"]["restartPolicy"] = "Always"
