@@ -369,6 +369,20 @@ def test_a_reader_that_has_had_enough_is_no_error(empty: Path) -> None:
         tail.stdout = None
 
 
+def test_topics_whose_time_comes_in_steps_of_minutes_are_no_lag_on_the_page() -> None:
+    from streammon.cli.up import _status
+    from streammon.telemetry import WATERMARK_LAG
+
+    lags = {"inference": 1.5, "profiles": 290.0, "quality": 250.0}
+    for topic, lag_s in lags.items():
+        WATERMARK_LAG.labels(topic, 99).set(lag_s)
+    try:
+        assert _status().watermark_lag_s == 1.5
+    finally:
+        for topic in lags:
+            WATERMARK_LAG.remove(topic, "99")
+
+
 # --- signals --------------------------------------------------------------------------------------------------------
 
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from streammon_processors.task import Processor
     from streammon_sinks.web.overview import Status
 
-MAY_WAIT = ("windows", "regrouped")
-"""Inputs of which a part stays open for long: rollups are of an hour, and groups wait for all partitions."""
+MAY_WAIT = ("windows", "regrouped", "profiles", "quality")
+"""Inputs of which a part stays open for long: rollups are of an hour, groups wait for all partitions; and profiles and
+qualities come only every few minutes."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

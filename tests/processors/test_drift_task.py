@@ -186,6 +186,16 @@ def test_time_closes_a_window_when_nothing_comes_any_more() -> None:
 # ---------------------------------------------------------------- references
 
 
+def test_a_window_shorter_than_our_patience_waits_for_what_is_late_as_long_as_it_is_itself() -> None:
+    models = Models(profile_window="30s", models=(ModelPolicy(drift=DriftPolicy(window="30s")),))
+    rng, log = random.Random(4), Log(models)
+    frame = reference({"x": normal(rng, 500)})
+    log.refer(frame)
+    log.profile(profile({"x": normal(rng, 240)}, frame, BEGIN, size_s=30.0))
+    closed = [second for second in range(30, 600, 30) if log.append(PROFILES, TICK, BEGIN + 31 + second)]
+    assert closed == [90]  # half a minute of patience, and one that profiles may be under way
+
+
 def test_a_window_waits_for_its_reference_and_those_behind_it_wait_too() -> None:
     rng, log = random.Random(5), Log()
     frame = reference({"x": normal(rng, 500)})

@@ -49,7 +49,7 @@ from streammon_processors.drift.sample import Sample, of_profile, of_reference
 from streammon_processors.task import Step, outputs_of, time_field
 
 PATIENCE_S: Final = 120.0
-"""How long after its end a window waits for what is late."""
+"""How long after its end a window waits for what is late; not longer than it is itself."""
 SILENCE_S: Final = 60.0
 """How long profiles may be under way; and as how much time a longer gap in the log counts, in which nobody wrote."""
 MAX_WAITING: Final = 24
@@ -104,10 +104,10 @@ class _Clock(Struct, array_like=True):
 
     @property
     def done(self) -> float:
-        """All windows that end by this time are to be closed."""
+        """All windows that are due by this time are to be closed."""
         silent_s = (self.now_ms - self.moved_ms) / 1000 - SILENCE_S
         by_time = self.watermark + silent_s if self.watermark and silent_s >= 0 else 0.0
-        return max(self.newest_start, by_time) - PATIENCE_S
+        return max(self.newest_start, by_time)
 
 
 class _Key(Struct, array_like=True, frozen=True):
@@ -119,6 +119,11 @@ class _Key(Struct, array_like=True, frozen=True):
     model: str
     model_version: str | None
     reference: str | None
+
+    @property
+    def due(self) -> float:
+        """How far the profiles have to come for it to be complete."""
+        return self.end + min(PATIENCE_S, self.end - self.start)
 
     @property
     def series(self) -> str:
@@ -298,7 +303,7 @@ class DriftTask:
 
     def _add(self, profile: Profile, offset: int) -> None:
         key = self._key_of(profile)
-        if key.end <= self._done:
+        if key.due <= self._done:
             LATE.inc(profile.count)
             return
         if key not in self._open:
@@ -332,7 +337,7 @@ class DriftTask:
     def _close_due(self, offset: int) -> None:
         """What is complete waits to be tested; the record at this offset is not in it."""
         self._done = max(self._done, self._clock.done)
-        due = sorted((key for key in self._open if key.end <= self._done), key=lambda key: key.order)
+        due = sorted((key for key in self._open if key.due <= self._done), key=lambda key: key.order)
         versions: dict[tuple[str, str], set[str | None]] = {}
         for key in due:
             versions.setdefault((key.service, key.model), set()).add(key.model_version)
@@ -446,7 +451,7 @@ class DriftTask:
 
     def _forget(self) -> None:
         """Versions that are gone."""
-        self._past.trim(self._done)
+        self._past.trim(self._done - PATIENCE_S)
         self._wrong = {name: wrong for name, wrong in self._wrong.items() if wrong.end > self._done - FORGET_S}
 
 
