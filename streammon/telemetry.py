@@ -25,7 +25,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("streammon")
 
 RECORDS = Counter("streammon_records_read", "Records read from input topics", ["topic"])
 DROPPED = Counter("streammon_dropped_events", "Events an agent gave up on, by where", ["where"])
-WATERMARK_LAG = Gauge("streammon_watermark_lag_seconds", "Now minus the watermark", ["topic", "partition"])
+WATERMARK_LAG = Gauge("streammon_watermark_lag_seconds", "Now minus the watermark", ["group", "topic", "partition"])
 CONSUMER_LAG = Gauge("streammon_consumer_lag_records", "Records not yet read", ["group", "topic", "partition"])
 LOOP_DELAY = Histogram(
     "streammon_event_loop_delay_seconds",

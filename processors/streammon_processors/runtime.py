@@ -367,13 +367,13 @@ class _Runtime:
             waiting = share.task.waiting
             for topic, watermark in share.task.watermarks().items():
                 lag = time.time() - watermark if topic in waiting else 0.0  # nothing open: nothing is behind
-                WATERMARK_LAG.labels(topic, number).set(lag)
+                WATERMARK_LAG.labels(self._processor.group, topic, number).set(lag)
 
     def _forget_measures(self, number: int) -> None:
         """Somebody else's from now on: a gauge left behind would show an old lag for ever."""
         for topic in self._processor.inputs:
             CONSUMER_LAG.remove(self._processor.group, topic, number)
-            WATERMARK_LAG.remove(topic, number)
+            WATERMARK_LAG.remove(self._processor.group, topic, number)
 
 
 def _restore(task: Task, snapshot: bytes, processor: str, number: int) -> None:

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from streammon_processors.task import Processor
     from streammon_sinks.web.overview import Status
 
-MAY_WAIT = ("windows", "regrouped", "profiles", "quality")
-"""Inputs of which a part stays open for long: rollups are of an hour, groups wait for all partitions; and profiles and
-qualities come only every few minutes."""
+PROMPT = "windows"
+"""The processor that tells how far behind events are; of what others make, a part stays open for minutes or hours."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -147,7 +146,7 @@ def _status() -> Status:
     """What the page cannot read from the results."""
     from streammon_sinks.web.overview import Status
 
-    lags = [lag for labels, lag in _samples(WATERMARK_LAG) if labels["topic"] not in MAY_WAIT]
+    lags = [lag for labels, lag in _samples(WATERMARK_LAG) if labels["group"] == PROMPT]
     return Status(
         consumer_lag=int(sum(records for _, records in _samples(CONSUMER_LAG))),
         watermark_lag_s=max(lags, default=None),

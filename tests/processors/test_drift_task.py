@@ -186,16 +186,6 @@ def test_time_closes_a_window_when_nothing_comes_any_more() -> None:
 # ---------------------------------------------------------------- references
 
 
-def test_a_window_shorter_than_our_patience_waits_for_what_is_late_as_long_as_it_is_itself() -> None:
-    models = Models(profile_window="30s", models=(ModelPolicy(drift=DriftPolicy(window="30s")),))
-    rng, log = random.Random(4), Log(models)
-    frame = reference({"x": normal(rng, 500)})
-    log.refer(frame)
-    log.profile(profile({"x": normal(rng, 240)}, frame, BEGIN, size_s=30.0))
-    closed = [second for second in range(30, 600, 30) if log.append(PROFILES, TICK, BEGIN + 31 + second)]
-    assert closed == [90]  # half a minute of patience, and one that profiles may be under way
-
-
 def test_a_window_waits_for_its_reference_and_those_behind_it_wait_too() -> None:
     rng, log = random.Random(5), Log()
     frame = reference({"x": normal(rng, 500)})
@@ -424,3 +414,19 @@ def test_a_watermark_is_when_the_newest_profile_ends() -> None:
     made = profile({"x": normal(random.Random(18), 5)}, None, BEGIN)
     log.profile(msgspec.structs.replace(made, completeness=Completeness(watermark_unix_s=BEGIN + DAY_S)))
     assert log.task.watermarks() == {PROFILES: BEGIN + PART_S}
+
+
+def test_a_short_window_waits_no_longer_than_it_lasts() -> None:
+    rng = random.Random(4)
+    frame = reference({"features.age": normal(rng, 500)})
+    models = Models(
+        models=(ModelPolicy(drift=DriftPolicy(window="20s")),),
+        profile_window="10s",
+    )
+    log, told = Log(models), []
+    log.refer(frame)
+    for part in range(8):
+        made = profile({"features.age": normal(rng, 200)}, frame, BEGIN + 10 * part)
+        made = msgspec.structs.replace(made, end_unix_s=made.start_unix_s + 10, size_s=10.0)
+        told.append({each.start_unix_s - BEGIN for each in log.profile(made)})
+    assert told == [set(), set(), set(), set(), {0.0}, set(), {20.0}, set()]

@@ -4,8 +4,9 @@ Semantics
 ---------
 * A *test window* is ``drift.window`` long and aligned to the epoch: the sum of the profiles that start in it, of one
   version and counted in the bins of one reference. A reference that takes effect within a window makes two of it.
-* It is closed when the profiles have come `PATIENCE_S` past its end, and tested once. A supplement that comes later is
-  counted (`streammon_drift_late_events`), and changes nothing: a test that was told is not taken back.
+* It is closed when the profiles have come `PATIENCE_S` past its end, or as long as it lasts if that is less, and tested
+  once. A supplement that comes later is counted (`streammon_drift_late_events`), and changes nothing: a test that was
+  told is not taken back.
 * It is tested against the reference that its profiles name, or against earlier windows counted in the same bins. While
   that reference has not been read, it waits, and later windows of the version behind it; at most `MAX_WAITING`, then it
   is told as ``unknown_reference``. So nothing depends on which of the two topics is read first.
@@ -49,7 +50,7 @@ from streammon_processors.drift.sample import Sample, of_profile, of_reference
 from streammon_processors.task import Step, outputs_of, time_field
 
 PATIENCE_S: Final = 120.0
-"""How long after its end a window waits for what is late; not longer than it is itself."""
+"""How long after its end a window waits for what is late."""
 SILENCE_S: Final = 60.0
 """How long profiles may be under way; and as how much time a longer gap in the log counts, in which nobody wrote."""
 MAX_WAITING: Final = 24
@@ -104,10 +105,10 @@ class _Clock(Struct, array_like=True):
 
     @property
     def done(self) -> float:
-        """All windows that are due by this time are to be closed."""
+        """All windows that end by this time are to be closed."""
         silent_s = (self.now_ms - self.moved_ms) / 1000 - SILENCE_S
         by_time = self.watermark + silent_s if self.watermark and silent_s >= 0 else 0.0
-        return max(self.newest_start, by_time)
+        return max(self.newest_start, by_time) - PATIENCE_S
 
 
 class _Key(Struct, array_like=True, frozen=True):
@@ -121,13 +122,13 @@ class _Key(Struct, array_like=True, frozen=True):
     reference: str | None
 
     @property
-    def due(self) -> float:
-        """How far the profiles have to come for it to be complete."""
-        return self.end + min(PATIENCE_S, self.end - self.start)
-
-    @property
     def series(self) -> str:
         return msgspec.json.encode((self.service, self.model, self.model_version)).decode()
+
+    @property
+    def due(self) -> float:
+        """What `_Clock.done` has to come to: a short window waits no longer than it lasts."""
+        return self.end - max(0.0, PATIENCE_S - (self.end - self.start))
 
     @property
     def order(self) -> tuple[float, float, str, str]:
@@ -451,7 +452,7 @@ class DriftTask:
 
     def _forget(self) -> None:
         """Versions that are gone."""
-        self._past.trim(self._done - PATIENCE_S)
+        self._past.trim(self._done)
         self._wrong = {name: wrong for name, wrong in self._wrong.items() if wrong.end > self._done - FORGET_S}
 
 

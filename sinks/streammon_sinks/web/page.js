@@ -2,7 +2,7 @@
 // What users named (services, models, alerts) is only ever set as text, never as HTML.
 "use strict";
 
-const ASK_AT_LEAST_MS = 5000, ASK_AT_MOST_MS = 500, RETRY_MS = 2000, STALE_S = 30, SHOWN_TOGETHER = 6;
+const ASK_AT_LEAST_MS = 5000, ASK_AT_MOST_MS = 500, RETRY_MS = 2000, STALE_S = 30, SHOWN_TOGETHER = 6, MOST_SLICES = 6;
 
 const $ = (id) => document.getElementById(id);
 
@@ -297,9 +297,10 @@ function driftPart({ drift, drifted, tested, whole }) {
 }
 
 function slicesPart({ versions }) {
-  const rows = versions.flatMap((version) => version.slices.map((slice) => row([make("strong", {}, pairs(slice.slice)), quiet(versionName(version))],
+  const slices = versions.flatMap((version) => version.slices.map((slice) => ({ ...slice, version }))).sort((a, b) => b.sure - a.sure).slice(0, MOST_SLICES);
+  const rows = slices.map((slice) => row([make("strong", {}, pairs(slice.slice)), quiet(versionName(slice.version))],
     [amount(slice.measure, slice.value), quiet(`${number(slice.labelled)} labels`)],
-    [make("span", { className: `state ${slice.sure ? "warn" : "unknown"}` }, signed(slice.measure, slice.disparity)), quiet(differences(slice.measure, slice.low, slice.high))])));
+    [make("span", { className: `state ${slice.sure ? "warn" : "unknown"}` }, signed(slice.measure, slice.disparity)), quiet(differences(slice.measure, slice.low, slice.high))]));
   return rows.length ? part("Slices", "against everybody else", table(["Those with", "Measured", "Difference"], rows)) : null;
 }
 
