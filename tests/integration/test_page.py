@@ -532,7 +532,7 @@ async def test_the_quality_of_models_is_shown_with_what_drifts_and_what_is_train
     assert "−15.0 points" in slices
     assert retraining.startswith("Retraining awaiting approval3 asked for at")
     assert "helped3 → 4" in retraining
-    assert "accuracy +14.0 points (11.0 to 17.0 points)" in retraining
+    assert "accuracy +14.0 points (11.0 to 17.0)" in retraining
     assert await page.locator("img").count() == 0
     assert await page.title() == "streammon"
     for scheme, _, _ in LOOKS:

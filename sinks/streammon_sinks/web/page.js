@@ -248,7 +248,7 @@ const measureName = (name) => MEASURES[name] ?? name;
 const share = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
 const amount = (name, value) => SHARES.includes(name) ? share(value) : number(value);
 const between = (name, low, high) => low === null || high === null ? "" : SHARES.includes(name) ? `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)} %` : `${number(low)} to ${number(high)}`;
-const differences = (name, low, high) => between(name, low, high).replaceAll("-", "−").replace("%", "points");
+const differences = (name, low, high) => between(name, low, high).replaceAll("-", "−").replace(" %", "");
 const signed = (name, value) => `${value < 0 ? "−" : "+"}${SHARES.includes(name) ? `${Math.abs(100 * value).toFixed(1)} points` : number(Math.abs(value))}`;
 const versionName = ({ version }) => version ?? "no version";
 const pairs = (labels) => Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(", ");
@@ -281,7 +281,7 @@ function bar({ effect, threshold, drifted }) {  // the mark in the middle is the
   return make("span", { className: `bar ${drifted ? "bad" : "good"}`, ariaHidden: "true" }, inner);
 }
 
-const targetState = ({ drifted, reason }) => drifted ? "drifted" : reason ? `not tested: ${reason.replaceAll("_", " ")}` : "as before";
+const targetState = ({ drifted, reason, effect, threshold }) => drifted ? "drifted" : reason ? `not tested: ${reason.replaceAll("_", " ")}` : effect < threshold ? "as before" : "may be chance";
 
 function driftPart({ drift, drifted, tested, whole }) {
   if (!tested && !whole.length) return null;
