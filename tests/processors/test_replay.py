@@ -443,12 +443,6 @@ def test_the_comparison_says_what_is_wrong(expected: str, published: str, option
     assert verdicts(expected, published, **options) == found
 
 
-def test_results_of_one_input_in_two_topics_have_no_order_among_them() -> None:
-    windows, runs = result("a"), result("b")._replace(topic="runs")
-    expected = [Expected(each, IN, True) for each in (runs, windows)]
-    assert {each.verdict for each in compare(expected, [windows, runs], ())} == {Verdict.IDENTICAL}
-
-
 # --- a task without event time --------------------------------------------------------------------------------------
 
 
