@@ -58,9 +58,9 @@ NOTIFIER = ("pages", "notifications", "deliveries")
 groups, silences and inhibitions are across all alerts."""
 REGROUPED = "regrouped"
 """Copies of windows, by the group they count for, until they are added up: see `streammon_processors.rules.groups`."""
-PROCESSORS = (
-    "windows", "rollups", "profiles", "drift", "detectors", "join", "quality", "regroup", "group", "rules", "slos",
-)  # fmt: skip
+MEASURING = ("windows", "rollups", "profiles", "drift", "detectors", "join", "quality")
+"""Those that turn events into results, all of which `process` runs when it is not told what."""
+PROCESSORS = (*MEASURING, "regroup", "group", "rules", "slos")
 """Those that everybody runs, and `up` in one process; the notifier and remediation add their own."""
 
 REMEDIATION = ("remedies", "remediations")

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 from streammon import __version__
 from streammon.broker import Outgoing, connect
-from streammon.cli import admin, main, register_commands
+from streammon.cli import admin, main, query, register_commands
 from streammon.cli import up as up_cli
 from streammon.cli.base import app, retrying
 from streammon.config import Settings
@@ -618,6 +618,11 @@ def test_rows_beyond_the_limit_are_said_to_be_left_out(empty: Path) -> None:
     assert whole.stderr == ""
 
 
+def said_of(**test: float) -> str:
+    """The state of a test that found no drift; its threshold is 0.2."""
+    return str(query._drift_row(drift(drifted=False, **test))["state"])  # type: ignore[arg-type]
+
+
 def test_query_shows_what_was_found_of_models(empty: Path) -> None:
     from streammon_sinks.sqlite import ResultStore
 
@@ -636,11 +641,13 @@ def test_query_shows_what_was_found_of_models(empty: Path) -> None:
     assert newest[1:9] == ["shop/ranker", "3", "features.age", "as before", "0.05", "0.2", "psi", "500"]
     assert (other[0][: len(then)], other[1], other[4]) == (then, "shop/other", "drifted")
     assert len(shown("drift", "--since", "0")) == 3
+    assert "may be chance" in said_of(effect=0.3, p_value=0.02)
+    assert "as before" in said_of(effect=0.1, p_value=1e-9), "sure, and too small to matter"
     assert len(shown("drift", "--since", "0", "--where", "model=ranker", "--limit", "1")) == 1
     everybody, acme = sorted(shown("quality"), key=len)
-    assert "accuracy=90.0% (85.0% to 94.0%) f1=85.0%" in everybody
+    assert ("accuracy=90.0% (85.0% to 94.0%)" in everybody, everybody[-1]) == (True, "f1=85.0%")
     assert "92.0%" in everybody
-    assert "tenant=acme" in acme
+    assert {"tenant=acme", "accuracy -15.0 points"} <= {*acme}
     assert shown("quality", "--where", "tenant=acme") == [acme]
     store = ResultStore.open(empty / "results.sqlite")
     store.write(of_models=[quality(5, labelled=0, accuracy=None, f1=None, intervals={})])

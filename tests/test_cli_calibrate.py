@@ -90,6 +90,7 @@ def test_a_budget_that_nothing_keeps_fails(tmp_path: Path) -> None:
     done = run("--from", file, "--target", "duration_s", "--models", tight, *QUICK)
     assert done.exit_code == 1
     assert "too few months" in done.stdout
+    assert "not shown to be kept" in done.stdout, "no alarm in so few months says little"
 
 
 def window(at: int, random: Any) -> bytes:

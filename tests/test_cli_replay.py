@@ -42,7 +42,7 @@ def data_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def processing(data_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A processor that has published the range, and goes on."""
-    process = cli("process", "--data-dir", data_dir, "--log-level", "error")
+    process = cli("process", "windows", "--data-dir", data_dir, "--log-level", "error")
     try:
         wait_until(lambda: len(published(data_dir)) >= 14, 30, "windows")
         yield process

@@ -198,7 +198,8 @@ def _row(calibration: Calibration, candidate: Any) -> dict[str, str]:
         f"{each.effect:g} sd {roughly(each.median_s) if each.median_s is not None else 'not'} ({each.found:.0%})"
         for each in candidate.delays
     )
-    kept = "kept" if candidate.within_budget else "exceeded"
+    too_many = candidate.low > calibration.allowed_per_month
+    kept = "kept" if candidate.within_budget else "exceeded" if too_many else "not shown to be kept"
     return {
         "target": calibration.target + (" *" if candidate is calibration.best else ""),
         "detector": candidate.detector,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
@@ -76,7 +76,7 @@ def query(
     """Show windows, alerts, drift or the quality of models from the results under --data-dir; loop: from the log.
 
     Of drift and quality it is the newest of each series, the last that ended first; of quality also the newest that has
-    labels. The loop is how models are trained anew, and whether it helped.
+    labels, and in a table those measures that matter most. The loop is how models are trained anew, and if it helped.
     """
     from streammon_sinks.sqlite import ResultStore
 
@@ -242,12 +242,14 @@ def _alert_row(alert: Alert) -> dict[str, Any]:
 
 
 def _drift_row(drift: Drift) -> dict[str, Any]:
+    effect = drift.statistic if drift.effect is None else drift.effect
+    unchanged = "as before" if effect < drift.threshold else "may be chance"
     return _model_columns(drift) | {
         "ended": clock_time(drift.end_unix_s),
-        "state": "drifted" if drift.drifted else drift.reason or "as before",
+        "state": "drifted" if drift.drifted else drift.reason or unchanged,
         "target": drift.target,
         "detector": drift.detector,
-        "statistic": f"{drift.statistic:.4g}",
+        "effect": f"{effect:.4g}",
         "threshold": f"{drift.threshold:.4g}",
         "p": "" if drift.p_value is None else f"{drift.p_value:.2g}",
         "values": drift.sample_size,
@@ -256,31 +258,43 @@ def _drift_row(drift: Drift) -> dict[str, Any]:
 
 
 def _quality_row(quality: Quality) -> dict[str, Any]:
-    delay = quality.label_delay_s
+    delay, measures = quality.label_delay_s, _measured(quality)
     return _model_columns(quality) | {
         "ended": clock_time(quality.end_unix_s),
         "slice": _pairs(quality.slice),
         "by": quality.by,
         "labelled": quality.labelled if quality.by == "label" else f"{quality.labelled} of {quality.predictions}",
         "label delay": "" if delay is None else f"{delay.p50:.3g} s",
-        "measured": " ".join(_measured(quality)),
+        "measured": next(measures, ""),
+        "also": " ".join(measures),
         "estimated accuracy": "" if quality.estimated_accuracy is None else f"{quality.estimated_accuracy:.1%}",
-        "disparity": " ".join(f"{name}={value:+.3g}" for name, value in quality.disparity.items()),
+        "disparity": next(iter(_disparities(quality)), ""),
     }
 
 
-_SHARES: Final = ("accuracy", "precision", "recall", "f1")
-_NUMBERS: Final = ("auc", "log_loss", "calibration_error", "mae", "rmse", "bias", "score", "rating")
+_SHARES: Final = ("accuracy", "f1")
+_MEASURES: Final = ("accuracy", "mae", "score", "rating", "f1", "auc", "log_loss", "calibration_error", "rmse", "bias")
+"""Those that a line has room for, what matters most first."""
 
 
-def _measured(quality: Quality) -> Iterable[str]:
-    """What was measured, with its interval."""
-    for names, form in ((_SHARES, ".1%"), (_NUMBERS, ".4g")):
-        for name in names:
-            if (value := getattr(quality, name)) is not None:
-                around = quality.intervals.get(name)
-                between = "" if around is None else f" ({around.low:{form}} to {around.high:{form}})"
-                yield f"{name}={value:{form}}{between}"
+def _measured(quality: Quality) -> Iterator[str]:
+    """What was measured; the first with its interval."""
+    first = True
+    for name in _MEASURES:
+        if (value := getattr(quality, name)) is not None:
+            form = ".1%" if name in _SHARES else ".3g"
+            around = quality.intervals.get(name) if first else None
+            yield f"{name}={value:{form}}" + (
+                "" if around is None else f" ({around.low:{form}} to {around.high:{form}})"
+            )
+            first = False
+
+
+def _disparities(quality: Quality) -> Iterator[str]:
+    """How far a slice is from everybody else, what matters most first."""
+    for name in _MEASURES:
+        if (value := quality.disparity.get(name)) is not None:
+            yield f"{name} {100 * value:+.1f} points" if name in _SHARES else f"{name} {value:+.3g}"
 
 
 def _model_columns(result: Drift | Quality) -> dict[str, Any]:
@@ -305,7 +319,7 @@ _SHOWN: Final = {
             "version",
             "target",
             "state",
-            "statistic",
+            "effect",
             "threshold",
             "p",
             "detector",
@@ -326,6 +340,7 @@ _SHOWN: Final = {
             "measured",
             "estimated accuracy",
             "disparity",
+            "also",
         ),
     ),
 }

@@ -19,7 +19,7 @@ from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.heartbeat import beating
 from streammon.telemetry import health_server, log
-from streammon.topics import TopicSpec, topic_specs
+from streammon.topics import MEASURING, TopicSpec, topic_specs
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -32,8 +32,6 @@ RESULT_TOPICS = ("windows", "alerts", "slos", "drift", "quality", "loops")
 """What is delivered to stores."""
 STORED = (*RESULT_TOPICS, "evidence")
 """What the results file keeps."""
-PROCESSORS = ("windows", "rollups")
-"""What `process` runs when it is not told what."""
 
 
 @asynccontextmanager
@@ -117,20 +115,21 @@ async def process(
     stop: asyncio.Event,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Installed processors, yours too.", show_default=" ".join(PROCESSORS)),
+        typer.Argument(metavar="[NAME]...", help="Installed processors, yours too.", show_default=" ".join(MEASURING)),
     ] = None,
     rules: RuleFiles = None,
     models: ModelFile = None,
 ) -> None:
-    """Turn events into windows, and those into rollups. Run as many as there are partitions; Kafka shares the work.
+    """Turn events into windows and rollups, and into drift and quality of models: all that rules look at.
 
-    Rollups are the windows of windows.rollups_s, and those that the rules in --rules or rules.files look at.
+    Run as many as there are partitions; Kafka shares the work. Name some to run only these. Rollups are the windows of
+    windows.rollups_s, and those that the rules in --rules or rules.files look at.
     """
     from streammon_processors.registry import processor
     from streammon_processors.runtime import run_reloading
 
     settings = with_models(with_rules(settings, rules), models)
-    made = [partial(processor, name, settings) for name in names or PROCESSORS]
+    made = [partial(processor, name, settings) for name in names or MEASURING]
     processors = [make() for make in made]
     details = {"processors": " ".join(processor.name for processor in processors)}
     async with opened(settings, stop, processors, role="process", details=details) as broker:

@@ -114,7 +114,7 @@ class Member:
 
     def _start(self) -> None:
         with self._errors.open("ab") as errors:
-            self._process = cli("process", "--config", self._config, stderr=errors)
+            self._process = cli("process", "windows", "rollups", "--config", self._config, stderr=errors)
 
     async def _supervise(self) -> None:
         while True:

@@ -66,7 +66,7 @@ async def test_killing_the_processor_neither_loses_nor_repeats_a_rollup(tmp_path
     *parts, last = (records[len(records) * part // LIVES : len(records) * (part + 1) // LIVES] for part in range(LIVES))
     for kill, part in enumerate(parts):
         before = await counted(broker, 4)
-        process = cli("process", "--config", file)
+        process = cli("process", "windows", "rollups", "--config", file)
         try:
             await broker.append(part)
             await eventually(partial(more_than, before), 60, what=f"rollups before kill {kill}")
@@ -78,7 +78,7 @@ async def test_killing_the_processor_neither_loses_nor_repeats_a_rollup(tmp_path
     async def all_closed() -> bool:
         return [await counted(broker, size_s) for size_s in (2, 4, 20)] == [emitter.sent] * 3
 
-    process = cli("process", "--config", file)
+    process = cli("process", "windows", "rollups", "--config", file)
     try:
         await broker.append(last)  # so that it has begun to work when it is told to stop
         await eventually(all_closed, 120, what="every event in a rollup of each length")

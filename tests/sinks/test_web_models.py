@@ -125,7 +125,7 @@ def test_all_of_a_model_is_told_beside_its_targets_and_what_was_not_tested_with_
         drift(target="sure", statistic=0.15, effect=0.05, drifted=False),
         drift(target="rare", statistic=0.3, effect=0.01, drifted=False),
     )
-    assert [(each.version, each.statistic, each.reason) for each in model.whole] == [
+    assert [(each.version, each.effect, each.reason) for each in model.whole] == [
         ("3", 0.3, None),
         ("2", 0.31, "no_reference"),
     ]

@@ -87,7 +87,8 @@ class TargetView(Struct, frozen=True, kw_only=True):
     target: str
     version: str | None
     detector: str
-    statistic: float
+    effect: float
+    """What the threshold is of: the statistic, without what chance brings where the test knows that."""
     threshold: float
     drifted: bool
     sample_size: int
@@ -371,7 +372,7 @@ def _target(drift: Drift) -> TargetView:
         target=drift.target,
         version=drift.model_version,
         detector=drift.detector,
-        statistic=drift.statistic,
+        effect=_effect(drift),
         threshold=drift.threshold,
         drifted=drift.drifted,
         sample_size=drift.sample_size,
@@ -387,9 +388,12 @@ def _order(drift: Drift) -> tuple[bool, float, str, str]:
 
 
 def _loudness(drift: Drift) -> tuple[bool, float]:
-    """Whether it drifted, and how near the statistic is to the threshold, or how far beyond."""
-    strength = drift.statistic if drift.effect is None else drift.effect
-    return drift.drifted, strength / drift.threshold if drift.threshold > 0 else 0.0
+    """Whether it drifted, and how near the effect is to the threshold, or how far beyond."""
+    return drift.drifted, _effect(drift) / drift.threshold if drift.threshold > 0 else 0.0
+
+
+def _effect(drift: Drift) -> float:
+    return drift.statistic if drift.effect is None else drift.effect
 
 
 def _loop(loop: Loop) -> LoopView:

@@ -248,7 +248,7 @@ const measureName = (name) => MEASURES[name] ?? name;
 const share = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
 const amount = (name, value) => SHARES.includes(name) ? share(value) : number(value);
 const between = (name, low, high) => low === null || high === null ? "" : SHARES.includes(name) ? `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)} %` : `${number(low)} to ${number(high)}`;
-const minus = (text) => text.replaceAll("-", "−");
+const differences = (name, low, high) => between(name, low, high).replaceAll("-", "−").replace(" %", "");
 const signed = (name, value) => `${value < 0 ? "−" : "+"}${SHARES.includes(name) ? `${Math.abs(100 * value).toFixed(1)} points` : number(Math.abs(value))}`;
 const versionName = ({ version }) => version ?? "no version";
 const pairs = (labels) => Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(", ");
@@ -274,33 +274,33 @@ function versionsTable({ versions, versions_left_out: left }) {
   return make("div", { className: "scroll" }, listed, left ? quiet(`and ${left} older versions`) : null);
 }
 
-function bar({ statistic, threshold, drifted }) {  // the mark in the middle is the threshold
-  const part = threshold > 0 ? Math.min(1, Math.max(0, statistic / threshold / 2)) : 0;
+function bar({ effect, threshold, drifted }) {  // the mark in the middle is the threshold
+  const part = threshold > 0 ? Math.min(1, Math.max(0, effect / threshold / 2)) : 0;
   const inner = make("span", { className: "fill" });
   inner.style.width = `${100 * part}%`;
   return make("span", { className: `bar ${drifted ? "bad" : "good"}`, ariaHidden: "true" }, inner);
 }
 
-const targetState = ({ drifted, reason }) => drifted ? "drifted" : reason ? `not tested: ${reason.replaceAll("_", " ")}` : "as before";
+const targetState = ({ drifted, reason, effect, threshold }) => drifted ? "drifted" : reason ? `not tested: ${reason.replaceAll("_", " ")}` : effect < threshold ? "as before" : "may be chance";
 
 function driftPart({ drift, drifted, tested, whole }) {
   if (!tested && !whole.length) return null;
   const rows = drift.map((target) => row(
     [make("span", { className: `state ${target.drifted ? "bad" : target.reason ? "unknown" : "good"}` }, target.drifted ? "■ " : target.reason ? "– " : "✓ "), make("strong", {}, target.target),
       quiet([targetState(target), target.detector, target.version].filter(Boolean).join(" · "))],
-    [bar(target)], [number(target.statistic), quiet(`of ${number(target.threshold)}`)]));
+    [bar(target)], [number(target.effect), quiet(`of ${number(target.threshold)}`)]));
   for (const [i, target] of drift.entries()) rows[i].title = `${target.detector} of ${number(target.sample_size)} values until ${moment(target.end_unix_s)}${target.reference ? `, against ${target.reference}` : ""}`;
   const against = ({ reference }) => reference ? `, against ${reference.length > 24 ? `${reference.slice(0, 20)}…` : reference}` : "";
-  return part("Drift", tested ? `${drifted} of ${tested} drifted` : "", tested ? table(["What", "Statistic and threshold", ""], rows) : null,
+  return part("Drift", tested ? `${drifted} of ${tested} drifted` : "", tested ? table(["What", "Effect and threshold", ""], rows) : null,
     tested > drift.length ? quiet(`and ${tested - drift.length} more: streammon query drift`) : null,
-    ...whole.map((all) => quiet(`${versionName(all)}: ${all.reason ? targetState(all) : `${share(all.statistic)} of its targets by weight, ${all.drifted ? "■ drifted" : "as before"} (up to ${share(all.threshold)})`}, until ${moment(all.end_unix_s)}${against(all)}`)));
+    ...whole.map((all) => quiet(`${versionName(all)}: ${all.reason ? targetState(all) : `${share(all.effect)} of its targets by weight, ${all.drifted ? "■ drifted" : "as before"} (up to ${share(all.threshold)})`}, until ${moment(all.end_unix_s)}${against(all)}`)));
 }
 
 function slicesPart({ versions }) {
   const slices = versions.flatMap((version) => version.slices.map((slice) => ({ ...slice, version }))).sort((a, b) => b.sure - a.sure).slice(0, MOST_SLICES);
   const rows = slices.map((slice) => row([make("strong", {}, pairs(slice.slice)), quiet(versionName(slice.version))],
     [amount(slice.measure, slice.value), quiet(`${number(slice.labelled)} labels`)],
-    [make("span", { className: `state ${slice.sure ? "warn" : "unknown"}` }, signed(slice.measure, slice.disparity)), quiet(minus(between(slice.measure, slice.low, slice.high)))]));
+    [make("span", { className: `state ${slice.sure ? "warn" : "unknown"}` }, signed(slice.measure, slice.disparity)), quiet(differences(slice.measure, slice.low, slice.high))]));
   return rows.length ? part("Slices", "against everybody else", table(["Those with", "Measured", "Difference"], rows)) : null;
 }
 
@@ -311,7 +311,7 @@ function loopsPart({ loops, loops_left_out: left }) {
   return part("Retraining", "", make("ul", { className: "loops" }, ...loops.map((loop) => make("li", {},
     make("span", { className: `state ${loop.outcome ? OUTCOMES[loop.outcome] ?? "unknown" : "warn"}` }, (loop.outcome ?? loop.state).replaceAll("_", " ")),
     [loop.old_version, loop.new_version].filter(Boolean).join(" → "), quiet(`asked for at ${moment(loop.requested_unix_s)}${loop.because ? `: ${loop.because}` : ""}`),
-    loop.measure ? quiet(`${measureName(loop.measure)} ${signed(loop.measure, loop.difference)} (${minus(between(loop.measure, loop.low, loop.high))})`) : null,
+    loop.measure ? quiet(`${measureName(loop.measure)} ${signed(loop.measure, loop.difference)} (${differences(loop.measure, loop.low, loop.high)})`) : null,
     loop.why ? quiet(loop.why) : null))), left ? quiet(`and ${left} more: streammon query loop`) : null);
 }
 
