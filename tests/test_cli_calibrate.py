@@ -84,7 +84,8 @@ def test_programs_get_one_document(tmp_path: Path, budget: Path) -> None:
     assert found["yaml"].startswith("models:")
 
 
-def test_a_budget_that_nothing_keeps_fails(tmp_path: Path) -> None:
+def test_a_budget_that_nothing_keeps_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # a row in one line
     (tight := tmp_path / "models.yaml").write_text("models: [{max_false_alarms_per_month: 0.0001}]\n")
     file = csv(tmp_path / "latency.csv")
     done = run("--from", file, "--target", "duration_s", "--models", tight, *QUICK)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from streammon import wire
 from streammon.broker import Outgoing
@@ -156,17 +157,16 @@ def test_a_disk_that_is_ahead_of_the_snapshot_is_thrown_away(tmp_path: Path) -> 
     again.close()
 
 
-def test_a_directory_that_another_process_uses_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_directory_that_another_process_uses_is_left_alone(tmp_path: Path) -> None:
     task, journal = join_task(), Journal(JOURNAL)
     task.keep_in(tmp_path)
     first_half(task, journal)
     snapshot = task.snapshot()
     task.committed()
     other = join_task()
-    other.keep_in(tmp_path)
-    assert "another process keeps its memory there" in capsys.readouterr().out
+    with capture_logs() as said:
+        other.keep_in(tmp_path)
+    assert "another process keeps its memory there" in said[0]["event"]
     other.restore(snapshot)
     give_journal(other, journal)
     assert second_half(other) == second_half(task)
@@ -183,7 +183,7 @@ def test_what_is_no_page_of_the_journal_is_passed_over() -> None:
 
 
 def test_a_directory_whose_contents_belong_to_somebody_else_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "1").write_text("no RocksDB")
 
@@ -195,10 +195,10 @@ def test_a_directory_whose_contents_belong_to_somebody_else_is_not_used(
         remove(path, ignore_errors)
 
     task = join_task()
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, capture_logs() as said:
         patch.setattr(shutil, "rmtree", refused)
         task.keep_in(tmp_path)
-    assert "using a temporary directory for the memory" in capsys.readouterr().out
+    assert "using a temporary directory for the memory" in said[-1]["event"]
     first_half(task, Journal(JOURNAL))
     task.snapshot()
     task.committed()

@@ -82,7 +82,7 @@ EVENTS: Final = {
     "deploy": (0.95, 300.0),
     "rollback": (0.95, 300.0),
     "config": (0.95, 300.0),
-    "retrain": (0.9, 300.0),
+    "retrain": (0.4, 300.0),  # it is asked for, or begins; what serves changes with the deploy that follows
     "scale": (0.85, 300.0),
     "run_failed": (0.9, 3600.0),
     "run_late": (0.9, 3600.0),
