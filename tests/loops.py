@@ -12,14 +12,14 @@ from msgspec.structs import replace
 
 from streammon.broker import Outgoing
 from streammon.events import Change, Event, EventType, Pipeline
-from streammon.remediation import REMEDIATIONS, REMEDIES, Known, Policies, Policy, Remediation, Requests
+from streammon.remediation import REMEDIES, Known, Policies, Policy, Remediation, Requests
 from streammon.results import Alert, Loop, Quality, Run
 from streammon.retraining import Confirm, Retrain
 from streammon.tick import TICK
 from streammon.topics import LOOPS, ROLLUP_HEADER, TOPIC_OF
-from streammon_processors.contract import JUNK, PARTITION, Logs, Stored, random_log
+from streammon_processors.contract import JUNK, Logs, Stored, random_log
 from streammon_processors.remediation import RemedyTask
-from tests.remedies import T0, alert, approval, ended, executed, gathered_remedy_logs, stored
+from tests.remedies import T0, alert, approval, decided_log, ended, executed, gathered_remedy_logs, stored
 
 LABELS = {"service": "shop", "model": "ranker", "model_version": "7"}
 RETRAIN = Retrain(
@@ -160,19 +160,8 @@ def said(loop: Loop) -> str:
 
 @cache
 def loop_log(seed: int) -> Logs:
-    """What a decision reads about retrainings, made by running one beside it so that answers fit."""
-    rng, beside = random.Random(seed), RemedyTask(LOOPING, PARTITION)
-    log: list[Stored] = []
-    known: list[Remediation] = []
-    now = 0.0
-    for number in range(200):
-        now += rng.expovariate(0.02)
-        record = Stored(_random_value(rng, number, now, known), len(log), round((T0 + now) * 1000))
-        log.append(record)
-        told = [each.value or b"" for each in beside.process(REMEDIES, [record]) if each.topic == REMEDIATIONS]
-        known += [msgspec.json.decode(each, type=Remediation) for each in told]
-    month_ms = 30 * 86_400_000
-    return {REMEDIES: [*log, Stored(TICK, len(log), log[-1].timestamp + month_ms)]}
+    """What a decision reads about retrainings."""
+    return decided_log(LOOPING, seed, 200, 0.02, _random_value, over_s=30 * 86_400)
 
 
 def _random_value(rng: random.Random, number: int, now: float, known: list[Remediation]) -> bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -93,27 +93,32 @@ def states(remediations: Iterable[Remediation]) -> list[str]:
     return [each.state + (f": {each.reason}" if each.reason else "") for each in remediations]
 
 
+RandomValue = Callable[[random.Random, int, float, list[Remediation]], bytes | None]
+"""A random record: its number, the seconds since the first, and what has been decided so far."""
+
+
 # --- random logs ------------------------------------------------------------------------------------------------------
 
 
 @cache
 def remedy_log(seed: int) -> Logs:
-    """What the decision reads, made by running a decision beside it, so that approvals and executions fit."""
-    rng, beside = random.Random(seed), RemedyTask(POLICIES, PARTITION)
+    """What the decision reads; nobody is waited for in the end."""
+    return decided_log(POLICIES, seed, 120, 0.5, _random_value, over_s=3600)
+
+
+def decided_log(policies: Policies, seed: int, count: int, per_s: float, value_of: RandomValue, *, over_s: int) -> Logs:
+    """Random records, made by running a decision beside them, so that answers fit; time has passed after the last."""
+    rng, beside = random.Random(seed), RemedyTask(policies, PARTITION)
     log: list[Stored] = []
     known: list[Remediation] = []
     now = 0.0
-    for number in range(120):
-        now += rng.expovariate(0.5)
-        record = Stored(_random_value(rng, number, now, known), len(log), round((T0 + now) * 1000))
+    for number in range(count):
+        now += rng.expovariate(per_s)
+        record = Stored(value_of(rng, number, now, known), len(log), round((T0 + now) * 1000))
         log.append(record)
         told = [each.value or b"" for each in beside.process(REMEDIES, [record]) if each.topic == REMEDIATIONS]
         known += [msgspec.json.decode(each, type=Remediation) for each in told]
-    return {REMEDIES: [*log, _much_later(log)]}  # nobody is waited for in the end
-
-
-def _much_later(log: Sequence[Stored]) -> Stored:
-    return Stored(TICK, len(log), log[-1].timestamp + 3_600_000)
+    return {REMEDIES: [*log, Stored(TICK, len(log), log[-1].timestamp + 1000 * over_s)]}
 
 
 def _random_value(rng: random.Random, number: int, now: float, known: Sequence[Remediation]) -> bytes | None:
