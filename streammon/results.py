@@ -179,6 +179,11 @@ class Drift(Result, tag_field="type", tag="drift"):
     reason: str | None = None
     """Why it was not tested, such as ``too_few_samples``; nothing has drifted then."""
 
+    @property
+    def extent(self) -> float:
+        """What is held against the threshold: the effect, of tests that tell it."""
+        return self.statistic if self.effect is None else self.effect
+
 
 class Interval(Struct, frozen=True, array_like=True):
     """Where a value lies, with 95 % confidence."""

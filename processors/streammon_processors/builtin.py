@@ -5,6 +5,8 @@ They are found as yours are, by the entry points of `streammon_processors.regist
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from streammon.config import Settings
 from streammon.models import load_models
 from streammon.outcomes import OUTCOMES, elements, outcome_time
@@ -72,7 +74,7 @@ def profiles_processor(settings: Settings) -> Processor:
         lambda partition: ProfileTask(partition, windows, models),
         (Output(PROFILES, time_field("start_unix_s")), Output(REFERENCES, time_field("since_unix_s"), compact=True)),
         idle_tick_s=max(windows.idle_tick_s, PROFILES_TICK_S),
-        files=() if file is None else (file,),
+        files=_files(file),
     )
 
 
@@ -132,7 +134,7 @@ def quality_processor(settings: Settings) -> Processor:
         lambda partition: QualityTask(models, partition, max_future_s=max_future_s),
         (Output("quality", time_field("start_unix_s")),),
         idle_tick_s=QUALITY_TICK_S,
-        files=() if file is None else (file,),
+        files=_files(file),
     )
 
 
@@ -178,7 +180,7 @@ def detectors_processor(settings: Settings) -> Processor:
         lambda partition: DetectorsTask(models, partition, step_s=size_s, per_event=per_event),
         (Output("drift", time_field("end_unix_s", lacking="weight")),),
         idle_tick_s=max(settings.windows.idle_tick_s, DETECTORS_TICK_S),
-        files=() if file is None else (file,),
+        files=_files(file),
     )
 
 
@@ -205,7 +207,7 @@ def remedies_processor(settings: Settings) -> Processor:
         inputs(policies),
         lambda partition: GatherRemediesTask(partition, policies, shape),
         (Output(REMEDIES, remedy_time, partition=0),),
-        files=() if file is None else (file,),
+        files=_files(file),
     )
 
 
@@ -223,7 +225,7 @@ def remedy_processor(settings: Settings) -> Processor:
             Output("changes", change_time, by_key=True),
         ),
         idle_tick_s=REMEDY_TICK_S,
-        files=() if file is None else (file,),
+        files=_files(file),
     )
 
 
@@ -238,7 +240,7 @@ def drift_processor(settings: Settings) -> Processor:
         lambda partition: DriftTask(models, partition),
         outputs,
         idle_tick_s=DRIFT_TICK_S,
-        files=() if file is None else (file,),
+        files=_files(file),
     )
 
 
@@ -252,7 +254,7 @@ def join_processor(settings: Settings) -> Processor:
         lambda partition: JoinTask(partition, models, settings),
         (Output(OUTCOMES, outcome_time, elements=elements),),
         idle_tick_s=JOIN_TICK_S,
-        files=() if file is None else (file,),
+        files=_files(file),
         journal_s=KnownModels(models).longest_s,
     )
 
@@ -261,3 +263,8 @@ def _rules(settings: Settings) -> Rules:
     rules = load_rules(settings.rules.files, settings.windows.inference_distributions)
     refuse_base_windows(rules.groupings, settings.windows.size_s)
     return rules
+
+
+def _files(file: Path | None) -> tuple[Path, ...]:
+    """What a processor is made anew from: a file that may be given."""
+    return () if file is None else (file,)

@@ -242,14 +242,13 @@ def _alert_row(alert: Alert) -> dict[str, Any]:
 
 
 def _drift_row(drift: Drift) -> dict[str, Any]:
-    effect = drift.statistic if drift.effect is None else drift.effect
-    unchanged = "as before" if effect < drift.threshold else "may be chance"
+    unchanged = "as before" if drift.extent < drift.threshold else "may be chance"
     return _model_columns(drift) | {
         "ended": clock_time(drift.end_unix_s),
         "state": "drifted" if drift.drifted else drift.reason or unchanged,
         "target": drift.target,
         "detector": drift.detector,
-        "effect": f"{effect:.4g}",
+        "effect": f"{drift.extent:.4g}",
         "threshold": f"{drift.threshold:.4g}",
         "p": "" if drift.p_value is None else f"{drift.p_value:.2g}",
         "values": drift.sample_size,

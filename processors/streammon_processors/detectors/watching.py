@@ -22,6 +22,7 @@ from prometheus_client import Counter
 
 from streammon.broker import Outgoing
 from streammon.errors import ConfigError
+from streammon.events import EventType, record_key
 from streammon.models import ONLINE_SHARE, RATES, ModelPolicy, Models, Use
 from streammon.results import Drift
 from streammon.wire import SCHEMA_HEADER
@@ -192,7 +193,7 @@ class Watching:
             start_unix_s=verdict.start_unix_s,
             end_unix_s=verdict.end_unix_s,
         )
-        key = f"{name.service}/{name.model}".encode()
+        key = record_key(EventType.INFERENCE, (name.service, name.model))
         return Outgoing("drift", key, msgspec.json.encode(drift), (SCHEMA_HEADER,), self._partition)
 
     # --- which series there are -------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from streammon import outcomes
 from streammon.broker import Outgoing, Record
 from streammon.deadletter import dead_letter_of
 from streammon.errors import Reason, Rejected
-from streammon.events import MAX_COUNT
+from streammon.events import MAX_COUNT, EventType, record_key
 from streammon.models import Models
 from streammon.outcomes import CONFIDENCE_BINS, Cohort, Outcomes
 from streammon.results import Quality
@@ -150,7 +150,7 @@ class QualityTask:
         return model
 
     def _tell(self, model: Model, results: Iterator[Quality]) -> Iterator[Outgoing]:
-        key = f"{model.names.service}/{model.names.model}".encode()
+        key = record_key(EventType.INFERENCE, (model.names.service, model.names.model))
         for result in results:
             self._told = True
             yield Outgoing(TOPIC, key, msgspec.json.encode(result), (SCHEMA_HEADER,), self._partition)

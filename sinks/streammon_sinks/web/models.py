@@ -372,7 +372,7 @@ def _target(drift: Drift) -> TargetView:
         target=drift.target,
         version=drift.model_version,
         detector=drift.detector,
-        effect=_effect(drift),
+        effect=drift.extent,
         threshold=drift.threshold,
         drifted=drift.drifted,
         sample_size=drift.sample_size,
@@ -389,11 +389,7 @@ def _order(drift: Drift) -> tuple[bool, float, str, str]:
 
 def _loudness(drift: Drift) -> tuple[bool, float]:
     """Whether it drifted, and how near the effect is to the threshold, or how far beyond."""
-    return drift.drifted, _effect(drift) / drift.threshold if drift.threshold > 0 else 0.0
-
-
-def _effect(drift: Drift) -> float:
-    return drift.statistic if drift.effect is None else drift.effect
+    return drift.drifted, drift.extent / drift.threshold if drift.threshold > 0 else 0.0
 
 
 def _loop(loop: Loop) -> LoopView:
