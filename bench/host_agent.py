@@ -10,8 +10,8 @@ from typing import cast
 from streammon.broker import Broker, Outgoing
 from streammon.config import load
 from streammon.events import EventType
-from streammon_agents.host import run_host_agent
-from streammon_agents.host_sources import sources
+from streammon_agents.agent import run_agent
+from streammon_agents.host import probes
 from streammon_agents.packing import Packer
 
 SECONDS = 20
@@ -30,7 +30,7 @@ class Nowhere:
 
 async def share() -> None:
     broker, stop = Nowhere(), asyncio.Event()
-    agent = asyncio.create_task(run_host_agent(cast(Broker, broker), load(agent={"interval_s": 1.0}), stop=stop))
+    agent = asyncio.create_task(run_agent(cast(Broker, broker), load(agent={"interval_s": 1.0}), stop=stop))
     await asyncio.sleep(0.5)  # the start is not what is asked
     started, cpu = time.monotonic(), time.process_time()
     await asyncio.sleep(SECONDS)
@@ -43,7 +43,7 @@ async def share() -> None:
 
 def parts(repeat: int = 200) -> None:
     events = []
-    for source in sources("bench"):
+    for source in probes("bench"):
         before = source.read()
         started = time.process_time()
         for _ in range(repeat):

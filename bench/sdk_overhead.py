@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from streammon_agents import Monitor
-from streammon_agents.courier import Limits
 from streammon_agents.packing import Batch
+from streammon_agents.sdk.courier import Limits
 
 CALLS = 5_000
 ROUNDS = 20

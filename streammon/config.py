@@ -234,15 +234,24 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-class AgentSettings(Section):
-    """The host agent."""
+SourceName = Literal["host"]
 
-    interval_s: float = Field(1.0, gt=0)
-    """How often the host is measured."""
-    buffer_batches: int = Field(3600, ge=1)
-    """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
+
+class AgentSettings(Section):
+    """The agent of a node: what it observes, and how it carries that into the log."""
+
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
+    sources: tuple[SourceName, ...] = ("host",)
+    """What is observed; what is not there is left out, and `streammon agent --check` says why."""
+    interval_s: float = Field(1.0, gt=0)
+    """How often what is asked (hosts, containers, GPUs) is asked."""
+    procfs: UserPath = Path("/proc")
+    """Where the host's ``/proc`` is, for an agent in a container; ``PROCFS_PATH`` in the environment says it, too."""
+    sysfs: UserPath = Path("/sys")
+    """Where the host's ``/sys`` is."""
+    buffer_batches: int = Field(3600, ge=1)
+    """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
 
 
 class ElasticsearchSettings(Section):

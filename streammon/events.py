@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from streammon.sketch import Sketch
+
 SCHEMA = 1
 """The version of every event and result; an unknown version goes to the dead letter."""
 
@@ -83,14 +85,32 @@ Entity = Literal[
 ]  # fmt: skip
 
 
+class Histogram(Struct, kw_only=True, omit_defaults=True, gc=False):
+    """Values that were observed since the event before, as their senders added them up.
+
+    ``sum`` is exact; ``min`` and ``max`` are left out by senders who do not know them.
+    """
+
+    sum: float
+    sketch: Sketch
+    min: float | None = None
+    max: float | None = None
+
+
 class Resource(Event, tag_field="type", tag="resource"):
-    """What one thing on one host measured at one moment."""
+    """What one thing on one host measured at one moment, or since the event before.
+
+    ``metrics`` are sampled: a temperature, a queue's length, a rate. ``counters`` and ``histograms`` are what was
+    added since the event before, so that they add up in windows whatever was restarted in between.
+    """
 
     host: str
     entity: Entity
     id: str
     metrics: dict[str, float]
     labels: dict[str, str] | None = None
+    counters: dict[str, float] | None = None
+    histograms: dict[str, Histogram] | None = None
 
 
 class Label(Event, tag_field="type", tag="label"):

@@ -198,6 +198,28 @@ class _Range(NamedTuple):
 
 
 _NO_BUCKETS: Final = _Range(0, np.zeros(0, dtype=np.int64))
+_WIDEST: Final = 11
+"""Scale -11: one bucket of 2,048 octaves on each side of 1 is all of float64."""
+
+
+def _in_octaves(part: _Range, log_width: int) -> _Range:
+    """Buckets that are 2^``log_width`` octaves wide as octaves, the values of each spread evenly."""
+    if log_width <= 0 or not len(part.counts):
+        return part
+    if log_width > _WIDEST or not -(2 << _WIDEST) <= part.offset <= 2 << _WIDEST or len(part.counts) > MAX_BUCKETS:
+        raise SketchError(f"scale is {-log_width}, with buckets from {part.offset}; float64 does not reach there")
+    octaves = np.arange(1 << log_width)
+    each, more = np.divmod(part.counts[:, None], 1 << log_width)
+    first, lowest = part.offset << log_width, -1075
+    spread = _Range(first, (each + (octaves < more)).ravel())
+    low, high = max(0, lowest - first), max(0, 1024 - first)  # buckets at the ends reach beyond float64
+    outside = int(spread.counts[:low].sum()), int(spread.counts[high:].sum())
+    kept = spread.counts[low:high].copy()
+    if not len(kept):
+        raise SketchError(f"scale is {-log_width}, with buckets from {part.offset}; float64 does not reach there")
+    kept[0] += outside[0]
+    kept[-1] += outside[1]
+    return _Range(first + low, kept)
 
 
 def _sum(ranges: Iterable[_Range]) -> _Range:
@@ -307,6 +329,36 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         if value > 0:
             return cls(scale=SCALE, zero_count=0, offset=offset, counts=[count])
         return cls(scale=SCALE, zero_count=0, offset=0, counts=[], negative_offset=offset, negative_counts=[count])
+
+    @classmethod
+    def of_buckets(
+        cls,
+        scale: int,
+        zero_count: int,
+        offset: int,
+        counts: Sequence[int],
+        negative_offset: int = 0,
+        negative_counts: Sequence[int] = (),
+    ) -> Sketch:
+        """The sketch of an exponential histogram as OpenTelemetry has them, of any scale: bucket ``offset + i`` holds
+        ``counts[i]``. Nothing is lost: finer buckets are joined. Of scales below 0, whose buckets are wider than an
+        octave, the values are spread evenly over the octaves.
+
+        Raises SketchError where they lie about themselves, or lie beyond float64.
+        """
+        positive, negative = (
+            _Range(start, _unpack(name, list(given)))
+            for name, start, given in (
+                ("counts", offset, counts),
+                ("negative_counts", negative_offset, negative_counts),
+            )
+        )
+        for name, part in (("counts", positive), ("negative_counts", negative)):
+            if len(part.counts) and _total(name, part.counts) >= MAX_COUNT:
+                raise SketchError(f"{name} add to 2^53 or more; below that they can be counted exactly")
+        steps = max(0, scale - SCALE)
+        positive, negative = (_in_octaves(part.coarser(steps), -scale) for part in (positive, negative))
+        return _sketch(min(max(scale, 0), SCALE), zero_count, positive, negative)
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Sketch:

@@ -683,7 +683,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "streammon_agents.host", None)  # imported anew
     monkeypatch.delitem(sys.modules, "streammon_agents.host")
-    monkeypatch.delitem(sys.modules, "streammon_agents.host_sources", raising=False)
+    monkeypatch.delitem(sys.modules, "streammon_agents.host", raising=False)
     monkeypatch.setitem(sys.modules, "psutil", None)
     monkeypatch.setattr(sys, "argv", ["streammon", "agent", "--data-dir", str(empty)])
     with pytest.raises(SystemExit) as ended:

@@ -20,7 +20,8 @@ from streammon.outcomes import MAX_TEXT_BYTES
 from streammon.remediation import MOST_MODELS
 from streammon.results import Completeness, Distribution, Quality, Window
 from streammon.wire import plain
-from streammon_agents import gateway, ndjson
+from streammon_agents.gateway import events as gateway
+from streammon_agents.gateway import ndjson
 from streammon_processors import aggregate, dedupe, event_windows, quality, revisions, rules, share, slos, windows
 from streammon_processors.builtin import QUALITY_TICK_S, REMEDY_TICK_S
 from streammon_processors.detectors import lengths, steps, watching

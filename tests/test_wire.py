@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from streammon import wire
 from streammon.errors import Reason, Rejected
-from streammon.events import KEYS, STRUCTS, Dataset, EventType, NonNegative, record_key
+from streammon.events import KEYS, STRUCTS, EventType, NonNegative, record_key
+from streammon.sketch import Sketch
 from streammon.topics import MAX_RECORD_BYTES, TOPIC_OF
 from streammon.wire import Batch, Density, Identity, Rows, claimed_events, decode, encode, route
 
@@ -97,17 +98,18 @@ JSON = st.recursive(
     max_leaves=6,
 )
 
+SKETCHES = st.lists(st.floats(-1e9, 1e9), max_size=5).map(lambda them: Sketch.of(np.array(them)).to_wire())
+
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Plain JSON values of a type hint of `streammon.events`."""
-    known = {NonNegative: FINITE.map(abs), float: FINITE, Any: JSON}
+    known = {NonNegative: FINITE.map(abs), float: FINITE, Any: JSON, Sketch: SKETCHES}
     if hint in known:
         return known[hint]
-    if hint is Dataset:
-        optional = _fields(Dataset)
-        return st.fixed_dictionaries({"name": optional.pop("name")}, optional=optional)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        return st.fixed_dictionaries(_fields(hint))
+        optional = _fields(hint)
+        required = {field.name: optional.pop(field.name) for field in msgspec.structs.fields(hint) if field.required}
+        return st.fixed_dictionaries(required, optional=optional)
     return _composed(get_origin(hint), get_args(hint)) if get_args(hint) else st.from_type(hint)
 
 

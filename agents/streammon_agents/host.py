@@ -1,178 +1,184 @@
-"""The host agent: measures this machine on the beat, whether or not the broker is there; publishes in order.
+"""What a host measures, source by source: psutil reads, pure functions turn two readings into metrics.
 
-Measuring and delivering are two tasks with a bounded buffer between them. While the broker is away the buffer
-fills; beyond ``agent.buffer_batches`` measurements the oldest is dropped, and its events are counted in the next
-batch that is sent. A batch that was sent once keeps its bytes, so one that did arrive although nobody heard of it is
-recognised when it is sent again. The end of the process loses what could not be sent within `FLUSH_S`.
+A rate needs two readings of a counter. A counter that went backwards was reset, and a counter the system
+lacks is not there: in both cases the metric is absent, never negative and never a stand-in. psutil does not
+know containers: it tells of the host, except for the network, which is that of the namespace.
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import msgspec
+import psutil
 
-from streammon.broker import Broker
 from streammon.clock import Clock, system_clock
 from streammon.config import Settings
-from streammon.errors import Rejected, Retryable
-from streammon.events import EventType
-from streammon.telemetry import DROPPED, log
-from streammon_agents.host_sources import Measured, Source, sources
-from streammon_agents.packing import Batch, Packer, pause_s
+from streammon.heartbeat import host_name
+from streammon_agents.source import Measured, Polled, Probe
 
-FLUSH_S = 5.0
-"""How long the end of the agent may wait for the broker."""
-_CHUNK = 100
-"""Measurements of one append while catching up: about 300 kB."""
+Metrics = dict[str, float]
 
-
-async def run_host_agent(
-    broker: Broker, settings: Settings, *, stop: asyncio.Event, clock: Clock = system_clock
-) -> None:
-    """Measure and publish until ``stop`` is set, then flush.
-
-    Raises:
-        ConfigError: the topic ``resources`` does not exist.
-    """
-    host = settings.agent.host or socket.gethostname()
-    probe = Probe(host, sources(host), clock)
-    buffer = Buffer(settings.agent.buffer_batches, Packer(f"host@{host}"))
-    stopped, delivery = asyncio.create_task(stop.wait()), asyncio.create_task(buffer.deliver(broker))
-    now = asyncio.get_running_loop().time
-    started = now()
-    try:
-        while not (stop.is_set() or delivery.done()):
-            events = await asyncio.to_thread(probe.measure)  # a file system may hang
-            buffer.put(events)
-            pause = until_beat_s(now() - started, settings.agent.interval_s)
-            await asyncio.wait({stopped, delivery}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-        buffer.close()
-        await asyncio.wait_for(delivery, FLUSH_S)
-    except TimeoutError:
-        log.warning("the host agent ends with measurements unsent", batches=buffer.waiting)
-    finally:
-        stopped.cancel()
-        delivery.cancel()
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BLOCK_DEVICES = Path("/sys/block")
+_IMAGES = frozenset({"squashfs", "iso9660", "erofs", "cramfs"})
+"""File systems that are files, read-only and always full."""
 
 
-def until_beat_s(since_start_s: float, interval_s: float) -> float:
-    """Beats lie on a grid, so nothing drifts; those that were slept through are left out."""
-    return interval_s - since_start_s % interval_s
+def rates(now: Any, before: Any, elapsed_s: float, names: Mapping[str, str]) -> Metrics:
+    """Increase per second of the counters ``names`` (counter: metric) of two readings."""
+    increases = _increases(now, before, names)
+    return {names[name]: increase / elapsed_s for name, increase in increases.items()} if elapsed_s > 0 else {}
 
 
-class Probe:
-    """Keeps the previous reading of every source, from which rates are made."""
-
-    def __init__(
-        self,
-        host: str,
-        sources: Sequence[Source],
-        clock: Clock = system_clock,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._host = host
-        self._sources = sources
-        self._clock = clock
-        self._monotonic = monotonic
-        self._previous: dict[str, tuple[Any, float]] = {}
-        self._failing: set[str] = set()
-
-    def measure(self) -> list[dict[str, Any]]:
-        """The resource events of now. A source that fails is left out, and logged the first time."""
-        now = self._clock()
-        return [self._event(measured, now) for source in self._sources for measured in self._one(source)]
-
-    def _one(self, source: Source) -> list[Measured]:
-        try:
-            reading, at = source.read(), self._monotonic()
-            before, before_at = self._previous.get(source.name, (None, at))
-            measured = list(source.measure(reading, before, at - before_at))
-        except Exception as error:  # whatever it is, the other sources go on
-            if source.name not in self._failing:
-                self._failing.add(source.name)
-                log.warning("a source of host metrics fails and is left out", name=source.name, error=repr(error))
-            return []
-        self._previous[source.name] = reading, at
-        return measured
-
-    def _event(self, measured: Measured, now: float) -> dict[str, Any]:
-        event = {"time_unix_s": now, "host": self._host, **measured._asdict()}
-        return {name: value for name, value in event.items() if value is not None}
+def _increases(now: Any, before: Any, names: Iterable[str]) -> Metrics:
+    pairs = ((name, getattr(now, name, None), getattr(before, name, None)) for name in names)
+    return {name: new - old for name, new, old in pairs if new is not None and old is not None and new >= old}
 
 
-class Buffer:
-    """Measurements between the host and the broker, oldest first; beyond ``bound`` the oldest is dropped.
+def cpu(now: Any, before: Any, elapsed_s: float) -> Iterator[Measured]:
+    """Fractions of all CPU time by mode. Time of guests is part of ``user`` and ``nice`` already."""
+    modes = [mode for mode in now._fields if not mode.startswith("guest")]
+    spent = _increases(now, before, modes)
+    total = sum(spent.values())
+    if total <= 0:
+        return
+    metrics = {f"{mode}_fraction": seconds / total for mode, seconds in spent.items()}
+    if "idle" in spent:
+        metrics["utilization"] = 1 - (spent["idle"] + spent.get("iowait", 0.0)) / total
+    yield Measured("cpu", "total", metrics)
 
-    Batches are numbered when they are sent, so what is dropped leaves no gap. From then on they are not dropped,
-    because they may have arrived, and are sent again as they are.
-    """
 
-    def __init__(self, bound: int, packer: Packer) -> None:
-        self._bound = bound
-        self._packer = packer
-        self._measured: deque[bytes] = deque()  # as JSON, which takes a fraction of the memory of the events
-        self._in_flight: list[Batch] = []
-        self._changed = asyncio.Event()
-        self._closed = False
-        self._dropped = 0
+class MemoryReading(NamedTuple):
+    ram: Any
+    swap: Any
 
-    @property
-    def waiting(self) -> int:
-        """Measurements not yet acknowledged."""
-        return len(self._measured) + len(self._in_flight)
 
-    def put(self, events: list[dict[str, Any]]) -> None:
-        if self._measured and self.waiting >= self._bound:
-            self._drop(len(msgspec.json.decode(self._measured.popleft())))
-        self._measured.append(msgspec.json.encode(events))
-        self._changed.set()
+def read_memory() -> MemoryReading:
+    return MemoryReading(psutil.virtual_memory(), psutil.swap_memory())
 
-    def close(self) -> None:
-        """Let `deliver` return once everything is delivered."""
-        self._closed = True
-        self._changed.set()
 
-    async def deliver(self, broker: Broker) -> None:
-        """Append in order, for ever."""
-        while self._measured or not self._closed:
-            await self._changed.wait()
-            self._changed.clear()
-            while self._measured:
-                taken = [self._measured.popleft() for _ in range(min(_CHUNK, len(self._measured)))]
-                self._in_flight = [batch for events in taken for batch in self._pack(msgspec.json.decode(events))]
-                await self._append(broker)
-                self._in_flight = []
+def memory(now: MemoryReading, before: MemoryReading | None, elapsed_s: float) -> Iterator[Measured]:
+    """``available_bytes`` is what programs can have without swapping. A host may have no swap."""
+    for name, total, used, available in (
+        ("ram", now.ram.total, now.ram.used, now.ram.available),
+        ("swap", now.swap.total, now.swap.used, now.swap.free),
+    ):
+        if total:
+            sizes = {"total_bytes": total, "used_bytes": used, "available_bytes": available}
+            yield Measured("memory", name, {**sizes, "utilization": 1 - available / total})
 
-    def _pack(self, events: list[dict[str, Any]]) -> list[Batch]:
-        """The first batch reports what was dropped since the last."""
-        batches, self._dropped = self._packer.pack(EventType.RESOURCE, events, self._dropped)
-        return batches
 
-    async def _append(self, broker: Broker) -> None:
-        failures = 0
-        while True:
-            try:
-                await broker.append([batch.outgoing for batch in self._in_flight])
-            except Retryable as failure:
-                if not failures:
-                    log.warning("the broker is away, measurements are kept", error=str(failure))
-                await asyncio.sleep(pause_s(failure, failures))
-                failures += 1
-                continue
-            except Rejected as refusal:
-                log.error("the broker refused measurements", error=str(refusal))
-                for batch in self._in_flight:
-                    self._drop(batch.events, batch.dropped)
-            if failures:
-                log.info("the broker is back", batches=self.waiting)
-            return
+_DISK_RATES = {
+    "read_bytes": "read_bytes_per_s",
+    "write_bytes": "write_bytes_per_s",
+    "read_count": "read_operations_per_s",
+    "write_count": "write_operations_per_s",
+}
+_DISK_BUSY_MS = {"busy_time": "io_time_fraction"}
 
-    def _drop(self, events: int, unreported: int = 0) -> None:
-        self._dropped += events + unreported
-        DROPPED.labels("host").inc(events)
+
+def read_disks() -> dict[str, Any]:
+    """Counters of whole disks; partitions would count everything twice."""
+    counters = psutil.disk_io_counters(perdisk=True, nowrap=False) or {}
+    whole = {device.name for device in _BLOCK_DEVICES.iterdir()} if _BLOCK_DEVICES.is_dir() else set(counters)
+    return {name: counted for name, counted in counters.items() if name in whole}
+
+
+def disks(now: Mapping[str, Any], before: Mapping[str, Any] | None, elapsed_s: float) -> Iterator[Measured]:
+    """Rates of every disk that was ever used; ``io_time_fraction`` is the part of the time it was busy."""
+    for name, counters in now.items():
+        old = (before or {}).get(name)
+        metrics = rates(counters, old, elapsed_s, _DISK_RATES)
+        busy = rates(counters, old, elapsed_s * 1000, _DISK_BUSY_MS)
+        metrics |= {metric: min(fraction, 1.0) for metric, fraction in busy.items()}
+        if metrics and counters.read_count + counters.write_count:
+            yield Measured("disk", name, metrics)
+
+
+def read_filesystems() -> dict[str, Any]:
+    usages = {}
+    for mountpoint in mountpoints(psutil.disk_partitions()):
+        with suppress(OSError):  # unmounted meanwhile, or not ours to look at
+            usages[mountpoint] = psutil.disk_usage(mountpoint)
+    return usages
+
+
+def mountpoints(partitions: Iterable[Any]) -> list[str]:
+    """The shortest mountpoint of every real device, and ``/`` even where it is a container's overlay."""
+    by_device: dict[str, str] = {}
+    for partition in sorted(partitions, key=lambda one: len(one.mountpoint)):
+        if partition.fstype not in _IMAGES:
+            by_device.setdefault(partition.device, partition.mountpoint)
+    return list(dict.fromkeys(("/", *by_device.values())))
+
+
+def filesystems(now: Mapping[str, Any], before: Any, elapsed_s: float) -> Iterator[Measured]:
+    """``free_bytes`` and ``utilization`` leave out the blocks reserved for root, as ``df`` does."""
+    for mountpoint, usage in now.items():
+        if usage.total:
+            sizes = {"total_bytes": usage.total, "used_bytes": usage.used, "free_bytes": usage.free}
+            utilization = usage.used / ((usage.used + usage.free) or usage.total)
+            yield Measured("filesystem", mountpoint, {**sizes, "utilization": utilization})
+
+
+_NETWORK_RATES = {
+    "bytes_recv": "receive_bytes_per_s",
+    "bytes_sent": "transmit_bytes_per_s",
+    "packets_recv": "receive_packets_per_s",
+    "packets_sent": "transmit_packets_per_s",
+    "errin": "receive_errors_per_s",
+    "errout": "transmit_errors_per_s",
+    "dropin": "receive_drops_per_s",
+    "dropout": "transmit_drops_per_s",
+}
+
+
+def read_networks() -> Mapping[str, Any]:
+    return psutil.net_io_counters(pernic=True, nowrap=False)
+
+
+def networks(now: Mapping[str, Any], before: Mapping[str, Any] | None, elapsed_s: float) -> Iterator[Measured]:
+    for name, counters in now.items():
+        metrics = rates(counters, (before or {}).get(name), elapsed_s, _NETWORK_RATES)
+        if metrics:
+            yield Measured("network", name, metrics)
+
+
+class HostReading(NamedTuple):
+    name: str
+    load: tuple[float, float, float]
+    uptime_s: float
+    boot_id: str | None
+
+
+def read_host(name: str) -> HostReading:
+    boot_id = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else None
+    return HostReading(name, psutil.getloadavg(), time.time() - psutil.boot_time(), boot_id)
+
+
+def host(now: HostReading, before: HostReading | None, elapsed_s: float) -> Iterator[Measured]:
+    metrics = dict(zip(("load_1m", "load_5m", "load_15m"), now.load, strict=True))
+    labels = {"boot_id": now.boot_id} if now.boot_id else None
+    yield Measured("host", now.name, {**metrics, "uptime_s": now.uptime_s}, labels)
+
+
+def host_source(settings: Settings, clock: Clock = system_clock) -> Polled:
+    """This host, once ``agent.interval_s``."""
+    host = host_name(settings)
+    return Polled("host", host, probes(host), interval_s=settings.agent.interval_s, clock=clock)
+
+
+def probes(name: str) -> list[Probe]:
+    """Everything that is measured on this host."""
+    return [
+        Probe("host", lambda: read_host(name), host),
+        Probe("cpu", psutil.cpu_times, cpu),
+        Probe("memory", read_memory, memory),
+        Probe("disks", read_disks, disks),
+        Probe("filesystems", read_filesystems, filesystems),
+        Probe("networks", read_networks, networks),
+    ]

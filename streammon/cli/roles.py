@@ -77,11 +77,11 @@ def topics_of(settings: Settings, processors: Iterable[Processor] = ()) -> list[
 
 @command(app)
 async def agent(settings: Settings, stop: asyncio.Event) -> None:
-    """Measure this host once a second and publish it to the `resources` topic."""
-    from streammon_agents.host import run_host_agent
+    """Observe this node and publish it: what is measured goes to the `resources` topic, once a second."""
+    from streammon_agents.agent import run_agent
 
     async with opened(settings, stop, role="agent") as broker:
-        await run_host_agent(broker, settings, stop=stop)
+        await run_agent(broker, settings, stop=stop)
 
 
 RuleFiles = Annotated[

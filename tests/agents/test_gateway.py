@@ -22,7 +22,8 @@ from streammon.errors import Backpressure, ConfigError, RecordTooLarge, Retryabl
 from streammon.events import EventType
 from streammon.topics import INPUT_TOPICS, topic_specs
 from streammon.wire import SCHEMA_HEADER, Density, Identity, decode, encode
-from streammon_agents import gateway, ndjson
+from streammon_agents.gateway import events as gateway
+from streammon_agents.gateway import ndjson
 
 JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}

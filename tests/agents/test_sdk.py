@@ -31,10 +31,10 @@ from streammon.servers import Server
 from streammon.topics import MAX_RECORD_BYTES, topic_specs
 from streammon.wire import Batch, decode
 from streammon_agents import Monitor
-from streammon_agents.courier import Limits
 from streammon_agents.packing import Packer
-from streammon_agents.summaries import Embedding, Text
-from streammon_agents.transport import BrokerTransport, HttpTransport
+from streammon_agents.sdk.courier import Limits
+from streammon_agents.sdk.summaries import Embedding, Text
+from streammon_agents.sdk.transport import BrokerTransport, HttpTransport
 from tests.support import eventually, wait_until
 
 FAST = Limits(flush_interval_s=0.02)

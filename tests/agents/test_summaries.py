@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streammon_agents.summaries import Embedding, Summary, Text, summarized
+from streammon_agents.sdk.summaries import Embedding, Summary, Text, summarized
 
 SUMMARIES: dict[str, Summary] = {"query": Text(), "vector": Embedding([3.0, 0.0])}
 

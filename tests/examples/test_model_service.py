@@ -34,9 +34,10 @@ from streammon.events import EventType
 from streammon.telemetry import serve_http
 from streammon.topics import INPUT_TOPICS, topic_specs
 from streammon.wire import decode
-from streammon_agents import Monitor, gateway
-from streammon_agents.courier import Limits
+from streammon_agents import Monitor
+from streammon_agents.gateway import events as gateway
 from streammon_agents.packing import Batch
+from streammon_agents.sdk.courier import Limits
 from tests.support import eventually, wait_until
 
 ROOT = Path(__file__).parents[2]

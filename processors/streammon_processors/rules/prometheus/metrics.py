@@ -1,6 +1,6 @@
 """What well-known Prometheus metrics are in the windows of streammon, for rules that are imported.
 
-The host agent measures hosts (`streammon_agents.host_sources`), and requests come from the SDK or the gateway:
+The host agent measures hosts (`streammon_agents.host`), and requests come from the SDK or the gateway:
 only what they really publish is here. Whoever publishes more says so:
 ``--metric DCGM_FI_DEV_GPU_TEMP=gauges.temperature``.
 """

@@ -21,7 +21,7 @@ up`` or the gateway (``url``, or ``STREAMMON_URL``), or straight to Kafka (``boo
 ``STREAMMON_BOOTSTRAP``).
 
 An event carries the time at which its call *ended*: a long answer is then not a late event. What happens to
-it between here and there, and what is dropped when nobody takes it, is told in `streammon_agents.courier`. A
+it between here and there, and what is dropped when nobody takes it, is told in `streammon_agents.sdk.courier`. A
 monitor survives a fork (gunicorn's ``preload_app``): the child starts anew. A worker of `multiprocessing`
 runs no exit handlers, and has to `Monitor.close` by itself.
 """
@@ -42,10 +42,10 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 from streammon.clock import Clock, system_clock
 from streammon.errors import ConfigError
 from streammon.events import EventType
-from streammon_agents.courier import Courier, Limits, Stats
-from streammon_agents.fields import admit
-from streammon_agents.summaries import Summary, summarized
-from streammon_agents.transport import HttpTransport, Transport, kafka_transport
+from streammon_agents.sdk.courier import Courier, Limits, Stats
+from streammon_agents.sdk.fields import admit
+from streammon_agents.sdk.summaries import Summary, summarized
+from streammon_agents.sdk.transport import HttpTransport, Transport, kafka_transport
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -56,7 +56,7 @@ R = TypeVar("R")
 class Monitor:
     """Reports the calls of one model of one service.
 
-    ``summaries`` say what is sent of features that are embeddings or free text: see `streammon_agents.summaries`.
+    ``summaries`` say what is sent of features that are embeddings or free text: see `streammon_agents.sdk.summaries`.
     ``limits`` bound what waits; ``transport`` makes the way out, for tests and other intakes.
 
     Raises:

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 
 from streammon.errors import ConfigError, Rejected, Retryable
 from streammon.events import EventType
-from streammon_agents.fields import admit
 from streammon_agents.packing import Batch, Packer, pause_s
-from streammon_agents.transport import Transport
+from streammon_agents.sdk.fields import admit
+from streammon_agents.sdk.transport import Transport
 
 log = logging.getLogger("streammon.sdk")
 

@@ -42,7 +42,7 @@ from streammon.errors import Backpressure, Reason, Rejected, StreammonError
 from streammon.events import EventType
 from streammon.telemetry import log
 from streammon.wire import Routed, claimed_events, route
-from streammon_agents.ndjson import RoutedLines, route_lines
+from streammon_agents.gateway.ndjson import RoutedLines, route_lines
 
 PATH = "/v1/events"
 JSON = "application/json"
