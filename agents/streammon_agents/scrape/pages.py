@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from streammon.sketch import Sketch
+from streammon_agents.scrape.native import Native
 
 
 class Fault(StrEnum):
@@ -72,19 +72,14 @@ class Series:
         return f"Series({self.name!r}, {dict(self.labels)!r})"
 
 
-class Native(NamedTuple):
-    """A native histogram: what was observed since it began."""
-
-    sketch: Sketch
-    sum: float
-    created_unix_s: float | None = None
-
-
 class Sample(NamedTuple):
-    """One value. ``time_s``: the Unix time that the page gives it, if any. NaN and infinities come as they are."""
+    """One value. ``time_s``: the Unix time that the page gives it, if any. NaN and infinities come as they are.
+
+    Only the format with native histograms brings those; all else is a number.
+    """
 
     series: Series
-    value: float
+    value: float | Native
     time_s: float | None = None
 
 

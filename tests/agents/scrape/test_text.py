@@ -31,7 +31,11 @@ ROWS = st.lists(st.tuples(NAMES, LABELS, st.floats(), st.none() | st.integers(0,
 
 
 def values(page: Page) -> Values:
-    return [(series.name, dict(series.labels), value, time) for series, value, time in page.samples]
+    return [
+        (series.name, dict(series.labels), value, time)
+        for series, value, time in page.samples
+        if isinstance(value, float)
+    ]
 
 
 def of_library(families: Iterable[Any]) -> Values:
