@@ -46,8 +46,10 @@ class GpuSource:
 
     name = "gpu"
 
-    def __init__(self, eye: Eye, host: str, interval_s: float, clock: Clock = system_clock) -> None:
-        self._eye, self._host, self._interval_s, self._clock = eye, host, interval_s, clock
+    def __init__(
+        self, eye: Eye, host: str, interval_s: float, clock: Clock = system_clock, hung_s: float = HUNG_S
+    ) -> None:
+        self._eye, self._host, self._interval_s, self._clock, self._hung_s = eye, host, interval_s, clock, hung_s
 
     def check(self) -> Iterable[Finding]:
         return self._eye.check()
@@ -64,8 +66,8 @@ class GpuSource:
 
     async def _measured(self, out: Outlet) -> Seen:
         seen = aside(self._eye.measure)
-        if not (await asyncio.wait({seen}, timeout=HUNG_S))[0]:
-            out.degraded(f"the driver has not answered for {HUNG_S:g} s")
+        if not (await asyncio.wait({seen}, timeout=self._hung_s))[0]:
+            out.degraded(f"the driver has not answered for {self._hung_s:g} s")
         return await seen
 
     def _tell(self, seen: Seen, out: Outlet) -> None:
@@ -106,7 +108,10 @@ def _pass_on(done: Future[Value], answer: asyncio.Future[Value]) -> None:
 
 
 def gpu_source(settings: Settings, clock: Clock = system_clock) -> Source:
-    """The GPUs of this host, on every ``agent.interval_s``."""
-    agent = settings.agent
-    eye = Gpus(agent.gpu, agent.interval_s, agent.procfs, agent.sysfs)
-    return GpuSource(eye, host_name(settings), agent.interval_s, clock)
+    """The GPUs of this host, on every ``agent.interval_s``; a page of DCGM's is newer every ten seconds at most."""
+    agent, host = settings.agent, host_name(settings)
+    if agent.gpu.dcgm_url is not None:
+        from streammon_agents.gpu.dcgm import Dcgm
+
+        return GpuSource(Dcgm(agent.gpu.dcgm_url), host, agent.gpu.slow_s, clock)
+    return GpuSource(Gpus(agent.gpu, agent.interval_s, agent.procfs, agent.sysfs), host, agent.interval_s, clock)
