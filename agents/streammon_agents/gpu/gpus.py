@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streammon.config import GpuSettings
-from streammon_agents.containers import container_of
+from streammon_agents.containers import Container, container_of
 from streammon_agents.gpu.checking import check
 from streammon_agents.gpu.devices import Device, DeviceGoneError, LibraryGoneError, instances
 from streammon_agents.gpu.pods import Pods
@@ -52,6 +52,12 @@ class Increases:
         return increases
 
 
+def ids_of(container: Container | None) -> dict[str, str]:
+    """The labels of what is in a container, where nobody knows its names."""
+    ids = {"container_id": container and container.id, "pod_uid": container and container.pod_uid}
+    return {name: value for name, value in ids.items() if value}
+
+
 class Gpus:
     """May be called from several threads, which wait for each other."""
 
@@ -62,13 +68,14 @@ class Gpus:
         procfs: Path,
         sysfs: Path = Path("/sys"),
         *,
+        of_container: Callable[[Container | None], dict[str, str]] = ids_of,
         session: Session | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._procfs, self._sysfs, self._monotonic = settings, procfs, sysfs, monotonic
         self._seldom = max(1, round(settings.slow_s / interval_s))
         self._now_and_then = max(1, round(settings.processes_s / interval_s))
-        self._session = session or Session()
+        self._of_container, self._session = of_container, session or Session()
         self._pods = Pods(settings.pod_resources)
         self._lock = threading.Lock()
         self._increases, self._utilization = Increases(), Utilization()
@@ -167,10 +174,8 @@ class Gpus:
         """What is in a pod at all is of the pod that holds the GPU; other processes look after the node."""
         labels = {"gpu": device.id, "pid": str(pid)}
         with suppress(OSError):
-            labels["process"] = (self._procfs / str(pid) / "comm").read_text(errors="replace").strip()
+            labels["name"] = (self._procfs / str(pid) / "comm").read_text(errors="replace").strip()
         container = container_of(pid, self._procfs)
-        if container is not None:
-            labels["container_id"] = container.id
-            if container.pod_uid is not None:
-                labels |= {"pod_uid": container.pod_uid, **self._pods.labels(device)}
-        return labels
+        if container is not None and container.pod_uid is not None:
+            labels |= self._pods.labels(device)
+        return labels | self._of_container(container)

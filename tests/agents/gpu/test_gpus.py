@@ -349,14 +349,14 @@ def test_processes_are_told_with_memory_and_work_and_who_they_are(nvml: Nvml, tm
     found = {thing.id.partition("/")[2]: thing for thing in seen.things if thing.entity == "gpu_process"}
     assert seen.left_out == 1, "of four, the smallest"
     assert found["4242"].labels == {
-        "gpu": uuid(0), "pid": "4242", "process": "python3", "container_id": container[:12], "pod_uid": pod
+        "gpu": uuid(0), "pid": "4242", "name": "python3", "container_id": container[:12], "pod_uid": pod
     }  # fmt: skip
     assert found["4242"].metrics == pytest.approx(
         {"memory_used_bytes": 5000, "utilization": 0.7, "memory_busy_fraction": 0.3, "encoder_utilization": 0,
          "decoder_utilization": 0}
     )  # fmt: skip
     assert (found["77"].labels, found["77"].metrics) == (
-        {"gpu": uuid(0), "pid": "77", "process": "Xorg"}, {"memory_used_bytes": 300}
+        {"gpu": uuid(0), "pid": "77", "name": "Xorg"}, {"memory_used_bytes": 300}
     )  # fmt: skip
     nvml.say(gpu(0, sample__4="300 4242 10 0"))
     host.beat()
