@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from streammon_agents.gpu.gpus import Increases, Seen
+from streammon_agents.gpu.holding import of_holder
 from streammon_agents.gpu.questions import Values, throttled
 from streammon_agents.gpu.session import called
 from streammon_agents.gpu.xids import Xid, counters
@@ -115,9 +116,9 @@ class Row:
     xid: int | None = None
     holders: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
 
-    def all_labels(self) -> dict[str, str]:
-        """With the names of its only holder; shared, it is held by none of them."""
-        return self.labels | (dict(*self.holders) if len(self.holders) == 1 else {})
+    def holder(self) -> dict[str, str]:
+        """The names of the only one; shared, it is held by none of them."""
+        return dict(*self.holders) if len(self.holders) == 1 else {}
 
     def with_sums(self) -> Values:
         """Memory as NVML tells it, where the page has only its parts."""
@@ -206,17 +207,18 @@ class Dcgm:
             return Seen([], f"{_where(self._url)}: {error}")
         self._series, found = page.known, rows(page.samples)
         gone = {id_: labels for id_, labels in self._known.items() if id_ not in found}
-        things = [self._thing(id_, row) for id_, row in found.items()]
+        things = [thing for id_, row in found.items() for thing in self._things(id_, row)]
         things += [Measured("gpu", id_, {"up": 0.0}, labels) for id_, labels in gone.items()]
-        self._known |= {id_: row.all_labels() for id_, row in found.items() if "parent" not in row.labels}
+        self._known |= {id_: row.labels for id_, row in found.items() if "parent" not in row.labels}
         why = [f"{called(labels)} is gone" for labels in gone.values()]
         return Seen(things, "; ".join(why) or (None if things else f"{_where(self._url)}: there is no GPU on the page"))
 
-    def _thing(self, id_: str, row: Row) -> Measured:
+    def _things(self, id_: str, row: Row) -> list[Measured]:
         added = self._increases.of(id_, row.totals)
         if row.xid is not None:
             added |= counters(self._new_xid(id_, row.xid))
-        return Measured("gpu", id_, row.with_sums(), row.all_labels(), added or None)
+        thing = Measured("gpu", id_, row.with_sums(), row.labels, added or None)
+        return [thing, *of_holder(thing, row.holder())]
 
     def _new_xid(self, id_: str, number: int) -> Counter[Xid]:
         before = self._xids.get(id_, number)
@@ -226,7 +228,7 @@ class Dcgm:
     def check(self) -> Iterator[Finding]:
         """One look at the page."""
         seen = Dcgm(self._url, self._fetch).measure()
-        for thing in seen.things:
+        for thing in (thing for thing in seen.things if thing.entity == "gpu"):
             yield Finding(called(thing.labels or {}), True, f"{thing.id}: {len(thing.metrics)} measurements")
         if seen.why:
             yield Finding("GPUs", False, seen.why, "see that dcgm-exporter runs, and agent.gpu.dcgm_url names its page")

@@ -19,6 +19,7 @@ from streammon.config import GpuSettings
 from streammon_agents.containers import Container, container_of
 from streammon_agents.gpu.checking import check
 from streammon_agents.gpu.devices import Device, DeviceGoneError, LibraryGoneError, instances
+from streammon_agents.gpu.holding import of_holder
 from streammon_agents.gpu.pods import Pods
 from streammon_agents.gpu.processes import Utilization, memory_of_processes
 from streammon_agents.gpu.questions import EVERYTHING, FIELDS_OFTEN, OF_INSTANCES, OFTEN, Values
@@ -128,16 +129,17 @@ class Gpus:
         answers = gpu.ask(questions, fields, now_s)
         if not answers.values:
             self._silent.append(f"{called(gpu.labels)} answers nothing: {next(iter(gpu.absent.values()), 'no reason')}")
-        found = [self._device(gpu, answers.values, answers.totals, xids=seldom and gpu.id in self._session.watched)]
-        found += [self._device(part, *part.ask(OF_INSTANCES, (), now_s)) for part in gpu.parts]
+        found = self._device(gpu, answers.values, answers.totals, xids=seldom and gpu.id in self._session.watched)
+        for part in gpu.parts:
+            found += self._device(part, *part.ask(OF_INSTANCES, (), now_s))
         if self._settings.processes and (seldom or beat % self._now_and_then == 0):
             found += [process for device in gpu.parts or [gpu] for process in self._processes(device, now_s)]
         gpu.asked = True
         return found
 
-    def _device(self, device: Device, values: Values, totals: Values, xids: bool = False) -> Measured:
-        labels = device.labels | self._pods.labels(device)
-        return self._thing(device.id, {"up": 1.0} | values, totals, labels, xids)
+    def _device(self, device: Device, values: Values, totals: Values, xids: bool = False) -> list[Measured]:
+        thing = self._thing(device.id, {"up": 1.0} | values, totals, device.labels, xids)
+        return [thing, *of_holder(thing, self._pods.labels(device))]
 
     def _thing(
         self, id_: str, values: Values, totals: Values, labels: Mapping[str, str], xids: bool = False

@@ -67,7 +67,7 @@ class Exporter:
         self.lines.append(line(name, value, **more))
 
     def one(self, seen: Seen | None = None) -> Measured:
-        [thing] = (seen or self.eye.measure()).things
+        [thing] = [thing for thing in (seen or self.eye.measure()).things if thing.entity == "gpu"]
         return thing
 
 
@@ -75,8 +75,7 @@ def test_page_is_told_in_the_names_and_units_of_nvml() -> None:
     first = Exporter(PAGE).one()
     assert (first.entity, first.id) == ("gpu", GPU0)
     assert first.labels == {
-        "index": "0", "name": "NVIDIA H100 80GB HBM3", "pci_bus_id": "00000000:06:00.0",
-        "namespace": "ml", "pod": "ranker-0", "container": "server",
+        "index": "0", "name": "NVIDIA H100 80GB HBM3", "pci_bus_id": "00000000:06:00.0"
     }  # fmt: skip
     throttled = {name: 0 for name in first.metrics if name.startswith("throttled_")} | {
         "throttled_power_cap_fraction": 1
@@ -127,14 +126,15 @@ def test_instances_have_their_memory_and_the_gpu_what_is_measured_of_all_of_it()
             line("PROF_GR_ENGINE_ACTIVE", 0.5, more=more),
         ]
     things = {thing.id: thing for thing in Exporter(lines).eye.measure().things}
-    assert things.keys() == {GPU0, f"{GPU0}/3", f"{GPU0}/5"}
+    assert things.keys() == {GPU0, f"{GPU0}/3", f"{GPU0}/5", "ml/p3/c", "ml/p5/c"}, "the whole is held by none of them"
     assert things[GPU0].metrics == {"up": 1, "power_w": 300}
-    assert "pod" not in (things[GPU0].labels or {}), "held in parts by two pods"
     part = things[f"{GPU0}/3"]
     assert part.metrics == {"up": 1, "memory_used_bytes": 100 * 2**20, "engine_active_fraction": 0.5}
     assert (part.labels or {}).items() >= {
-        "parent": GPU0, "mig_profile": "2g.20gb", "mig_instance": "3", "pod": "p3"
+        "parent": GPU0, "mig_profile": "2g.20gb", "mig_instance": "3"
     }.items()  # fmt: skip
+    assert things["ml/p3/c"].metrics == {"gpu_memory_used_bytes": 100 * 2**20, "gpu_engine_active_fraction": 0.5}
+    assert (things["ml/p3/c"].labels or {})["gpu"] == f"{GPU0}/3"
 
 
 def test_gpu_that_is_gone_from_the_page_is_told_and_a_page_that_is_away_tells_nothing() -> None:
@@ -209,8 +209,8 @@ def test_page_comes_over_http_whole_or_not_at_all() -> None:
             pass
 
     with served(lambda handler: handler.wfile.write("\n".join(PAGE).encode())) as url:
-        [thing] = Dcgm(url).measure().things
-        assert thing.metrics["power_w"] == 612.345
+        first = Dcgm(url).measure().things[0]
+        assert first.metrics["power_w"] == 612.345
         assert [finding.seen for finding in Dcgm(url).check()] == [True]
     with served(endless) as url:
         assert "more than 8388608 bytes" in (Dcgm(url).measure().why or "")

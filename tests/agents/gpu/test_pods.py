@@ -16,6 +16,7 @@ from streammon.config import GpuSettings
 from streammon_agents.gpu.devices import Device
 from streammon_agents.gpu.gpus import Gpus
 from streammon_agents.gpu.pods import METHOD, Held, Holder, Pods, held, name_of
+from streammon_agents.source import Measured
 from tests.gpus import Nvml, gpu, uuid
 
 ANSWER = b64decode(
@@ -68,7 +69,7 @@ def kubelet(socket: Path, answer: bytes | grpc.StatusCode) -> Iterator[None]:
 def test_gpus_and_instances_get_the_names_of_who_holds_them(nvml: Nvml, tmp_path: Path, socket: Path) -> None:
     nvml.say(
         {"count": 3}
-        | gpu(0, utilization="50 0")
+        | gpu(0, utilization="50 10", memory_v2="1000 250 700 50", field__83=1000)
         | gpu(1, utilization="50 0")
         | gpu(2, mig=1, migs_max=7, temperature=40)
         | {"2/0.uuid": MIG, "2/0.name": "A MIG 1g.10gb", "2/0.gi": 7}
@@ -81,6 +82,7 @@ def test_gpus_and_instances_get_the_names_of_who_holds_them(nvml: Nvml, tmp_path
     names = ("namespace", "pod", "container")
     with kubelet(socket, ANSWER):
         gpus.measure()
+        nvml.say(gpu(0, field__83=3000))
         seen = gpus.measure()
     gpus.close()
     held_by = {
@@ -88,13 +90,29 @@ def test_gpus_and_instances_get_the_names_of_who_holds_them(nvml: Nvml, tmp_path
         for thing in seen.things
     }
     assert held_by == {
-        uuid(0): ("ml", "ranker-5d9c-abcde", "server"),
+        uuid(0): (),  # a GPU is the same whoever holds it
+        "ml/ranker-5d9c-abcde/server": ("ml", "ranker-5d9c-abcde", "server"),
         f"{uuid(0)}/4242": ("ml", "ranker-5d9c-abcde", "server"),
         f"{uuid(0)}/77": (),  # in no pod: it looks after the node
         uuid(1): (),  # shared
         uuid(2): (),
-        MIG: ("ml", "small", "server"),
+        MIG: (),
     }
+    assert [thing for thing in seen.things if thing.entity == "container"] == [
+        Measured(
+            "container",
+            "ml/ranker-5d9c-abcde/server",
+            {
+                "gpu_utilization": 0.5,
+                "gpu_memory_busy_fraction": 0.1,
+                "gpu_memory_total_bytes": 1000,
+                "gpu_memory_used_bytes": 250,
+                "gpu_memory_utilization": 0.25,
+            },
+            {"namespace": "ml", "pod": "ranker-5d9c-abcde", "container": "server", "gpu": uuid(0)},
+            {"gpu_energy_j": 2.0},
+        )
+    ]
     assert seen.why is None
 
 
