@@ -7,8 +7,8 @@ from typing import Final
 
 from streammon.durations import roughly
 
-_UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J"}
-_FRACTIONS: Final = ("error_rate", "utilization", "accuracy", "coverage")
+_UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J", "_w": " W", "_celsius": " °C"}
+_FRACTIONS: Final = ("error_rate", "utilization", "_fraction", "accuracy", "coverage")
 UNTIL: Final = "until"
 """The quantity of seconds from now, which people want in days or hours."""
 
