@@ -39,7 +39,7 @@ class Session:
         """Open NVML if it is not, or again where something is missing and it is time."""
         if self._retry_s is None or now_s < self._retry_s:
             return
-        self.close()
+        self._shut()
         try:
             self._open(load())
         except LibraryGoneError as error:
@@ -75,7 +75,7 @@ class Session:
 
     def fail(self, error: Exception, now_s: float) -> None:
         """None answers any more."""
-        self.close()
+        self._shut()
         self._why = {"": str(error)}
         self._try_later(now_s)
 
@@ -112,7 +112,11 @@ class Session:
         return xids
 
     def close(self) -> None:
-        """Let NVML go. While it is open no GPU can be reset, and no driver be unloaded."""
+        """Let NVML go until it is asked for again. While it is open no GPU can be reset, and no driver be unloaded."""
+        self._shut()
+        self._retry_s = float("-inf")
+
+    def _shut(self) -> None:
         watcher, self._watcher, nvml, self._nvml, self.gpus = self._watcher, None, self._nvml, None, []
         if watcher is not None:
             ended = watcher.stop()

@@ -7,9 +7,8 @@ deliver all: a GPU that falls off the bus (79) often says nothing any more, and 
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import c_void_p, cast
 from typing import Any, Final, NamedTuple
@@ -40,12 +39,11 @@ class Xid(NamedTuple):
 class Watcher:
     """Waits for the XIDs of some GPUs from `start` to `stop`, within one life of NVML."""
 
-    def __init__(self, nvml: Nvml, gpus: Sequence[Device], sleep: Callable[[float], object] = time.sleep) -> None:
-        self._nvml, self._sleep = nvml, sleep
-        self._lock = threading.Lock()
+    def __init__(self, nvml: Nvml, gpus: Sequence[Device]) -> None:
+        self._nvml = nvml
+        self._lock, self._stopping = threading.Lock(), threading.Event()
         self._seen: Counter[Xid] = Counter()
-        self._stopping = False
-        self._events = nvml.nvmlEventSetCreate()
+        self._events: Any = None
         self.unwatched: dict[str, str] = {}
         """GPUs that tell no XIDs, and why."""
         self._gpus = {_address(gpu.handle): gpu.id for gpu in gpus if self._register(gpu)}
@@ -58,6 +56,7 @@ class Watcher:
     def _register(self, gpu: Device) -> bool:
         nvml = self._nvml
         try:
+            self._events = self._events or nvml.nvmlEventSetCreate()
             nvml.nvmlDeviceRegisterEvents(gpu.handle, nvml.nvmlEventTypeXidCriticalError, self._events)
         except nvml.NVMLError as error:
             self.unwatched[gpu.id] = str(error)
@@ -76,24 +75,25 @@ class Watcher:
 
     def stop(self) -> bool:
         """End the thread; False: NVML keeps it, and must not be shut down under it."""
-        self._stopping = True
+        self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(4 * WAIT_MS / 1000)
         if self._thread.is_alive():
             return False
-        with suppress(self._nvml.NVMLError):
-            self._nvml.nvmlEventSetFree(self._events)
+        if self._events is not None:
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlEventSetFree(self._events)
         return True
 
     def _run(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 self._count(self._nvml.nvmlEventSetWait(self._events, WAIT_MS))
             except self._nvml.NVMLError as error:
                 if error.value in LIBRARY_GONE:
                     return  # the beat hears the same, and opens it again
                 if error.value != self._nvml.NVML_ERROR_TIMEOUT:
-                    self._sleep(PAUSE_S)
+                    self._stopping.wait(PAUSE_S)
 
     def _count(self, event: Any) -> None:
         gpu = self._gpus.get(_address(event.device))

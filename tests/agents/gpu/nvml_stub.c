@@ -383,9 +383,11 @@ nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, nvmlDeviceAttribute
 }
 
 nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set) {
+    unsigned int possible;
     event_set.gpus = 0;
     *set = &event_set;
-    return users ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
+    nvmlReturn_t result = number(NULL, "event_sets", &possible);
+    return result == NVML_ERROR_NOT_SUPPORTED ? NVML_SUCCESS : result;
 }
 
 nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long types, nvmlEventSet_t set) {

@@ -310,6 +310,14 @@ def test_xid_of_a_gpu_that_is_lost_by_it_is_told_all_the_same(nvml: Nvml, host: 
     assert told[-1].counters == {"xid_errors": 1, "xid_hardware_errors": 1, "xid_79_errors": 1}
 
 
+def test_gpus_are_watched_where_xids_cannot_be_had_and_after_they_were_let_go(nvml: Nvml, host: Host) -> None:
+    nvml.say({"count": 1} | gpu(0, **FULL) | {"event_sets": "!17"})
+    first = host.of(uuid(0))
+    assert (first.metrics["up"], first.counters) == (1, None)
+    host.gpus.close()
+    assert host.of(uuid(0)).metrics["up"] == 1, "a source that is started again"
+
+
 def test_increases_add_up_to_what_was_counted_whatever_the_resets() -> None:
     increases = Increases()
     told = [increases.of("g", {"x": total}).get("x", 0.0) for total in (100, 150, 150, 20, 25, 0, 3)]
