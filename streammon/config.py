@@ -234,7 +234,24 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host"]
+SourceName = Literal["host", "gpu"]
+
+
+class GpuSettings(Section):
+    """GPUs, through NVIDIA's driver or an exporter that speaks to it."""
+
+    slow_s: float = Field(10.0, gt=0)
+    """How often what changes seldom, or costs the driver milliseconds, is asked: errors, links, limits, MIG, pods."""
+    processes: bool = True
+    """Whether processes on GPUs are told, each with its memory and its share of the work."""
+    processes_s: float = Field(2.0, gt=0)
+    """How often processes are asked for."""
+    max_processes: int = Field(64, ge=1)
+    """Processes of one GPU or MIG instance that are told, the largest first; the rest is counted as dropped."""
+    pod_resources: UserPath | None = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    """The kubelet's socket that says which pod holds which GPU; on a node without a kubelet it is not there."""
+    dcgm_url: str | None = Field(None, pattern="^https?://")
+    """Address of a dcgm-exporter's page, such as http://127.0.0.1:9400/metrics, to be read instead of asking NVML."""
 
 
 class AgentSettings(Section):
@@ -242,7 +259,7 @@ class AgentSettings(Section):
 
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
-    sources: tuple[SourceName, ...] = ("host",)
+    sources: tuple[SourceName, ...] = ("host", "gpu")
     """What is observed; what is not there is left out, and `streammon agent --check` says why."""
     interval_s: float = Field(1.0, gt=0)
     """How often what is asked (hosts, containers, GPUs) is asked."""
@@ -252,6 +269,7 @@ class AgentSettings(Section):
     """Where the host's ``/sys`` is."""
     buffer_batches: int = Field(3600, ge=1)
     """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
+    gpu: GpuSettings = GpuSettings()
 
 
 class ElasticsearchSettings(Section):

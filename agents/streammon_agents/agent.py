@@ -30,8 +30,15 @@ def _host(settings: Settings, clock: Clock) -> Source:
     return host_source(settings, clock)
 
 
+def _gpu(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.gpu.source import gpu_source
+
+    return gpu_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
+    "gpu": _gpu,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 

@@ -108,6 +108,11 @@ class Measured(NamedTuple):
     labels: dict[str, str] | None = None
     counters: dict[str, float] | None = None
 
+    def event(self, host: str, time_unix_s: float) -> dict[str, Any]:
+        """The resource event that says so."""
+        event = {"time_unix_s": time_unix_s, "host": host, **self._asdict()}
+        return {name: value for name, value in event.items() if value is not None}
+
 
 class Probe(NamedTuple):
     """``read`` does the I/O; ``measure(now, before, elapsed_s)`` is pure, ``before`` None the first time."""
@@ -138,7 +143,7 @@ class Beat:
     def measure(self) -> list[dict[str, Any]]:
         """The resource events of now. A probe that fails is left out, and logged the first time."""
         now = self._clock()
-        return [self._event(measured, now) for probe in self._probes for measured in self._one(probe)]
+        return [measured.event(self._host, now) for probe in self._probes for measured in self._one(probe)]
 
     def _one(self, probe: Probe) -> list[Measured]:
         try:
@@ -153,10 +158,6 @@ class Beat:
         self.failing.pop(probe.name, None)
         self._previous[probe.name] = reading, at
         return measured
-
-    def _event(self, measured: Measured, now: float) -> dict[str, Any]:
-        event = {"time_unix_s": now, "host": self._host, **measured._asdict()}
-        return {name: value for name, value in event.items() if value is not None}
 
 
 class Polled:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from streammon.config import load
 from streammon_agents.agent import sources_of
 from streammon_agents.source import Source
+from tests import gpus
 from tests.outlets import Kept
 from tests.support import eventually
 
@@ -27,15 +29,27 @@ def by_name(name: str) -> Callable[[Path], Source]:
     return make
 
 
+@contextmanager
+def _a_gpu(path: Path) -> Iterator[None]:
+    with gpus.nvml(path) as nvml:
+        nvml.say({"count": 1} | gpus.gpu(0, **gpus.FULL))
+        yield
+
+
+SURROUNDINGS: Mapping[str, Callable[[Path], AbstractContextManager[object]]] = {"gpu": _a_gpu}
+"""By name, what a source needs around it."""
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "gpu": by_name("gpu"),
 }
 """By name, a source that publishes soon after it was started, without further help."""
 
 
 @pytest.fixture(params=SOURCES)
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
-    return SOURCES[request.param](tmp_path)
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Source]:
+    with SURROUNDINGS.get(request.param, nullcontext)(tmp_path):
+        yield SOURCES[request.param](tmp_path)
 
 
 def test_check_says_what_will_be_seen_and_why_not(source: Source) -> None:

@@ -191,6 +191,56 @@ def test_requests_that_stop_are_told_of_once_they_came_for_a_day() -> None:
     assert [(each.rule, each.state) for each in found] == [("unusual-throughput", "no_data")]
 
 
+def minutes(*values: dict[str, float]) -> list[Window]:
+    """A GPU, minute by minute."""
+    series = {"host": "a", "entity": "gpu", "id": "GPU-1", "index": "3", "name": "H100"}
+    return [
+        window(
+            BEGIN_UNIX_S + 60 * (at + 1), series, 60.0, gauges={name: gauge(number) for name, number in each.items()}
+        )
+        for at, each in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "well", "ill", "after", "says"),
+    [
+        ("gpu-gone", {"up": 1.0}, {"up": 0.0}, 0, "GPU 3 of a (H100) does not answer any more"),
+        (
+            "gpu-throttled",
+            {"up": 1.0, "throttled_fraction": 0.0},
+            {"up": 1.0, "throttled_fraction": 0.7},
+            4,
+            "GPU 3 of a (H100) is slowed down by heat or its power supply for 70 % of the time",
+        ),
+        (
+            "gpu-memory-fails",
+            {"remapped_rows_failed": 0.0, "remapped_rows_pending": 0.0},
+            {"remapped_rows_failed": 0.0, "remapped_rows_pending": 1.0},
+            0,
+            "The memory of GPU 3 of a (H100) has a part to be taken out of use",
+        ),
+        (
+            "gpu-memory-fails",
+            {"retired_pages_pending": 0.0},
+            {"retired_pages_pending": 1.0},
+            0,
+            "The memory of GPU 3 of a (H100) has a part to be taken out of use",
+        ),
+    ],
+)
+def test_gpus_that_are_gone_hot_or_broken_are_told_of_and_others_are_not(
+    rule: str, well: dict[str, float], ill: dict[str, float], after: int, says: str
+) -> None:
+    found = alerts(minutes(*[well] * 20))
+    assert found == []
+    found = alerts(minutes(well, *[ill] * 10, *[well] * 15))
+    assert begun(found, rule) == [BEGIN_UNIX_S + 60 * (2 + after)]
+    assert {each.rule for each in found} == {rule}
+    assert next(each for each in found if each.state == "firing").summary == says
+    assert found[-1].state == "resolved"
+
+
 # ---------------------------------------------------------------- models and pipelines
 
 

@@ -31,6 +31,7 @@ from streammon_sinks.diagnosis.alerted import Fired, began_unix_s
 from streammon_sinks.diagnosis.gather import Around
 from streammon_sinks.diagnosis.happenings import MAX_HAPPENINGS, Happenings
 from streammon_sinks.diagnosis.shifts import correlations, shift_of
+from streammon_sinks.diagnosis.signals import RESOURCE, signal_of
 from streammon_sinks.diagnosis.tracks import Grid, Tracks, decode_seen, track_of
 from streammon_sinks.sqlite import ResultStore, SqliteSink
 from streammon_sinks.web.overview import shown_alerts
@@ -95,6 +96,26 @@ def test_where_there_is_no_past_it_is_said_that_nothing_can_be_found() -> None:
     note = "the alert's own series is too young to say what is usual for it, and when it left that"
     assert diagnosed(built._replace(windows=young)).notes == [note]
     assert diagnosed(built).notes == []
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("gauges.up", "gpu_errors"),
+        ("counters.xid_79_errors", "gpu_errors"),
+        ("counters.ecc_volatile_uncorrected_errors", "gpu_errors"),
+        ("gauges.throttled_fraction", "gpu_throttling"),
+        ("gauges.throttled_hw_thermal_fraction", "gpu_throttling"),
+        ("gauges.throttled_power_cap_fraction", "gpu"),
+        ("gauges.memory_utilization", "memory"),
+        ("gauges.memory_busy_fraction", None),
+        ("gauges.clock_sm_hz", "gpu"),
+        ("gauges.temperature_celsius", "gpu"),
+    ],
+)
+def test_what_gpus_tell_is_known_for_what_it_is(field: str, kind: str | None) -> None:
+    signal = signal_of(RESOURCE, f"gpu GPU-5fd4f087-86f3-7a43-b711-4771313afc50 {field}")
+    assert (signal and signal.kind) == kind
 
 
 # ---------------------------------------------------------------- onset and correlation

@@ -41,9 +41,11 @@ def _signal(
 
 RESOURCE: Final = (
     _signal("oom", r"oom", 1.0, "processes killed for want of memory", spikes=True),
+    _signal("gpu", r"gpu.*throttled_(power_cap|sync_boost)", 0.5, "GPU power limit"),
     _signal("gpu_throttling", r"gpu.*throttl", 1.0, "GPU throttling"),
     _signal("cpu_throttling", r"throttl", 0.95, "CPU throttling"),
     _signal("gpu_errors", r"gpu.*(ecc|xid|error)", 0.95, "GPU errors", spikes=True),
+    _signal("gpu_errors", r"^gpu .* gauges\.up$", 1.0, "GPU presence", rises=False),
     _signal("network", r"network.*(errors|drops|retrans)", 0.95, "network errors", least=5.0),
     _signal("disk_errors", r"disk.*error", 0.95, "disk errors"),
     _signal("disk_full", r"filesystem.*utilization", 0.95, "file system use", least=0.9),

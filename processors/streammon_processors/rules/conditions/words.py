@@ -9,8 +9,8 @@ from streammon.durations import roughly
 from streammon.results import Distribution
 from streammon_processors.rules.conditions.cel import NAMED
 
-_UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J"}
-_FRACTIONS: Final = ("error_rate", "utilization", "accuracy", "coverage")
+_UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J", "_w": " W", "_celsius": " °C"}
+_FRACTIONS: Final = ("error_rate", "utilization", "_fraction", "accuracy", "coverage")
 _STATISTICS: Final = Distribution.__struct_fields__
 UNTIL: Final = "until"
 """The quantity of seconds from now, which people want in days or hours."""

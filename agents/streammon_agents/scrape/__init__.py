@@ -1,0 +1,1 @@
+"""Prometheus scraping: what services and exporters show on their pages of metrics becomes events."""

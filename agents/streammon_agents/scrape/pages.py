@@ -1,0 +1,92 @@
+"""What a page of metrics says, whatever format it came in: types by family, and samples of series.
+
+The parsers (`text`, `protobuf`) are pure and bounded. As in Prometheus a page is taken whole or not at all, because a
+counter that is missing from half a page would look like one that was reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from streammon_agents.scrape.native import Native
+
+
+class Fault(StrEnum):
+    """Why a page was refused. The values are labels: add, never rename."""
+
+    MALFORMED = "malformed_page"
+    NOT_UTF8 = "not_utf8"
+    TRUNCATED = "truncated_page"  # OpenMetrics without its `# EOF`, a cut message
+    TOO_MANY_SAMPLES = "too_many_samples"
+    TOO_MANY_LABELS = "too_many_labels"
+    LABEL_TOO_LONG = "label_too_long"
+
+
+class PageError(Exception):
+    """A page that is not taken. ``fault`` is for machines; the text says where on the page and what is wrong there."""
+
+    def __init__(self, fault: Fault, detail: str) -> None:
+        super().__init__(detail)
+        self.fault = fault
+
+
+class Type(StrEnum):
+    """The types of families in all formats. Who says nothing is ``unknown``."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+    GAUGEHISTOGRAM = "gaugehistogram"
+    SUMMARY = "summary"
+    INFO = "info"
+    STATESET = "stateset"
+    UNKNOWN = "unknown"
+
+
+class Limits(NamedTuple):
+    """What one page may hold at most; 0: no limit. Lengths are those of the text as UTF-8, in bytes."""
+
+    samples: int = 20_000
+    labels: int = 64
+    label_name_length: int = 512
+    label_value_length: int = 4096
+
+
+LIMITS: Final = Limits()
+NO_LIMITS: Final = Limits(0, 0, 0, 0)
+
+
+class Series:
+    """A name and its labels, made once for each series of a target: equal only to itself, so it is a cheap key."""
+
+    __slots__ = ("labels", "name")
+
+    def __init__(self, name: str, labels: Mapping[str, str]) -> None:
+        self.name = name
+        self.labels = labels
+
+    def __repr__(self) -> str:
+        return f"Series({self.name!r}, {dict(self.labels)!r})"
+
+
+class Sample(NamedTuple):
+    """One value. ``time_s``: the Unix time that the page gives it, if any. NaN and infinities come as they are.
+
+    Only the format with native histograms brings those; all else is a number.
+    """
+
+    series: Series
+    value: float | Native
+    time_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """``types`` by the names that the page declares; ``known`` is what the next parse of the same target wants."""
+
+    types: Mapping[str, Type]
+    samples: list[Sample]
+    known: dict[bytes, Series]
