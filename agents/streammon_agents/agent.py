@@ -30,8 +30,15 @@ def _host(settings: Settings, clock: Clock) -> Source:
     return host_source(settings, clock)
 
 
+def _otlp(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.gateway.otlp.source import OtlpSource
+
+    return OtlpSource(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
+    "otlp": _otlp,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 
