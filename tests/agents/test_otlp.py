@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ class Sender:
 
 
 def added(here: Listening, name: str) -> float:
-    return sum(event.get("counters", {}).get(name, 0.0) for event in here.out.of(EventType.RESOURCE))
+    found = [event.get("counters", {}).get(name, 0.0) for event in here.out.of(EventType.RESOURCE)]
+    return float(sum(found))
 
 
 def histograms(here: Listening, name: str) -> list[Histogram]:
@@ -214,7 +216,7 @@ async def test_logs_of_the_sdk_become_log_events(tmp_path: Path, way: Way) -> No
         provider = LoggerProvider(resource=SERVICE)
         provider.add_log_record_processor(SimpleLogRecordProcessor(here.exporter("logs", way)))
         logger = provider.get_logger("shop.payments")
-        await asyncio.to_thread(
+        emit = partial(
             logger.emit,
             timestamp=1_700_000_000_500_000_000,
             severity_number=SeverityNumber.WARN2,
@@ -229,6 +231,7 @@ async def test_logs_of_the_sdk_become_log_events(tmp_path: Path, way: Way) -> No
             },
             event_name="payment",
         )
+        await asyncio.to_thread(emit)
         await asyncio.to_thread(provider.shutdown)
     assert here.out.of(EventType.LOG) == [
         {

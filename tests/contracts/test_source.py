@@ -27,8 +27,16 @@ def by_name(name: str) -> Callable[[Path], Source]:
     return make
 
 
+def otlp(path: Path) -> Source:
+    """One that is sent a span again and again: it publishes what it is told."""
+    from tests.agents.otlp_senders import Told
+
+    return Told(path)
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "otlp": otlp,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 

@@ -21,7 +21,7 @@ Sources: OpenTelemetry semantic conventions 1.38 (gen_ai, http, rpc) and those b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from streammon_agents.gateway.otlp.values import (
     MAX_ATTRIBUTES,
     NS,
+    SCALARS,
     Origin,
     Refusal,
     Scalar,
@@ -46,6 +47,8 @@ NO_MODEL = "-"
 NOT_MODELS = frozenset({"create_agent", "invoke_agent", "execute_tool", "invoke_workflow", "retrieval"})
 """Operations of the conventions that call models, or have nothing to do with one."""
 MAX_REMEMBERED = 16_384
+OK, ERROR = Status.STATUS_CODE_OK, Status.STATUS_CODE_ERROR
+SERVER = Span.SPAN_KIND_SERVER
 
 _CURRENT = {
     "gen_ai.operation.name": "operation",
@@ -89,11 +92,6 @@ _OLDER = {
 }
 """Of two attributes for one thing the current one counts."""
 
-_AMOUNTS = (
-    "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens",
-    "ttft_s", "tpot_s", "queue_s", "http_status",
-)  # fmt: skip
-_TEXTS = ("provider", "event_id", "request_id")
 _OF_MODEL_CALLS = frozenset({"asked_model", "gave_model", "input_tokens", "output_tokens"})
 
 Found = dict[str, Scalar]
@@ -155,15 +153,17 @@ class Spans:
             key = attribute.key
             if (slot := slots.get(key)) is None or (slot in found and key in _OLDER):
                 continue
-            value = _first(attribute.value) if slot == "finish_reasons" else scalar(attribute.value)
-            if value is not None:
-                found[slot] = value
+            value = attribute.value
+            if (kind := value.WhichOneof("value")) in SCALARS:
+                found[slot] = getattr(value, kind)
+            elif slot == "finish_reasons" and (first := _first(value)) is not None:
+                found[slot] = first
         return found
 
 
 def _first(value: AnyValue) -> Scalar | None:
     values = value.array_value.values
-    return scalar(values[0]) if values else scalar(value)
+    return scalar(values[0]) if values else None
 
 
 def _is_model_call(found: Found) -> bool:
@@ -178,33 +178,39 @@ def _model(span: Span, found: Found) -> str | None:
         return text(found.get("asked_model")) or text(found.get("gave_model")) or NO_MODEL
     if (named := text(found.get("named_model"))) is not None:
         return named
-    served = span.kind == Span.SPAN_KIND_SERVER and ("http_method" in found or "rpc_system" in found)
+    served = span.kind == SERVER and ("http_method" in found or "rpc_system" in found)
     return NO_MODEL if served else None
 
 
 def _event(span: Span, found: Found, model: str, origin: Origin) -> dict[str, Any]:
+    start_ns, end_ns = span.start_time_unix_nano, span.end_time_unix_nano
     error_type = _error_type(span, found)
     event = {
-        "time_unix_s": span.end_time_unix_nano / NS,
+        "time_unix_s": end_ns / NS,
         "service": origin.service,
         "model": model,
         "model_version": _version(found, model),
         "endpoint": _endpoint(found),
         "host": origin.host,
-        "duration_s": (span.end_time_unix_nano - span.start_time_unix_nano) / NS,
+        "duration_s": (end_ns - start_ns) / NS,
         "status": "ok" if error_type is None else "error",
         "error_type": error_type,
         "trace_id": hexadecimal(span.trace_id, 16),
         "span_id": hexadecimal(span.span_id, 8),
-        "features": _features(found),
     }
-    for name in _AMOUNTS:
-        if name in found:
-            event[name] = amount(found[name])
-    for name in _TEXTS:
-        if name in found:
-            event[name] = text(found[name])
+    for slot, value in found.items():
+        if (told := _AS_THEY_ARE.get(slot)) is not None:
+            event[slot] = told(value)
+    if "finish_reasons" in found:
+        event["features"] = {"finish_reason": text(found["finish_reasons"]) or NO_MODEL}
     return {name: value for name, value in event.items() if value is not None}
+
+
+_AS_THEY_ARE: Mapping[str, Callable[[Scalar], Any]] = {
+    **dict.fromkeys(("provider", "event_id", "request_id"), text),
+    **dict.fromkeys(("input_tokens", "output_tokens", "reasoning_tokens", "http_status"), amount),
+    **dict.fromkeys(("cache_read_tokens", "cache_write_tokens", "ttft_s", "tpot_s", "queue_s"), amount),
+}
 
 
 def _version(found: Found, model: str) -> str | None:
@@ -227,14 +233,13 @@ def _endpoint(found: Found) -> str | None:
 def _error_type(span: Span, found: Found) -> str | None:
     """What went wrong; None if nothing did. A 4xx is the client's fault, and no error of the service."""
     status = span.status.code
-    http_status = amount(found.get("http_status"))
-    if status == Status.STATUS_CODE_OK:
+    if status == OK:
         return None
-    if (named := text(found.get("error_type"))) is not None:
+    if "error_type" in found and (named := text(found["error_type"])) is not None:
         return named
-    if http_status is not None and http_status >= 500:
+    if "http_status" in found and (http_status := amount(found["http_status"]) or 0) >= 500:
         return f"{http_status:g}"
-    if status == Status.STATUS_CODE_ERROR:
+    if status == ERROR:
         return _exception(span) or text(found.get("rpc_status")) or "error"
     return None
 
@@ -246,8 +251,3 @@ def _exception(span: Span) -> str | None:
                 if attribute.key == "exception.type":
                     return text(scalar(attribute.value))
     return None
-
-
-def _features(found: Found) -> dict[str, str] | None:
-    reason = text(found.get("finish_reasons"))
-    return None if reason is None else {"finish_reason": reason}

@@ -23,7 +23,7 @@ UNKNOWN_SERVICE = "unknown_service"
 """The SDKs' own name for a service without one."""
 NS = 10**9
 
-_SCALARS = frozenset({"string_value", "int_value", "double_value", "bool_value"})
+SCALARS = frozenset({"string_value", "int_value", "double_value", "bool_value"})
 
 Scalar = str | int | float | bool
 
@@ -46,7 +46,7 @@ class Refusal(StrEnum):
 def scalar(value: AnyValue) -> Scalar | None:
     """A text, a number or a truth value; None for anything else."""
     kind = value.WhichOneof("value")
-    return getattr(value, kind) if kind in _SCALARS else None
+    return getattr(value, kind) if kind in SCALARS else None
 
 
 def text(value: Scalar | None) -> str | None:
@@ -116,7 +116,7 @@ def fields(attributes: Iterable[KeyValue], budget: Budget, depth: int = 0) -> di
 
 def hexadecimal(identifier: bytes, size: int) -> str | None:
     """The id of a trace or span; None for one that is invalid by the specification."""
-    return identifier.hex() if len(identifier) == size and any(identifier) else None
+    return identifier.hex() if len(identifier) == size and identifier.strip(b"\0") else None
 
 
 class Origin:
