@@ -381,7 +381,7 @@ def test_exponential_histograms_of_any_scales_add_up_without_loss(
             whole = whole.merge(Sketch.from_wire(event["histograms"]["e"]["sketch"]))
         assert not memory.refused
     assert whole.count == len(values)
-    if values and 0 <= scale:
+    if values and scale >= 0:
         assert whole.scale == min(scale, 6)
         expected = Sketch.of_buckets(
             whole.scale, 0, *buckets(values, 1, whole.scale), *buckets(values, -1, whole.scale)

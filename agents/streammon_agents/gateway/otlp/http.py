@@ -37,6 +37,8 @@ BODY_S = 10.0
 """How long a body may take to come."""
 IDLE_S = 75.0
 """A connection without a request is closed after this long: longer than the minute after which SDKs send again."""
+LINGER_S = 2.0
+"""How long the rest of a body that was refused is read and thrown away, so that its sender hears the answer."""
 MAX_CONNECTIONS = 512
 
 
@@ -137,7 +139,9 @@ async def serving(intake: Intake, host: str, port: int) -> AsyncIterator[int]:
     """Serve the routes until the block ends; yields the port. Raises OSError where nobody can listen there."""
     app = web.Application()
     app.add_routes(routes(intake))
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_S, shutdown_timeout=0.5)
+    runner = web.AppRunner(
+        app, access_log=None, keepalive_timeout=IDLE_S, lingering_time=LINGER_S, shutdown_timeout=0.5
+    )
     await runner.setup()
     try:
         assert runner.server is not None
