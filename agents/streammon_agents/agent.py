@@ -31,9 +31,9 @@ def _host(settings: Settings, clock: Clock) -> Source:
 
 
 def _otlp(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.gateway.otlp.source import OtlpSource
+    from streammon_agents.gateway.otlp import otlp_source
 
-    return OtlpSource(settings, clock)
+    return otlp_source(settings, clock)
 
 
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {

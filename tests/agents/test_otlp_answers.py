@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import socket
+import sys
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestClient, TestServer
 
 pytest.importorskip("grpc")
 
@@ -36,6 +38,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from streammon.backoff import Backoff
 from streammon.errors import Backpressure, Rejected, Retryable, StreammonError
 from streammon.events import EventType
+from streammon_agents.gateway import otlp
 from streammon_agents.gateway.otlp import http, intake, json_form, rpc, skim, source
 from streammon_agents.gateway.otlp.intake import KINDS, Intake, Signal
 from streammon_agents.gateway.otlp.source import OtlpSource
@@ -346,12 +349,12 @@ async def test_a_port_that_is_taken_is_said_and_taken_once_it_is_free(
     monkeypatch.setattr(source, "BACKOFF", Backoff(first_s=0.05, longest_s=0.05))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        otlp, out = OtlpSource(settings_of(tmp_path, grpc_port=port)), Kept()
-        assert [(each.seen, bool(each.fix)) for each in otlp.check()] == [(False, True), (True, False)]
-        running = asyncio.create_task(otlp.run(out))
-        await eventually(lambda: out.states and "HTTP" in otlp.ports)
+        here, out = OtlpSource(settings_of(tmp_path, grpc_port=port)), Kept()
+        assert [(each.seen, bool(each.fix)) for each in here.check()] == [(False, True), (True, False)]
+        running = asyncio.create_task(here.run(out))
+        await eventually(lambda: out.states and "HTTP" in here.ports)
         assert f"gRPC: cannot listen on 127.0.0.1:{port}" in str(out.states[-1])
-    await eventually(lambda: "gRPC" in otlp.ports)
+    await eventually(lambda: "gRPC" in here.ports)
     assert out.states[-1:] == [None]
     running.cancel()
     await asyncio.wait({running}, timeout=2)
@@ -450,3 +453,28 @@ async def test_items_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
     await Intake(Kept(), settings_of(tmp_path)).take(Signal.TRACES, request.SerializeToString())
     after = [count(outcome) for outcome in ("taken", "ignored", "bad_time")]
     assert [now - was for now, was in zip(after, before, strict=True)] == [2, 1, 1]
+
+
+async def test_the_paths_can_be_added_to_any_application(tmp_path: Path) -> None:
+    out, app = Kept(), web.Application()
+    app.add_routes(otlp.routes(out, settings_of(tmp_path)))
+    async with TestClient(TestServer(app)) as client:
+        answer = await client.post("/v1/traces", data=GOOD.SerializeToString(), headers=PROTOBUF)
+        assert answer.status == 200
+    assert len(out.events) == 2
+
+
+async def test_what_is_not_installed_is_said_and_stops_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("source", "http"):
+        monkeypatch.setitem(sys.modules, f"streammon_agents.gateway.otlp.{module}", None)
+    out, app = Kept(), web.Application()
+    absent = otlp.otlp_source(settings_of(tmp_path))
+    [finding] = absent.check()
+    assert (finding.seen, finding.fix) == (False, otlp.INSTALL)
+    running = asyncio.create_task(absent.run(out))
+    await eventually(lambda: out.states)
+    running.cancel()
+    assert otlp.INSTALL in str(out.states[0])
+    app.add_routes(otlp.routes(out, settings_of(tmp_path)))
+    async with TestClient(TestServer(app)) as client:
+        assert (await client.post("/v1/traces")).status == 501

@@ -26,6 +26,7 @@ from google.rpc.status_pb2 import Status
 
 from streammon.errors import Backpressure, Reason, Rejected, Retryable
 from streammon.telemetry import log
+from streammon_agents.gateway.otlp import PATHS
 from streammon_agents.gateway.otlp.intake import Intake, Signal
 from streammon_agents.gateway.otlp.refusals import retry_after_s, status_of
 from streammon_agents.gateway.otlp.values import Refusal
@@ -42,24 +43,14 @@ LINGER_S = 2.0
 MAX_CONNECTIONS = 512
 
 
-def routes(intake: Intake) -> list[web.RouteDef]:
-    """The three paths; to be added to any aiohttp application."""
-    return [
-        route
-        for signal in Signal
-        for route in (
-            web.post(f"/v1/{signal}", partial(_post, intake, signal)),
-            web.route("*", f"/v1/{signal}", _wrong_method),
-        )
-    ]
-
-
-async def _post(intake: Intake, signal: Signal, request: web.Request) -> web.Response:
+async def answered(intake: Intake, request: web.Request) -> web.Response:
+    """The answer to a request on one of the three paths."""
     if (refusal := _wrong_kind(request)) is not None:
         intake.refuse(Refusal.GARBAGE)
         return refusal
     try:
         body = await _body(intake, request)
+        signal = Signal(request.path.rpartition("/")[2])
         return _answer(request, 200, await intake.take(signal, body, json=request.content_type == JSON))
     except Rejected as error:
         return _unread(request, _answer(request, 413 if error.reason is Reason.TOO_LARGE else 400, status_of(error)))
@@ -75,6 +66,11 @@ async def _post(intake: Intake, signal: Signal, request: web.Request) -> web.Res
 
 def _wrong_kind(request: web.Request) -> web.Response | None:
     """The refusal that a request earns by its headers."""
+    if request.method != "POST":
+        message = f"{request.method} {request.path}: telemetry is sent with POST"
+        answer = _answer(request, 405, Status(code=UNIMPLEMENTED, message=message))
+        answer.headers["Allow"] = "POST"
+        return answer
     if request.headers.get("Origin") is not None:
         return _answer(request, 403, Status(code=PERMISSION_DENIED, message="web pages may not send"))
     if request.content_type not in (PROTOBUF, JSON):
@@ -84,13 +80,6 @@ def _wrong_kind(request: web.Request) -> web.Response | None:
         message = f"Content-Encoding is {coding!r}, expected one of {', '.join(CODINGS)}"
         return _answer(request, 415, Status(code=INVALID_ARGUMENT, message=message))
     return None
-
-
-async def _wrong_method(request: web.Request) -> web.Response:
-    message = f"{request.method} {request.path}: telemetry is sent with POST"
-    answer = _answer(request, 405, Status(code=UNIMPLEMENTED, message=message))
-    answer.headers["Allow"] = "POST"
-    return answer
 
 
 async def _body(intake: Intake, request: web.Request) -> bytes:
@@ -138,7 +127,7 @@ def _unread(request: web.Request, answer: web.Response) -> web.Response:
 async def serving(intake: Intake, host: str, port: int) -> AsyncIterator[int]:
     """Serve the routes until the block ends; yields the port. Raises OSError where nobody can listen there."""
     app = web.Application()
-    app.add_routes(routes(intake))
+    app.add_routes([web.route("*", path, partial(answered, intake)) for path in PATHS])
     runner = web.AppRunner(
         app, access_log=None, keepalive_timeout=IDLE_S, lingering_time=LINGER_S, shutdown_timeout=0.5
     )
