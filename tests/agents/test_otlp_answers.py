@@ -324,6 +324,7 @@ async def test_connections_are_bounded_and_those_that_are_there_go_on(
         open_ = [await asyncio.open_connection("127.0.0.1", here.port("HTTP")) for _ in range(2)]
         more, writer = await asyncio.open_connection("127.0.0.1", here.port("HTTP"))
         assert await asyncio.wait_for(more.read(), 5) == b"", "closed at once"
+        assert here.out.refused == {Refusal.TOO_MANY_CONNECTIONS: 1}
         async with session.post(url, data=b"", headers=PROTOBUF) as answer:
             assert answer.status == 200
         for each in (*(opened for _, opened in open_), writer):

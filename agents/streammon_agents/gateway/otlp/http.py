@@ -25,7 +25,6 @@ from google.rpc.code_pb2 import DEADLINE_EXCEEDED, INVALID_ARGUMENT, PERMISSION_
 from google.rpc.status_pb2 import Status
 
 from streammon.errors import Backpressure, Reason, Rejected, Retryable
-from streammon.telemetry import log
 from streammon_agents.gateway.otlp import PATHS
 from streammon_agents.gateway.otlp.intake import Intake, Signal
 from streammon_agents.gateway.otlp.refusals import retry_after_s, status_of
@@ -134,7 +133,7 @@ async def serving(intake: Intake, host: str, port: int) -> AsyncIterator[int]:
     await runner.setup()
     try:
         assert runner.server is not None
-        server = await asyncio.get_running_loop().create_server(partial(_admitted, runner.server), host, port)
+        server = await asyncio.get_running_loop().create_server(partial(_admitted, intake, runner.server), host, port)
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
@@ -143,10 +142,10 @@ async def serving(intake: Intake, host: str, port: int) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-def _admitted(server: web.Server) -> asyncio.Protocol:
+def _admitted(intake: Intake, server: web.Server) -> asyncio.Protocol:
     if len(server.connections) < MAX_CONNECTIONS:
         return server()
-    log.warning("a connection to the OTLP port was closed: there are too many", connections=MAX_CONNECTIONS)
+    intake.refuse(Refusal.TOO_MANY_CONNECTIONS)
     return _Closed()
 
 

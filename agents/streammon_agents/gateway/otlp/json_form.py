@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from streammon.errors import Reason, Rejected
 
-MAX_NODES = 500_000
+MAX_NODES = 200_000
 """Objects, lists and values of one message: each takes some microseconds and a few hundred bytes."""
 _IDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 

@@ -41,6 +41,7 @@ class Refusal(StrEnum):
     OUT_OF_ORDER = "out_of_order"  # a cumulative point older than one that was taken
     TOO_MANY_LABELS = "too_many_labels"  # on one point
     TOO_MANY_SERIES = "too_many_series"  # at one time
+    TOO_MANY_CONNECTIONS = "too_many_connections"  # one that was closed at once
 
 
 def scalar(value: AnyValue) -> Scalar | None:
