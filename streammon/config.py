@@ -234,7 +234,7 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host", "gpu"]
+SourceName = Literal["host", "gpu", "otlp"]
 
 
 class GpuSettings(Section):
@@ -254,6 +254,30 @@ class GpuSettings(Section):
     """Address of a dcgm-exporter's page, such as http://127.0.0.1:9400/metrics, to be read instead of asking NVML."""
 
 
+
+
+class OtlpSettings(Section):
+    """The source ``otlp``: what services send by the protocol of OpenTelemetry."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; there is no authentication, so keep it local or behind a proxy."""
+    grpc_port: int | None = Field(4317, ge=0, le=65535)
+    """Port for OTLP/gRPC; 0 takes a free one, null does not listen."""
+    http_port: int | None = Field(4318, ge=0, le=65535)
+    """Port for OTLP/HTTP; 0 takes a free one, null does not listen."""
+    max_message_bytes: int = Field(4 * 1024**2, ge=1024)
+    """A larger message, after decompression, is refused; it is what senders expect of gRPC."""
+    max_in_flight_bytes: int = Field(32 * 1024**2, ge=1024)
+    """With more than this being taken at one time, senders are told to come back."""
+    max_series: int = Field(10_000, ge=1)
+    """Metric streams (a metric of a sender with one label set) remembered at one time; points of further ones are
+    refused."""
+    model_attributes: tuple[str, ...] = ("ml.model.name", "model.name", "model_name")
+    """Span attributes that name the model, where ``gen_ai`` ones do not; a span that has one is an inference event."""
+    model_version_attributes: tuple[str, ...] = ("ml.model.version", "model.version", "model_version")
+    """Span attributes that name the version of the model."""
+
+
 class AgentSettings(Section):
     """The agent of a node: what it observes, and how it carries that into the log."""
 
@@ -270,6 +294,7 @@ class AgentSettings(Section):
     buffer_batches: int = Field(3600, ge=1)
     """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
     gpu: GpuSettings = GpuSettings()
+    otlp: OtlpSettings = OtlpSettings()
 
 
 class ElasticsearchSettings(Section):

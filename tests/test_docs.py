@@ -22,6 +22,9 @@ from streammon.results import Completeness, Distribution, Quality, Window
 from streammon.wire import plain
 from streammon_agents.gateway import events as gateway
 from streammon_agents.gateway import ndjson
+from streammon_agents.gateway.otlp import http as otlp_http
+from streammon_agents.gateway.otlp import intake as otlp_intake
+from streammon_agents.gateway.otlp import logs, metrics, points, rpc, skim, spans, values
 from streammon_processors import aggregate, dedupe, event_windows, quality, revisions, rules, share, slos, windows
 from streammon_processors.builtin import QUALITY_TICK_S, REMEDY_TICK_S
 from streammon_processors.detectors import lengths, steps, watching
@@ -161,7 +164,18 @@ def test_every_field_of_quality_is_explained() -> None:
 
 
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, quality.models, watching)
+    modules = (
+        telemetry,
+        gateway,
+        otlp_intake,
+        delivery,
+        deliver,
+        execute,
+        rules.task,
+        slos.task,
+        quality.models,
+        watching,
+    )
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}
@@ -185,6 +199,18 @@ def test_retention_on_the_page_is_that_of_the_topics() -> None:
 
 _SETTINGS, _PATIENCE, _DETECTORS = Settings(), circuit.Patience(), ModelPolicy()
 QUOTED = [
+    ("docs/otlp.md", f"last {spans.MAX_REMEMBERED:,} model calls"),
+    ("docs/otlp.md", f"at most {logs.MAX_MESSAGE:,} characters, `fields` {logs.MAX_ENTRIES} entries"),
+    ("docs/otlp.md", f"the body did not come within {otlp_http.BODY_S:g} s"),
+    ("docs/otlp.md", f"`agent.otlp.max_message_bytes`, {_SETTINGS.agent.otlp.max_message_bytes >> 20} MiB"),
+    ("docs/otlp.md", f"MiB; {skim.MAX_ITEMS:,} items; {values.MAX_ATTRIBUTES} attributes"),
+    ("docs/otlp.md", f"`agent.otlp.max_in_flight_bytes`, {_SETTINGS.agent.otlp.max_in_flight_bytes >> 20} MiB"),
+    ("docs/otlp.md", f"`agent.otlp.max_series`, {_SETTINGS.agent.otlp.max_series:,}"),
+    ("docs/otlp.md", f"silent for {metrics.FORGET_S / 60:g} minutes is forgotten"),
+    ("docs/otlp.md", f"more than {metrics.MAX_LABELS} on a point"),
+    ("docs/otlp.md", f"over {values.MAX_TEXT} characters; over {points.MAX_BUCKETS:,} buckets"),
+    ("docs/otlp.md", f"{otlp_http.MAX_CONNECTIONS}; HTTP closes one that is silent for {otlp_http.IDLE_S:g} s"),
+    ("docs/otlp.md", f"calls by gRPC at one time | {rpc.MAX_CALLS} |"),
     ("docs/windows.md", f"`windows.size_s` long ({_SETTINGS.windows.size_s:g} s)"),
     ("docs/windows.md", f"`windows.lateness_s` ({_SETTINGS.windows.lateness_s:g} s)"),
     ("docs/windows.md", f"`windows.max_future_s` ({_SETTINGS.windows.max_future_s:g} s)"),

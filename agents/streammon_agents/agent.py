@@ -36,9 +36,16 @@ def _gpu(settings: Settings, clock: Clock) -> Source:
     return gpu_source(settings, clock)
 
 
+def _otlp(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.gateway.otlp import otlp_source
+
+    return otlp_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
     "gpu": _gpu,
+    "otlp": _otlp,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 

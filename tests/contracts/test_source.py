@@ -39,9 +39,19 @@ def _a_gpu(path: Path) -> Iterator[None]:
 SURROUNDINGS: Mapping[str, Callable[[Path], AbstractContextManager[object]]] = {"gpu": _a_gpu}
 """By name, what a source needs around it."""
 
+
+
+def otlp(path: Path) -> Source:
+    """One that is sent a span again and again: it publishes what it is told."""
+    from tests.agents.otlp_senders import Told
+
+    return Told(path)
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
     "gpu": by_name("gpu"),
+    "otlp": otlp,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 
