@@ -234,7 +234,30 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host"]
+SourceName = Literal["host", "gateway"]
+
+
+class GatewaySettings(Section):
+    """The gateway of a node: events and CloudEvents over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; there is no authentication, so keep it within the node, or behind a proxy."""
+    port: int = Field(4319, ge=0, le=65535)
+    """Port of ``POST /v1/events`` and ``/v1/cloudevents``; 0 takes a free one."""
+    max_body_bytes: int = Field(MAX_RECORD_BYTES, ge=1024)
+    """A larger request body (unpacked) is answered with 413."""
+    max_backlog_bytes: int = Field(64 * 1024**2, ge=1024)
+    """With more accepted bytes than this not yet durable, senders are answered 429."""
+    max_connections: int = Field(1000, ge=1)
+    """Connections at one time; one more is answered 503 and closed."""
+    idle_timeout_s: float = Field(30.0, gt=0)
+    """A connection on which no request becomes complete for this long is closed."""
+    answer_within_s: float = Field(60.0, gt=0)
+    """How long a CloudEvent of a request waits for that of its response, or the other way round."""
+    max_unanswered: int = Field(10_000, ge=1)
+    """Requests and responses that wait for their other half at one time; the oldest are given up, and counted."""
+    max_features: int = Field(64, ge=0)
+    """Features taken from one instance of a request; further ones are left out."""
 
 
 class AgentSettings(Section):
@@ -252,6 +275,8 @@ class AgentSettings(Section):
     """Where the host's ``/sys`` is."""
     buffer_batches: int = Field(3600, ge=1)
     """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
+    gateway: GatewaySettings = GatewaySettings()
+    """The source ``gateway``."""
 
 
 class ElasticsearchSettings(Section):

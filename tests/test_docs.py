@@ -21,7 +21,7 @@ from streammon.remediation import MOST_MODELS
 from streammon.results import Completeness, Distribution, Quality, Window
 from streammon.wire import plain
 from streammon_agents.gateway import events as gateway
-from streammon_agents.gateway import ndjson
+from streammon_agents.gateway import http, ndjson
 from streammon_processors import aggregate, dedupe, event_windows, quality, revisions, rules, share, slos, windows
 from streammon_processors.builtin import QUALITY_TICK_S, REMEDY_TICK_S
 from streammon_processors.detectors import lengths, steps, watching
@@ -161,7 +161,7 @@ def test_every_field_of_quality_is_explained() -> None:
 
 
 def declared_metrics() -> set[str]:
-    modules = (telemetry, gateway, delivery, deliver, execute, rules.task, slos.task, quality.models, watching)
+    modules = (telemetry, gateway, http, delivery, deliver, execute, rules.task, slos.task, quality.models, watching)
     collectors = [each for module in modules for each in vars(module).values()]
     kinds = (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)
     return {metric.name for each in collectors if isinstance(each, kinds) for metric in each.describe()}

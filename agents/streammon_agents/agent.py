@@ -30,8 +30,15 @@ def _host(settings: Settings, clock: Clock) -> Source:
     return host_source(settings, clock)
 
 
+def _gateway(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.gateway.serving import gateway_source
+
+    return gateway_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
+    "gateway": _gateway,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 

@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from streammon.config import load
 from streammon_agents.agent import sources_of
+from streammon_agents.gateway import events
+from streammon_agents.gateway.serving import Gateway
 from streammon_agents.source import Source
 from tests.outlets import Kept
 from tests.support import eventually
@@ -27,8 +30,25 @@ def by_name(name: str) -> Callable[[Path], Source]:
     return make
 
 
+def gateway(path: Path) -> Source:
+    """With a sender."""
+    limits = load(data_dir=path, agent={"gateway": {"port": 0}}).agent.gateway
+    sending: list[asyncio.Task[None]] = []  # a task that nobody holds may be collected
+
+    async def send(port: int) -> None:
+        event = {"type": "change", "time_unix_s": 1.7e9, "service": "shop", "kind": "deploy"}
+        async with aiohttp.ClientSession() as session:
+            await session.post(f"http://127.0.0.1:{port}{events.PATH}", json=event)
+
+    def listening(port: int) -> None:
+        sending.append(asyncio.get_running_loop().create_task(send(port)))
+
+    return Gateway(limits, lambda out: events.routes(out, limits), listening)
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "gateway": gateway,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 
