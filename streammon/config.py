@@ -234,7 +234,7 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host", "gateway"]
+SourceName = Literal["host", "gateway", "statsd"]
 
 
 class GatewaySettings(Section):
@@ -260,6 +260,29 @@ class GatewaySettings(Section):
     """Features taken from one instance of a request; further ones are left out."""
 
 
+class StatsdSettings(Section):
+    """StatsD and DogStatsD."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int | None = Field(8125, ge=0, le=65535)
+    """UDP port; 0 takes a free one, null listens on none."""
+    socket_path: UserPath | None = None
+    """Path of a Unix datagram socket to listen on as well, as DogStatsD's clients know it."""
+    flush_s: float = Field(1.0, gt=0)
+    """Over how long values are added up into one event."""
+    service: str | None = None
+    """Service of metrics without a tag ``service``; if not given, what their names begin with, up to the first dot."""
+    max_series: int = Field(10_000, ge=1)
+    """Names and tag sets kept apart; further ones are summed by name in a series tagged ``__other__``, and counted."""
+    max_names: int = Field(1_000, ge=1)
+    """Names that have such a series; what is of further names is refused, and counted."""
+    expire_s: float = Field(300.0, gt=0)
+    """A series that is silent for this long is forgotten; a gauge's deltas then begin at 0 again."""
+    receive_buffer_bytes: int = Field(4 * 1024**2, ge=4096)
+    """Receive buffer asked of the kernel, which gives at most ``net.core.rmem_max``."""
+
+
 class AgentSettings(Section):
     """The agent of a node: what it observes, and how it carries that into the log."""
 
@@ -277,6 +300,8 @@ class AgentSettings(Section):
     """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
     gateway: GatewaySettings = GatewaySettings()
     """The source ``gateway``."""
+    statsd: StatsdSettings = StatsdSettings()
+    """The source ``statsd``."""
 
 
 class ElasticsearchSettings(Section):

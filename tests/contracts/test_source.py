@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from streammon_agents.agent import sources_of
 from streammon_agents.gateway import events
 from streammon_agents.gateway.serving import Gateway
 from streammon_agents.source import Source
+from streammon_agents.statsd.serving import Statsd
 from tests.outlets import Kept
 from tests.support import eventually
 
@@ -46,9 +48,22 @@ def gateway(path: Path) -> Source:
     return Gateway(limits, lambda out: events.routes(out, limits), listening)
 
 
+def statsd(path: Path) -> Source:
+    """With a sender."""
+
+    def listening(port: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"shop.sold:1|c", ("127.0.0.1", port))
+
+    return Statsd(
+        load(data_dir=path, agent={"statsd": {"port": 0, "flush_s": 0.05}}).agent.statsd, "here", listening=listening
+    )
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
     "gateway": gateway,
+    "statsd": statsd,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 
