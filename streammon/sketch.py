@@ -421,7 +421,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return merge((self, other))
 
     def times(self, factor: int) -> Sketch:
-        """The sketch of every value so many times. Raises SketchError where that is too many to count."""
+        """The sketch of every value so many times, once at least. Raises SketchError where that is too many."""
         if factor == 1:
             return self
         if self.count * factor >= MAX_COUNT:

@@ -525,7 +525,7 @@ def test_equal_values_give_the_sketch_that_they_give_one_by_one(value: float, co
     assert Sketch.of_equal(value, 2**52).count == 2**52
 
 
-@given(st.lists(st.floats(-1e9, 1e9), max_size=20), st.integers(0, 300))
+@given(st.lists(st.floats(-1e9, 1e9), max_size=20), st.integers(1, 300))
 def test_a_sketch_times_a_number_is_that_of_every_value_so_often(values: list[float], factor: int) -> None:
     assert Sketch.of(np.array(values)).times(factor) == Sketch.of(np.repeat(np.array(values), factor))
 
