@@ -253,11 +253,9 @@ async def test_a_batch_is_many_and_one_that_is_refused_does_not_spoil_the_others
     ("event", "reason"),
     [
         (own(type="streammon.cat"), "wrong_type"),
-        (kserve("request", {"cats": 1}), "invalid_event"),
-        (kserve("request", [1]), "invalid_event"),
-        (kserve("request", {"inputs": [{"name": "x", "shape": [3], "data": [1]}]}), "unequal_lengths"),
         (kserve("request", {"instances": [1]}, inferenceservicename=""), "invalid_event"),
-        (kserve("request", "<x/>", datacontenttype="application/xml"), "invalid_event"),
+        (seldon("feedback", [1], inferenceservicename=""), "invalid_event"),
+        (seldon("feedback", {"truth": {"cats": 1}}), "invalid_event"),
     ],
 )
 async def test_what_cannot_be_understood_is_refused_with_its_reason(
@@ -268,6 +266,43 @@ async def test_what_cannot_be_understood_is_refused_with_its_reason(
     assert (response.status, (await response.json())["reason"]) == (400, reason)
     assert out.refused == {reason: 1}
     assert not out.events
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (kserve("request", {"cats": 1}), "invalid_event"),
+        (kserve("request", [1]), "invalid_event"),
+        (kserve("request", {"inputs": [{"name": "x", "shape": [3], "data": [1]}]}), "unequal_lengths"),
+        (kserve("request", "<x/>", datacontenttype="application/xml"), "invalid_event"),
+    ],
+)
+async def test_a_request_whose_payload_cannot_be_read_is_counted_and_still_a_prediction(
+    client: Client, out: Kept, event: CloudEvent, reason: str
+) -> None:
+    assert await send(client, event, kserve("response", {"predictions": [3]}, 0.5)) == [200, 200]
+    [inference] = out.of(EventType.INFERENCE)
+    assert (inference["duration_s"], inference["prediction"], "features" in inference) == (0.5, 3.0, False)
+    assert out.refused == {reason: 1}
+
+
+async def test_of_a_language_model_tokens_are_kept_and_no_content(client: Client, out: Kept) -> None:
+    usage = {"prompt_tokens": 12, "completion_tokens": 34, "prompt_tokens_details": {"cached_tokens": 8}}
+    asked = {"model": "llama", "messages": [{"role": "user", "content": "a secret"}]}
+    said = {"model": "llama-3", "choices": [{"message": {"content": "another"}}], "usage": usage}
+    await send(client, kserve("request", asked), kserve("response", said, 2.0))
+    [event] = out.of(EventType.INFERENCE)
+    assert (event["model"], event["input_tokens"], event["output_tokens"]) == ("llama-3", 12.0, 34.0)
+    assert event["cache_read_tokens"] == 8.0
+    assert "secret" not in str(event)
+    assert "another" not in str(event)
+
+
+async def test_classes_beyond_the_number_of_features_are_still_probabilities(client: Client, out: Kept) -> None:
+    probabilities = [0.005] * 100 + [0.5]
+    await send(client, kserve("request", {"instances": [1]}), kserve("response", {"predictions": [probabilities]}))
+    [event] = out.of(EventType.INFERENCE)
+    assert (event["prediction"], event["confidence"]) == (100.0, 0.5)
 
 
 async def test_a_backlog_and_a_web_page_are_refused(client: Client, out: Kept) -> None:
@@ -312,7 +347,9 @@ JSONS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
-KEYS = st.sampled_from(["instances", "predictions", "inputs", "outputs", "data", "strData", "meta", "status", "error"])
+KEYS = st.sampled_from(
+    ["instances", "predictions", "inputs", "outputs", "data", "strData", "status", "error", "usage", "choices"]
+)
 TENSORS = st.lists(
     st.fixed_dictionaries({"name": JSONS, "shape": st.lists(st.integers(-1, 3), max_size=3), "data": JSONS}), max_size=2
 )

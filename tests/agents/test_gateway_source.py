@@ -7,15 +7,20 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from streammon.broker import Outgoing
+from streammon.broker.embedded import EmbeddedBroker
 from streammon.config import load
 from streammon.errors import Backpressure, Retryable, StreammonError
+from streammon.topics import INPUT_TOPICS, topic_specs
+from streammon.wire import decode
+from streammon_agents.agent import run_agent
+from streammon_agents.gateway import cloudevents, http
 from streammon_agents.gateway import events as gateway
-from streammon_agents.gateway import http
 from streammon_agents.gateway.serving import Gateway
 from tests.outlets import Kept
 from tests.support import eventually
@@ -115,6 +120,57 @@ async def test_a_backlog_is_answered_with_429() -> None:
         assert await post(port, typed()) == [429]
         out.backlog = 2000
         assert await post(port, typed()) == [202]
+
+
+async def test_in_an_agent_events_and_predictions_and_metrics_reach_the_log(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind(("127.0.0.1", 0))
+        port, udp = free.getsockname()[1], sender.getsockname()[1]
+    settings = load(
+        data_dir=tmp_path,
+        agent={
+            "host": "here",
+            "sources": ["gateway", "statsd"],
+            "gateway": {"port": port},
+            "statsd": {"port": udp, "flush_s": 0.1},
+        },
+    )
+    broker, stop = await EmbeddedBroker.open(settings), asyncio.Event()
+    await broker.create_topics(topic_specs(partitions=1))
+    agent = asyncio.create_task(run_agent(broker, settings, stop=stop))
+    try:
+
+        async def taken() -> bool:
+            try:
+                return await post(port, typed()) == [202]
+            except aiohttp.ClientConnectionError:
+                return False
+
+        await eventually(taken)
+        attributes = {"id": "a1", "source": "/", "specversion": "1.0", "inferenceservicename": "iris"}
+        async with aiohttp.ClientSession() as session:
+            for kind, data in (("request", {"instances": [1]}), ("response", {"predictions": [2]})):
+                event = {**attributes, "type": f"org.kubeflow.serving.inference.{kind}", "data": data}
+                headers = {"Content-Type": cloudevents.STRUCTURED}
+                url = f"http://127.0.0.1:{port}{cloudevents.PATH}"
+                assert (await session.post(url, data=json.dumps(event), headers=headers)).status == 200
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"shop.sold:3|c|@0.5", ("127.0.0.1", udp))
+    finally:
+        stop.set()  # and what came until then is published
+        await asyncio.wait_for(agent, 10)
+    reader = await broker.reader(["inference", "resources"])
+    found: dict[str, list[dict[str, Any]]] = {}
+    while reader.positions() != await reader.ends():
+        for partition, records in (await reader.poll()).items():
+            for record in records:
+                for batch in decode(INPUT_TOPICS[partition.topic], record.value or b""):
+                    rows = [batch.rows.event(row) for row in range(len(batch.rows))]
+                    found.setdefault(partition.topic, []).extend(rows)
+    await broker.close()
+    assert [event["service"] for event in found["inference"]] == ["shop", "iris"]
+    [sold] = found["resources"]
+    assert (sold["host"], sold["id"], sold["counters"]) == ("here", "shop", {"shop.sold": 6.0})
 
 
 async def test_a_taken_port_is_a_degraded_state_and_tried_again() -> None:

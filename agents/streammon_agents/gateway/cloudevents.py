@@ -43,7 +43,7 @@ from streammon.wire import route
 from streammon_agents.gateway.events import EVENTS, THREAD_BYTES
 from streammon_agents.gateway.http import REQUESTS, body_of, check_backlog, judged, wrong_kind, wrong_method
 from streammon_agents.gateway.pairs import Half, Id, Loss, Pairs, event_id, inferences
-from streammon_agents.gateway.payloads import payload, payload_of
+from streammon_agents.gateway.payloads import MAX_CLASSES, Payload, payload, payload_of
 from streammon_agents.source import Outlet
 
 PATH = "/v1/cloudevents"
@@ -195,16 +195,26 @@ class CloudEvents:
             EVENTS.labels(reason).inc(events)
 
     async def _pair(self, event: CloudEvent) -> None:
-        read = partial(payload_of, data_of(event), self._settings.max_features)
-        found = await asyncio.to_thread(read) if len(bytes(event.data)) > THREAD_BYTES else read()
+        of, found = id_of(event), await self._read(event)
         half = Half(event.type in REQUESTED, self._at(event), found, trace_of(event))
-        both = self._pairs.add(id_of(event), half, self._now())
+        both = self._pairs.add(of, half, self._now())
         self._give_up()
         if both is not None:
-            events, more = inferences(id_of(event), *both)
+            events, more = inferences(of, *both)
             self._put(EventType.INFERENCE, events)
             if more:
                 self._out.drop(Loss.INSTANCES, more)
+
+    async def _read(self, event: CloudEvent) -> Payload:
+        """What is in it. A payload that cannot be read is counted, and is still one prediction: of images, and whatever
+        else models of one's own take, one wants to know how many there are and how long they take."""
+        try:
+            data = data_of(event)
+            read = partial(payload_of, data, self._settings.max_features if event.type in REQUESTED else MAX_CLASSES)
+            return await asyncio.to_thread(read) if len(data) > THREAD_BYTES else read()
+        except Rejected as refusal:
+            self._count(refusal)
+            return Payload([], 1)
 
     def _put(self, event_type: EventType, events: list[dict[str, Any]]) -> None:
         self._out.put(event_type, events)

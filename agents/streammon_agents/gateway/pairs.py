@@ -123,7 +123,7 @@ def inferences(of: Id, request: Half, response: Half) -> tuple[list[dict[str, An
     shared = {
         "time_unix_s": request.at_unix_s,
         "service": of.service,
-        "model": answered.model or of.model,
+        "model": answered.model or asked.model or of.model,
         "model_version": answered.model_version or asked.model_version,
         "endpoint": of.endpoint or None,
         "request_id": of.id,
@@ -131,6 +131,7 @@ def inferences(of: Id, request: Half, response: Half) -> tuple[list[dict[str, An
         "duration_s": max(response.at_unix_s - request.at_unix_s, 0.0),
         "status": "ok" if answered.error is None else "error",
         "error_type": answered.error,
+        **(answered.tokens or {}),
     }
     instances = max(asked.instances, answered.instances, 1)
     rows = list(zip_longest(asked.rows, answered.rows, fillvalue=None)) or [(None, None)]

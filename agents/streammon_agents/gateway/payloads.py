@@ -5,6 +5,7 @@ KServe v1        ``{"instances": [row, …]}``                 ``{"predictions":
 v2 (Open          ``{"inputs": [tensor, …]}``                 ``{"model_name": …, "outputs": [tensor, …]}``
 Inference)
 Seldon           ``{"data": {"names": …, "ndarray": …}}``     the same
+OpenAI           ``{"messages": …}``, ``{"prompt": …}``      ``{"choices": …, "usage": …}``: tokens, no content
 ===============  ==========================================  =================================================
 
 A row is a number, a string, an object, or a list whose names, where nobody gives any, are ``x0``, ``x1``, …. Of a
@@ -30,6 +31,8 @@ MAX_INSTANCES = 1000
 MAX_TEXT = 64
 MAX_OUTPUTS = 32
 """Numbers that one prediction of several outputs keeps."""
+MAX_CLASSES = 10_000
+"""Columns that are read of a response: to know that they are probabilities, all of them are needed."""
 _PREDICTION = ("prediction", "predict", "label", "class")
 """Names of the output that is the prediction, where there are several."""
 
@@ -49,6 +52,8 @@ class Payload(NamedTuple):
     error: str | None = None
     puid: str | None = None
     """Seldon's id of the prediction."""
+    tokens: dict[str, float] | None = None
+    """Fields of the event that count tokens."""
 
 
 class Prediction(NamedTuple):
@@ -128,6 +133,20 @@ def _text_data(body: Mapping[str, Any], most: int) -> Payload | None:
     return Payload(_rows([value], (), most), 1, isinstance(value, dict))
 
 
+def _language(body: Mapping[str, Any], most: int) -> Payload | None:
+    """OpenAI's chat and completions: what was used, never what was said."""
+    usage, tokens = body.get("usage"), dict[str, float]()
+    if isinstance(usage, dict):
+        details = usage.get("prompt_tokens_details")
+        counts = {
+            "input_tokens": usage.get("prompt_tokens"),
+            "output_tokens": usage.get("completion_tokens"),
+            "cache_read_tokens": details.get("cached_tokens") if isinstance(details, dict) else None,
+        }
+        tokens = {name: float(count) for name, count in counts.items() if type(count) is int and 0 <= count < 2**53}
+    return Payload([], 1, model=_text(body.get("model")), tokens=tokens)
+
+
 _READERS: Sequence[tuple[str, Callable[[Mapping[str, Any], int], Payload | None]]] = (
     ("instances", _v1),
     ("predictions", _v1),
@@ -136,6 +155,9 @@ _READERS: Sequence[tuple[str, Callable[[Mapping[str, Any], int], Payload | None]
     ("data", _seldon),
     ("strData", _text_data),
     ("jsonData", _text_data),
+    ("choices", _language),
+    ("messages", _language),
+    ("prompt", _language),
 )
 
 
