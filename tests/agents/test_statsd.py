@@ -200,6 +200,17 @@ def test_an_explosion_of_tags_is_bounded_and_no_count_is_lost() -> None:
     assert len(adding.aggregate._adds) <= 200
 
 
+def test_series_that_are_silent_or_never_had_a_value_make_room_again() -> None:
+    adding = Adding(max_series=2, max_names=1, expire_s=10)
+    adding.flush(b"a:1|c", b"b:x|c", b"c:1|c", b"d:1|c")
+    assert adding.refused == {Refusal.GARBAGE: 1, Refusal.SERIES: 1, Refusal.NAMES: 1}
+    for _ in range(12):
+        adding.now += 1
+        adding.flush(b"a:1|c")
+    assert [event["counters"] for event in adding.flush(b"d:1|c", b"a:1|c")] == [{"d": 1.0}, {"a": 1.0}]
+    assert len(adding.aggregate._series) == 2
+
+
 def test_names_gauges_and_members_beyond_their_bounds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "MAX_MEMBERS", 3)
     adding = Adding(max_series=1, max_names=2)

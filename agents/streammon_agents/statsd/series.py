@@ -30,6 +30,8 @@ OTHER = "__other__"
 MAX_MEMBERS = 10_000
 MAX_VALUES = 65_536
 """Values of timings kept as they are; more are turned into sketches before the flush."""
+LOOKS = 10
+"""How often within ``expire_s`` series are looked through for silent ones."""
 CHANGES = frozenset({"deploy", "rollback", "config", "retrain", "scale"})
 
 Event = dict[str, Any]
@@ -49,10 +51,10 @@ class Series:
 
     __slots__ = ("gauge", "key", "members", "remainder", "silent_since", "sketch", "sums", "touched", "values")
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, now: float) -> None:
         self.key = key
         self.touched = False
-        self.silent_since: float | None = None
+        self.silent_since = now
         self.gauge = 0.0
         self.sums: dict[float, float] = {}  # by sample rate: what is divided once is exact more often
         self.values: dict[float, list[float]] = {}
@@ -89,7 +91,9 @@ class Aggregate:
         self._adds: dict[tuple[bytes, bytes], Add] = {}
         self._other_names: set[str] = set()
         self._changes: list[Event] = []
+        self._touched: list[Series] = []
         self._values = 0
+        self._forgotten_at = clock()
         self.refused: Counter[Refusal] = Counter()
 
     def packet(self, data: bytes) -> None:
@@ -131,7 +135,7 @@ class Aggregate:
         if series is not None:
             return series
         if len(self._series) - len(self._other_names) < self._settings.max_series:
-            return self._series.setdefault(key, Series(key))
+            return self._series.setdefault(key, Series(key, self._clock()))
         return self._other(key)
 
     def _other(self, key: Key) -> Series:
@@ -142,11 +146,16 @@ class Aggregate:
             if len(self._other_names) >= self._settings.max_names:
                 raise NotUnderstood(Refusal.NAMES)
             self._other_names.add(f"{key.kind} {key.name}")
-            self._series[other] = Series(other)
+            self._series[other] = Series(other, self._clock())
         return self._series[other]
 
     def _service(self, name: str) -> str:
         return self._settings.service or name.partition(".")[0] or OTHER
+
+    def _touch(self, series: Series) -> None:
+        if not series.touched:
+            series.touched = True
+            self._touched.append(series)
 
     # --- values -------------------------------------------------------------------------------------------
 
@@ -171,7 +180,7 @@ class Aggregate:
         def add(values: bytes) -> None:
             total = _number(values) if b":" not in values else sum(map(_number, values.split(b":")))
             series.sums[rate] = series.sums.get(rate, 0.0) + total
-            series.touched = True
+            self._touch(series)
 
         return add
 
@@ -179,7 +188,7 @@ class Aggregate:
         def add(values: bytes) -> None:
             more = [_number(values)] if b":" not in values else [_number(value) for value in values.split(b":")]
             series.values.setdefault(rate, []).extend(more)
-            series.touched = True
+            self._touch(series)
             self._values += len(more)
             if self._values >= MAX_VALUES:
                 self._sketch_all()
@@ -191,13 +200,13 @@ class Aggregate:
             for value in values.split(b":"):
                 number = _number(value)
                 series.gauge = series.gauge + number if value[:1] in b"+-" else number
-            series.touched = True
+            self._touch(series)
 
         return add
 
     def _member(self, series: Series, rate: float) -> Add:
         def add(values: bytes) -> None:
-            series.touched = True
+            self._touch(series)
             if len(series.members) < MAX_MEMBERS or values in series.members:
                 series.members.add(values)
             else:
@@ -207,7 +216,8 @@ class Aggregate:
 
     def _check(self, check: Check) -> None:
         series = self._place(check.key)
-        series.gauge, series.touched = check.status, True
+        series.gauge = check.status
+        self._touch(series)
 
     def _happened(self, event: Happened) -> None:
         """An event with a tag such as ``change:deploy`` is a change; of others nothing is made."""
@@ -230,12 +240,12 @@ class Aggregate:
         """The events of what came since, and begin anew."""
         now = self._clock()
         self._sketch_all()
-        touched = [series for series in self._series.values() if series.touched]
+        touched, self._touched = self._touched, []
         flushed = Flushed(list(self._events(touched, now)), self._changes, self.refused)
         for series in touched:
             series.clear()
             series.silent_since = now
-        self._forget(now)
+        self._forget(touched, now)
         self._changes, self.refused = [], Counter()
         return flushed
 
@@ -284,25 +294,28 @@ class Aggregate:
         else:
             self.refused[Refusal.NON_FINITE] += 1
 
-    def _forget(self, now: float) -> None:
-        """The series that were silent for long, and those of one moment."""
-        gone = [
-            key
-            for key, series in self._series.items()
-            if key.time_unix_s is not None
-            or (series.silent_since is not None and now - series.silent_since > self._settings.expire_s)
-        ]
+    def _forget(self, touched: Iterable[Series], now: float) -> None:
+        """The series of one moment; and now and then, those that were silent for long."""
+        for series in touched:
+            if series.key.time_unix_s is not None:
+                del self._series[series.key]
+        if now < self._forgotten_at + self._settings.expire_s / LOOKS:
+            return
+        self._forgotten_at = now
+        silent = now - self._settings.expire_s
+        gone = [key for key, series in self._series.items() if series.silent_since < silent]
         for key in gone:
             del self._series[key]
-            self._other_names.discard(f"{key.kind} {key.name}" if key.service == OTHER else "")
-        if any(key.time_unix_s is None for key in gone):
+            if key.service == OTHER:
+                self._other_names.discard(f"{key.kind} {key.name}")
+        if gone:
             self._adds.clear()  # they point to what is forgotten
 
     def _sketch_all(self) -> None:
         """Turn the values of all timings into sketches, in one go, because each call of numpy has its price."""
         bag, parts = SketchBag(), list[tuple[Series, float, int, Floats]]()
         slot = 0
-        for series in self._series.values():
+        for series in self._touched:
             for rate, values in series.values.items():
                 for weight, share in _weighted(series, np.array(values), rate):
                     bag.add(np.full(len(share), slot), share)
