@@ -234,7 +234,7 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host", "gpu", "otlp"]
+SourceName = Literal["host", "gpu", "otlp", "gateway", "statsd"]
 
 
 class GpuSettings(Section):
@@ -252,8 +252,6 @@ class GpuSettings(Section):
     """The kubelet's socket that says which pod holds which GPU; on a node without a kubelet it is not there."""
     dcgm_url: str | None = Field(None, pattern="^https?://")
     """Address of a dcgm-exporter's page, such as http://127.0.0.1:9400/metrics, to be read instead of asking NVML."""
-
-
 
 
 class OtlpSettings(Section):
@@ -278,6 +276,52 @@ class OtlpSettings(Section):
     """Span attributes that name the version of the model."""
 
 
+class GatewaySettings(Section):
+    """The gateway of a node: events and CloudEvents over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; there is no authentication, so keep it within the node, or behind a proxy."""
+    port: int = Field(4319, ge=0, le=65535)
+    """Port of ``POST /v1/events`` and ``/v1/cloudevents``; 0 takes a free one."""
+    max_body_bytes: int = Field(MAX_RECORD_BYTES, ge=1024)
+    """A larger request body (unpacked) is answered with 413."""
+    max_backlog_bytes: int = Field(64 * 1024**2, ge=1024)
+    """With more accepted bytes than this not yet durable, senders are answered 429."""
+    max_connections: int = Field(1000, ge=1)
+    """Connections at one time; one more is answered 503 and closed."""
+    idle_timeout_s: float = Field(30.0, gt=0)
+    """A connection on which no request becomes complete for this long is closed."""
+    answer_within_s: float = Field(60.0, gt=0)
+    """How long a CloudEvent of a request waits for that of its response, or the other way round."""
+    max_unanswered: int = Field(10_000, ge=1)
+    """Requests and responses that wait for their other half at one time; the oldest are given up, and counted."""
+    max_features: int = Field(64, ge=0)
+    """Features taken from one instance of a request; further ones are left out."""
+
+
+class StatsdSettings(Section):
+    """StatsD and DogStatsD."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int | None = Field(8125, ge=0, le=65535)
+    """UDP port; 0 takes a free one, null listens on none."""
+    socket_path: UserPath | None = None
+    """Path of a Unix datagram socket to listen on as well, as DogStatsD's clients know it."""
+    flush_s: float = Field(1.0, gt=0)
+    """Over how long values are added up into one event."""
+    service: str | None = None
+    """Service of metrics without a tag ``service``; if not given, what their names begin with, up to the first dot."""
+    max_series: int = Field(10_000, ge=1)
+    """Names and tag sets kept apart; further ones are summed by name in a series tagged ``__other__``, and counted."""
+    max_names: int = Field(1_000, ge=1)
+    """Names that have such a series; what is of further names is refused, and counted."""
+    expire_s: float = Field(300.0, gt=0)
+    """A series that is silent for this long is forgotten; a gauge's deltas then begin at 0 again."""
+    receive_buffer_bytes: int = Field(4 * 1024**2, ge=4096)
+    """Receive buffer asked of the kernel, which gives at most ``net.core.rmem_max``."""
+
+
 class AgentSettings(Section):
     """The agent of a node: what it observes, and how it carries that into the log."""
 
@@ -295,6 +339,10 @@ class AgentSettings(Section):
     """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
     gpu: GpuSettings = GpuSettings()
     otlp: OtlpSettings = OtlpSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    """The source ``gateway``."""
+    statsd: StatsdSettings = StatsdSettings()
+    """The source ``statsd``."""
 
 
 class ElasticsearchSettings(Section):

@@ -456,6 +456,17 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """The sketch of both sets of values."""
         return merge((self, other))
 
+    def times(self, factor: int) -> Sketch:
+        """The sketch of every value so many times, once at least. Raises SketchError where that is too many."""
+        if factor == 1:
+            return self
+        if self.count * factor >= MAX_COUNT:
+            raise SketchError(f"{self.count} values {factor} times; below 2^53 they can be counted exactly")
+        positive, negative = (
+            _Range(part.offset, part.counts.astype(np.int64) * factor) for part in (self._positive, self._negative)
+        )
+        return _sketch(self.scale, self.zero_count * factor, positive, negative)
+
     def within(self, buckets: int) -> Sketch:
         """The sketch of the same values in at most so many buckets, as fine as that allows."""
         steps, parts = 0, (self._positive, self._negative)

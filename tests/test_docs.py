@@ -20,11 +20,12 @@ from streammon.outcomes import MAX_TEXT_BYTES
 from streammon.remediation import MOST_MODELS
 from streammon.results import Completeness, Distribution, Quality, Window
 from streammon.wire import plain
+from streammon_agents.gateway import cloudevents, http, ndjson, pairs, payloads
 from streammon_agents.gateway import events as gateway
-from streammon_agents.gateway import ndjson
 from streammon_agents.gateway.otlp import http as otlp_http
 from streammon_agents.gateway.otlp import intake as otlp_intake
 from streammon_agents.gateway.otlp import logs, metrics, points, rpc, skim, spans, values
+from streammon_agents.statsd import lines, series
 from streammon_processors import aggregate, dedupe, event_windows, quality, revisions, rules, share, slos, windows
 from streammon_processors.builtin import QUALITY_TICK_S, REMEDY_TICK_S
 from streammon_processors.detectors import lengths, steps, watching
@@ -163,10 +164,24 @@ def test_every_field_of_quality_is_explained() -> None:
     assert [name for name in Quality.__struct_fields__ if f"`{name}`" not in page and f'"{name}"' not in page] == []
 
 
+def test_numbers_of_the_gateway_and_of_statsd_are_those_of_the_code() -> None:
+    page = text_of("docs/gateway.md")
+    assert f"| a body that never ends | {http.BODY_S:g} s |" in page
+    assert f"texts of up to {payloads.MAX_TEXT} characters" in page
+    assert f"At most {payloads.MAX_INSTANCES:,}; further ones" in page
+    assert f"(`application/cloudevents-batch+json`, at most {cloudevents.MAX_BATCH:,})" in page
+    assert f"(and {pairs.MAX_BYTES // 2**20} MiB)" in page
+    page = text_of("docs/statsd.md")
+    assert f"at most {series.MAX_MEMBERS:,} are told apart" in page
+    assert f"| a long name or many tags | {lines.MAX_KEY_BYTES:,} bytes |" in page
+    assert all(f"`{reason}`" in page for reason in lines.Refusal)
+
+
 def declared_metrics() -> set[str]:
     modules = (
         telemetry,
         gateway,
+        http,
         otlp_intake,
         delivery,
         deliver,

@@ -541,3 +541,13 @@ def test_equal_values_give_the_sketch_that_they_give_one_by_one(value: float, co
     found, expected = Sketch.of_equal(value, count), Sketch.of(np.full(count, value))
     assert msgspec.json.encode(found) == msgspec.json.encode(expected)
     assert Sketch.of_equal(value, 2**52).count == 2**52
+
+
+@given(st.lists(st.floats(-1e9, 1e9), max_size=20), st.integers(1, 300))
+def test_a_sketch_times_a_number_is_that_of_every_value_so_often(values: list[float], factor: int) -> None:
+    assert Sketch.of(np.array(values)).times(factor) == Sketch.of(np.repeat(np.array(values), factor))
+
+
+def test_a_sketch_times_too_much_is_refused() -> None:
+    with pytest.raises(SketchError, match="times"):
+        Sketch.of_equal(1.0, 2**40).times(2**13)

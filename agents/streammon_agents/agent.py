@@ -42,10 +42,24 @@ def _otlp(settings: Settings, clock: Clock) -> Source:
     return otlp_source(settings, clock)
 
 
+def _gateway(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.gateway.serving import gateway_source
+
+    return gateway_source(settings, clock)
+
+
+def _statsd(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.statsd.serving import statsd_source
+
+    return statsd_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
     "gpu": _gpu,
     "otlp": _otlp,
+    "gateway": _gateway,
+    "statsd": _statsd,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 

@@ -106,6 +106,9 @@ class Carrier:
     async def append(self, records: Sequence[Outgoing]) -> None:
         await self._broker.append(records)
 
+    async def backlog_bytes(self) -> int:
+        return await self._broker.backlog_bytes()
+
     def close(self) -> None:
         """Let `deliver` return once everything is delivered."""
         self._closed = True
@@ -168,6 +171,9 @@ class CarrierOutlet:
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         await self._carrier.append(records)
+
+    async def backlog_bytes(self) -> int:
+        return await self._carrier.backlog_bytes()
 
     def drop(self, reason: StrEnum, events: int = 1) -> None:
         self._tally.dropped[reason] += events

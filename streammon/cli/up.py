@@ -117,7 +117,7 @@ async def _run(
     people, groups = AlertLog(), Groups()
     site.add_routes(
         [
-            *gateway.routes(broker, settings),
+            *gateway.routes(broker, settings.web),
             *page_routes(page_store, _status, stop=stop, people=people),
             *command_routes(broker, people, settings.web),
             *callbacks.routes(broker, people, groups),

@@ -95,7 +95,7 @@ async def log(settings: Settings) -> AsyncIterator[Log]:
 @pytest.fixture
 async def client(log: Log, settings: Settings) -> AsyncIterator[Client]:
     app = web.Application()
-    app.add_routes(gateway.routes(log, settings))
+    app.add_routes(gateway.routes(log, settings.web))
     async with TestClient(TestServer(app)) as client:
         yield client
 

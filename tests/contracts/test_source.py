@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from streammon.config import load
 from streammon_agents.agent import sources_of
+from streammon_agents.gateway import events
+from streammon_agents.gateway.serving import Gateway
 from streammon_agents.source import Source
+from streammon_agents.statsd.serving import Statsd
 from tests import gpus
 from tests.outlets import Kept
 from tests.support import eventually
@@ -40,7 +45,6 @@ SURROUNDINGS: Mapping[str, Callable[[Path], AbstractContextManager[object]]] = {
 """By name, what a source needs around it."""
 
 
-
 def otlp(path: Path) -> Source:
     """One that is sent a span again and again: it publishes what it is told."""
     from tests.agents.otlp_senders import Told
@@ -48,10 +52,40 @@ def otlp(path: Path) -> Source:
     return Told(path)
 
 
+def gateway(path: Path) -> Source:
+    """With a sender."""
+    limits = load(data_dir=path, agent={"gateway": {"port": 0}}).agent.gateway
+    sending: list[asyncio.Task[None]] = []  # a task that nobody holds may be collected
+
+    async def send(port: int) -> None:
+        event = {"type": "change", "time_unix_s": 1.7e9, "service": "shop", "kind": "deploy"}
+        async with aiohttp.ClientSession() as session:
+            await session.post(f"http://127.0.0.1:{port}{events.PATH}", json=event)
+
+    def listening(port: int) -> None:
+        sending.append(asyncio.get_running_loop().create_task(send(port)))
+
+    return Gateway(limits, lambda out: events.routes(out, limits), listening)
+
+
+def statsd(path: Path) -> Source:
+    """With a sender."""
+
+    def listening(port: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"shop.sold:1|c", ("127.0.0.1", port))
+
+    return Statsd(
+        load(data_dir=path, agent={"statsd": {"port": 0, "flush_s": 0.05}}).agent.statsd, "here", listening=listening
+    )
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
     "gpu": by_name("gpu"),
     "otlp": otlp,
+    "gateway": gateway,
+    "statsd": statsd,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 

@@ -296,7 +296,7 @@ async def log(tmp_path: Path) -> AsyncIterator[Log]:
     broker = await EmbeddedBroker.open(settings)
     await broker.create_topics(topic_specs(partitions=2))
     app = web.Application()
-    app.add_routes(gateway.routes(broker, settings))
+    app.add_routes(gateway.routes(broker, settings.web))
     async with serve_http(app, "127.0.0.1", 0) as port:
         yield Log(broker, f"http://127.0.0.1:{port}")
     await broker.close()

@@ -65,7 +65,9 @@ class RoutedLines:
             self.errors.append(LineError(line, reason, detail))
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
+    """An event, and the bytes that it came as."""
+
     number: int
     value: bytes
     event: Event
@@ -80,14 +82,13 @@ def route_lines(body: bytes, event_type: EventType | None = None) -> RoutedLines
         Rejected: there are too many lines.
     """
     routed = RoutedLines()
-    single = _single if event_type is None else codec_of(event_type).event
-    events: dict[EventType, list[_Line]] = defaultdict(list)
+    events: dict[EventType, list[Line]] = defaultdict(list)
     for number, value in _lines(body):
-        event = single(value) if len(value) <= ARRAY_BYTES else None
+        event = single_of(value, event_type) if len(value) <= ARRAY_BYTES else None
         if event is None or event.seq is not None:
             _route_alone(number, value, event_type, routed)
         else:
-            events[_TYPE_OF[type(event)]].append(_Line(number, value, event))
+            events[TYPE_OF[type(event)]].append(Line(number, value, event))
     for kind, lines in events.items():
         _route_together(kind, lines, routed)
     routed.errors.sort()
@@ -101,13 +102,13 @@ def _lines(body: bytes) -> Iterator[tuple[int, bytes]]:
     return ((number, value) for number, value in stripped if value)
 
 
-_TYPE_OF = {struct: event_type for event_type, struct in STRUCTS.items()}
+TYPE_OF = {struct: event_type for event_type, struct in STRUCTS.items()}
 _ANY_EVENT: msgspec.json.Decoder[Event] = msgspec.json.Decoder(reduce(or_, STRUCTS.values()))
 
 
-def _single(value: bytes) -> Event | None:
-    """The event, if the line is a well-formed object that also names its type."""
-    return well_formed(_ANY_EVENT, value)
+def single_of(value: bytes, event_type: EventType | None) -> Event | None:
+    """The event, if the value is one well-formed object, of that type or one that it names itself."""
+    return well_formed(_ANY_EVENT, value) if event_type is None else codec_of(event_type).event(value)
 
 
 def _route_alone(number: int, value: bytes, event_type: EventType | None, routed: RoutedLines) -> None:
@@ -122,16 +123,24 @@ def _route_alone(number: int, value: bytes, event_type: EventType | None, routed
         routed.refuse(number, reason, f"{events} of the line's events", events)
 
 
-def _route_together(event_type: EventType, lines: Sequence[_Line], routed: RoutedLines) -> None:
+def _route_together(event_type: EventType, lines: Sequence[Line], routed: RoutedLines) -> None:
     faults = ObjectRows([line.event for line in lines]).faults()
     routed.accepted += len(lines) - len(faults)
     for fault in faults:
         routed.refuse(lines[fault.row].number, fault.reason, fault.detail)
-    for key, values in _by_key(event_type, lines).items():
-        routed.records += [Outgoing(TOPIC_OF[event_type], key, array, (SCHEMA_HEADER,)) for array in _arrays(values)]
+    routed.records += records_of(event_type, lines)
 
 
-def _by_key(event_type: EventType, lines: Sequence[_Line]) -> dict[bytes, list[bytes]]:
+def records_of(event_type: EventType, lines: Sequence[Line]) -> list[Outgoing]:
+    """Events without identity as few records, addressed: arrays by key."""
+    return [
+        Outgoing(TOPIC_OF[event_type], key, array, (SCHEMA_HEADER,))
+        for key, values in _by_key(event_type, lines).items()
+        for array in _arrays(values)
+    ]
+
+
+def _by_key(event_type: EventType, lines: Sequence[Line]) -> dict[bytes, list[bytes]]:
     fields: Callable[[Event], Any] = attrgetter(*KEYS[event_type])
     groups: dict[Any, list[bytes]] = defaultdict(list)
     for line in lines:
