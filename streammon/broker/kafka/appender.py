@@ -60,7 +60,10 @@ class Appender:
 
     async def _open(self) -> Any:
         if self._producer is None:
-            producer = self._cluster.producer(linger_ms=LINGER_MS)
+            compression = self._cluster.settings.compression
+            producer = self._cluster.producer(
+                linger_ms=LINGER_MS, compression_type=None if compression == "none" else compression
+            )
             await start(producer)
             self._producer = producer
         return self._producer
