@@ -12,9 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
+from prometheus_client import Gauge
+
 from streammon.backoff import Backoff
+from streammon.broker import ClockOffset
 from streammon.clock import Clock, system_clock
 from streammon.config import LISTENING, Settings
 from streammon.errors import ConfigError
@@ -28,6 +32,7 @@ from streammon_agents.spool import Spool
 from streammon_agents.spooling import Spooling
 
 BACKOFF = Backoff(longest_s=60.0)
+CLOCK_SKEW = Gauge("streammon_agent_clock_skew_seconds", "By how much this clock is ahead of the broker's")
 END_S: Final = 2.0
 """How long sources may take to end; those that take longer are left behind."""
 
@@ -56,19 +61,42 @@ def agent_name(settings: Settings) -> str:
     return f"agent@{host_name(settings)}"
 
 
-def spooling_of(settings: Settings, clock: Clock = system_clock) -> Spooling | None:
-    """The spool; none where the log is a file on this very disk."""
+def spool_directory(settings: Settings) -> Path | None:
+    """Where the spool is; None where there is none, because the log is a file on this very disk."""
     if settings.bootstrap is None and settings.agent.url is None:
         return None
-    spool = settings.agent.spool
-    directory = spool.directory or settings.data_dir / "spool"
-    return Spooling(partial(Spool.open, directory, spool.max_bytes, agent_name(settings), clock))
+    return settings.agent.spool.directory or settings.data_dir / "spool"
+
+
+def spooling_of(settings: Settings, clock: Clock = system_clock) -> Spooling | None:
+    """The spool, if there is one; opened when the carrier runs."""
+    directory = spool_directory(settings)
+    if directory is None:
+        return None
+    return Spooling(partial(Spool.open, directory, settings.agent.spool.max_bytes, agent_name(settings), clock))
 
 
 def carrier_of(uplink: Uplink, settings: Settings, clock: Clock = system_clock) -> Carrier:
     """What brings everything into the log, as the settings want it."""
     limits = Limits(settings.agent.buffer_events, settings.agent.buffer_bytes)
     return Carrier(uplink, Packer(agent_name(settings)), limits, spooling_of(settings, clock), clock)
+
+
+def details_of(carrier: Carrier, settings: Settings, offset: ClockOffset | None) -> dict[str, str]:
+    """What heartbeats say of an agent, beside what is true of every role. A clock that is off degrades it."""
+    said = {"sources": " ".join(settings.agent.sources), **carrier.details()}
+    if offset is None:
+        return said
+    CLOCK_SKEW.set(offset.offset_s)
+    carrier.outlet("clock").degraded(_skew(offset, settings.agent.max_skew_s))
+    return said | carrier.details() | {"clock_skew_s": f"{offset.offset_s:+.3f} ± {offset.uncertainty_s:.3f}"}
+
+
+def _skew(offset: ClockOffset, most_s: float) -> str | None:
+    if abs(offset.offset_s) - offset.uncertainty_s <= most_s:
+        return None
+    direction = "ahead of" if offset.offset_s > 0 else "behind"
+    return f"this clock is {abs(offset.offset_s):.1f} s {direction} the broker's, more than {most_s:g} s: set it (NTP)"
 
 
 async def run_agent(

@@ -68,6 +68,7 @@ SPOOL_USABLE = Gauge("streammon_agent_spool_usable", "0 while the spool cannot b
 BACKLOG_AGE = Gauge("streammon_agent_backlog_age_seconds", "Since the oldest batch in the spool was written, about")
 REACHED = Gauge("streammon_agent_log_reached", "1 while the log, or the gateway before it, takes what is sent")
 
+LONGEST_DETAIL: Final = 1000
 OURS: Final = "carrier"
 """The carrier itself, as the source of losses."""
 
@@ -135,6 +136,11 @@ class Carrier:
     def waiting(self) -> int:
         """Batches in memory, not yet acknowledged."""
         return len(self._ring) + len(self._in_flight)
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What has to be there before anything can arrive; None once something has."""
+        return None if self._ever_reached else "the broker"
 
     @property
     def tallies(self) -> Mapping[str, Tally]:
@@ -434,15 +440,30 @@ class Carrier:
         return 0.0 if oldest is None else max(0.0, self._clock() - oldest)
 
     def details(self) -> dict[str, str]:
-        """What heartbeats say of it, beside the sources."""
-        said = {"log": "reached" if self.away is None else f"away: {self.away}"}
+        """What heartbeats say: of the log and the spool, of sources that do not see everything, and of losses."""
+        degraded = "; ".join(f"{name}: {each.degraded}" for name, each in self._tallies.items() if each.degraded)
+        said = {
+            "log": "reached" if self.away is None else f"away: {self.away}",
+            "spool": self._said_of_spool(),
+            "degraded": degraded,
+            "dropped": _listed({name: each.dropped for name, each in self._tallies.items()}),
+            "refused": _listed({name: each.refused for name, each in self._tallies.items()}),
+        }
+        return {name: text[:LONGEST_DETAIL] for name, text in said.items() if text}
+
+    def _said_of_spool(self) -> str:
         if self._spooling is None:
-            return said
+            return "none"
         if self._spooling.failure is not None:
-            return said | {"spool": f"cannot be used: {self._spooling.failure}"}
+            return f"cannot be used: {self._spooling.failure}"
         status = self._spooling.status
-        backlog = f"{status.records} records, {status.bytes} bytes, {self.backlog_age_s:.0f} s old"
-        return said | {"spool": backlog if status.records else "empty"}
+        if not status.records:
+            return "empty"
+        return f"{status.records} records, {status.bytes} bytes, {self.backlog_age_s:.0f} s old"
+
+
+def _listed(counts: Mapping[str, Counter[str]]) -> str:
+    return " ".join(f"{name}.{reason}={count}" for name, each in counts.items() for reason, count in each.items())
 
 
 class CarrierOutlet:
