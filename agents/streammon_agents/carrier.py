@@ -434,6 +434,11 @@ class Carrier:
         self._spool_dropped = status.dropped
 
     @property
+    def spool_bytes(self) -> int:
+        """On disk, not yet in the log."""
+        return 0 if self._spooling is None else self._spooling.status.bytes
+
+    @property
     def backlog_age_s(self) -> float:
         """Since the oldest batch in the spool was written, about."""
         oldest = self._spooling.status.oldest_unix_s if self._spooling is not None else None
