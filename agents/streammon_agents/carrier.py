@@ -37,6 +37,7 @@ from streammon.clock import Clock, system_clock
 from streammon.errors import Backpressure, ConfigError, Rejected, Retryable
 from streammon.events import EventType
 from streammon.telemetry import DROPPED, log
+from streammon.topics import TOPIC_OF
 from streammon_agents.packing import Batch, Packer, pause_s
 from streammon_agents.ring import Chunk, Limits, Ring, Waiting
 from streammon_agents.source import Event
@@ -119,6 +120,7 @@ class Carrier:
         self._spooling = spooling
         self._clock = clock
         self._in_flight: list[Batch] = []
+        self._carried = 0
         self._appending: asyncio.Future[object] | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -127,6 +129,7 @@ class Carrier:
         self._hurry = asyncio.Event()
         self._ever_reached = False
         self._unreported = 0
+        self._last: Batch | None = None
         self._spool_dropped = 0
         self._tallies: dict[str, Tally] = {}
         self.away: str | None = None
@@ -134,8 +137,8 @@ class Carrier:
 
     @property
     def waiting(self) -> int:
-        """Batches in memory, not yet acknowledged."""
-        return len(self._ring) + len(self._in_flight)
+        """What is in memory only: hand-overs, and batches not yet acknowledged."""
+        return len(self._ring) + max(self._carried, len(self._in_flight))
 
     @property
     def waiting_for(self) -> str | None:
@@ -232,7 +235,13 @@ class Carrier:
             await asyncio.wait({delivery}, timeout=FLUSH_S)
         if self._spooling is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._spooling.close(), FLUSH_S)
+                await asyncio.wait_for(self._close(self._spooling), FLUSH_S)
+
+    async def _close(self, spooling: Spooling) -> None:
+        if self._unreported and self._last is not None:
+            with suppress(Retryable):
+                await spooling.report(TOPIC_OF[self._last.event_type], self._last.key, self._unreported)
+        await spooling.close()
 
     async def _deliver(self) -> None:
         """In the order of events of one type."""
@@ -240,7 +249,10 @@ class Carrier:
             await self._changed.wait()
             self._changed.clear()
             while self._ring:
-                await self._carry(self._ring.take())
+                chunk = self._ring.take()
+                self._carried = len(chunk.items)
+                await self._carry(chunk)
+                self._carried = 0
                 self._observe()
             self._idle.set()
             if self._closed:
@@ -277,6 +289,7 @@ class Carrier:
         events = chunk.events
         batches, self._unreported = self._packer.pack(chunk.event_type, events, self._unreported)
         lost = len(events) - sum(batch.events for batch in batches)
+        self._last = batches[-1] if batches else self._last
         self.drop(OURS, Loss.UNENCODABLE, lost, reported=True)  # the packer has added them to what is not reported
         return batches
 
@@ -437,6 +450,11 @@ class Carrier:
     def spool_bytes(self) -> int:
         """On disk, not yet in the log."""
         return 0 if self._spooling is None else self._spooling.status.bytes
+
+    @property
+    def spooled_records(self) -> int:
+        """In the spool."""
+        return 0 if self._spooling is None else self._spooling.status.records
 
     @property
     def backlog_age_s(self) -> float:
