@@ -84,12 +84,12 @@ def carrier_of(uplink: Uplink, settings: Settings, clock: Clock = system_clock) 
 
 def details_of(carrier: Carrier, settings: Settings, offset: ClockOffset | None) -> dict[str, str]:
     """What heartbeats say of an agent, beside what is true of every role. A clock that is off degrades it."""
-    said = {"sources": " ".join(settings.agent.sources), **carrier.details()}
-    if offset is None:
-        return said
-    CLOCK_SKEW.set(offset.offset_s)
-    carrier.outlet("clock").degraded(_skew(offset, settings.agent.max_skew_s))
-    return said | carrier.details() | {"clock_skew_s": f"{offset.offset_s:+.3f} ± {offset.uncertainty_s:.3f}"}
+    said = {"sources": " ".join(settings.agent.sources)}
+    if offset is not None:
+        CLOCK_SKEW.set(offset.offset_s)
+        carrier.outlet("clock").degraded(_skew(offset, settings.agent.max_skew_s))
+        said["clock_skew_s"] = f"{offset.offset_s:+.3f} ± {offset.uncertainty_s:.3f}"
+    return said | carrier.details()
 
 
 def _skew(offset: ClockOffset, most_s: float) -> str | None:
