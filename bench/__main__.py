@@ -12,6 +12,7 @@ from itertools import takewhile
 ALL = (
     "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "drift", "evidence",
     "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "gpus", "join", "profiles", "otlp", "intake",
+    "agent",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

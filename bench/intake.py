@@ -72,7 +72,7 @@ async def _serve(kind: str, told: Connection) -> None:
         if kind == "embedded":
             broker = await EmbeddedBroker.open(settings)
             await broker.create_topics(topic_specs(partitions=4))
-            out = Carrier(broker, Packer("bench"), 100).outlet("gateway")
+            out = Carrier(broker, Packer("bench")).outlet("gateway")
         limits = settings.agent.gateway
         source: Any = Gateway(
             limits, lambda out: [*events.routes(out, limits), *cloudevents.routes(out, limits)], told.send

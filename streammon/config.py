@@ -182,6 +182,8 @@ class KafkaSettings(Section):
     """How often a member tells the group that it lives."""
     delivery_timeout_s: float = Field(30.0, gt=0)
     """How long one append may be retried before it fails."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
+    """How appends are compressed; zstd makes events a quarter of their size, for 5 µs of CPU a kilobyte."""
     transaction_timeout_s: float = Field(10.0, gt=0)
     """A transaction left open by a dead process is aborted after this long."""
 
@@ -322,6 +324,21 @@ class StatsdSettings(Section):
     """Receive buffer asked of the kernel, which gives at most ``net.core.rmem_max``."""
 
 
+LISTENING: tuple[str, ...] = ("gateway", "otlp", "statsd")
+"""Sources that open ports: `streammon up` runs them only where ``agent.sources`` names them."""
+
+
+class SpoolSettings(Section):
+    """What an agent keeps on disk while Kafka, or the gateway before it, is away."""
+
+    directory: UserPath | None = None
+    """Where; ``data_dir``/spool if not given. It has to outlive the process: in Kubernetes, a ``hostPath``."""
+    max_bytes: int = Field(1024**3, ge=16 * 1024**2)
+    """How much. Beyond it, the oldest of what nobody waits for is dropped, and counted; who waits is refused."""
+    after_s: float = Field(5.0, gt=0)
+    """An append that takes longer is given up, and what comes goes to the spool until Kafka answers again."""
+
+
 class AgentSettings(Section):
     """The agent of a node: what it observes, and how it carries that into the log."""
 
@@ -335,14 +352,22 @@ class AgentSettings(Section):
     """Where the host's ``/proc`` is, for an agent in a container; ``PROCFS_PATH`` in the environment says it, too."""
     sysfs: UserPath = Path("/sys")
     """Where the host's ``/sys`` is."""
-    buffer_batches: int = Field(3600, ge=1)
-    """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
     gpu: GpuSettings = GpuSettings()
     otlp: OtlpSettings = OtlpSettings()
     gateway: GatewaySettings = GatewaySettings()
     """The source ``gateway``."""
     statsd: StatsdSettings = StatsdSettings()
     """The source ``statsd``."""
+    url: str | None = Field(None, pattern="^https?://")
+    """Address of a gateway (``http://HOST:PORT``) through which everything goes, instead of ``bootstrap``."""
+    buffer_events: int = Field(100_000, ge=1)
+    """Events kept in memory until the log or the spool takes them; beyond, the oldest are dropped, and counted."""
+    buffer_bytes: int = Field(16 * 1024**2, ge=1)
+    """Bytes of them."""
+    spool: SpoolSettings = SpoolSettings()
+    """What is kept on disk."""
+    max_skew_s: float = Field(1.0, gt=0)
+    """A clock that is further from the broker's degrades the agent: its events come late, or are refused."""
 
 
 class ElasticsearchSettings(Section):

@@ -47,6 +47,8 @@ MOST_ALIKE: Final = 1000
 
 State = Literal["starting", "running", "stopping"]
 WaitingFor = Callable[[], str | None]
+Details = Mapping[str, str] | Callable[[], Mapping[str, str]]
+"""What a role adds to its heartbeats; a function is asked anew for each."""
 Name = Annotated[str, Meta(min_length=1, max_length=500)]
 
 
@@ -93,7 +95,7 @@ async def beating(
     role: str,
     waiting_for: WaitingFor = lambda: None,
     *,
-    details: Mapping[str, str] | None = None,
+    details: Details | None = None,
     every_s: float | None = None,
     clock: Clock = system_clock,
 ) -> AsyncIterator[str]:
@@ -102,7 +104,7 @@ async def beating(
     ``every_s``: to come more often than they promise, for whom heartbeats are a clock.
     """
     with _identity(settings, role) as id_:
-        heart = _Heart(broker, settings, role, id_, waiting_for, dict(details or {}), every_s, clock)
+        heart = _Heart(broker, settings, role, id_, waiting_for, details or {}, every_s, clock)
         pulse = asyncio.create_task(heart.beat())
         try:
             yield id_
@@ -130,7 +132,7 @@ class _Heart:
         role: str,
         id_: str,
         waiting_for: WaitingFor,
-        details: dict[str, str],
+        details: Details,
         every_s: float | None,
         clock: Clock,
     ) -> None:
@@ -138,6 +140,7 @@ class _Heart:
         interval_s = settings.heartbeat.interval_s
         self._every_s = min(interval_s, every_s or interval_s)
         self._waiting_for = waiting_for
+        self._details = details
         self._clock = clock
         self._template = Heartbeat(
             id=id_,
@@ -148,7 +151,6 @@ class _Heart:
             time_unix_s=clock(),
             state="starting",
             interval_s=interval_s,
-            details=details,
         )
 
     async def beat(self) -> None:
@@ -169,8 +171,9 @@ class _Heart:
 
     async def say(self, state: State) -> None:
         waiting = {"waiting_for": name} if (name := self._waiting_for()) and state == "starting" else {}
+        details = self._details() if callable(self._details) else self._details
         now = msgspec.structs.replace(
-            self._template, state=state, time_unix_s=self._clock(), details=self._template.details | waiting
+            self._template, state=state, time_unix_s=self._clock(), details={**details, **waiting}
         )
         await self._broker.append([now.outgoing()])
 

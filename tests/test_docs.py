@@ -302,7 +302,11 @@ QUOTED = [
     ("docs/drift.md", f"A file may hold {reading.MAX_VALUES // 1_000_000} million values"),
     ("docs/drift.md", f"There are about {edges.BINS}, as even"),
     ("docs/drift.md", f"{DriftPolicy().reference.first:,} of them unless"),
-    ("docs/operations.md", f"the oldest of {_SETTINGS.agent.buffer_batches:,} batches"),
+    ("docs/agent.md", f"`agent.buffer_events` ({_SETTINGS.agent.buffer_events:,})"),
+    ("docs/agent.md", f"`agent.buffer_bytes` ({_SETTINGS.agent.buffer_bytes // 1024**2} MiB)"),
+    ("docs/agent.md", f"`agent.spool.max_bytes` ({_SETTINGS.agent.spool.max_bytes // 1024**3} GiB)"),
+    ("docs/agent.md", f"`agent.spool.after_s` ({_SETTINGS.agent.spool.after_s:g} s)"),
+    ("docs/agent.md", f"`agent.max_skew_s` ({_SETTINGS.agent.max_skew_s:g} s)"),
     ("docs/operations.md", f"`sqlite.max_rows` ({_SETTINGS.sqlite.max_rows:,})"),
     ("docs/operations.md", f"`embedded.max_bytes` ({_SETTINGS.embedded.max_bytes // 1024**3} GiB)"),
 ]

@@ -1,49 +1,95 @@
-"""The carrier: takes what the sources of an agent hand over, and brings it into the log, in order.
+"""The carrier: takes what the sources of an agent hand over, and brings it into the log.
 
-Taking and delivering are apart, with a bounded buffer between them. While the broker is away the buffer fills; beyond
-``agent.buffer_batches`` the oldest batch is dropped, and its events are counted in the next one that is sent. A batch
-that was sent once keeps its bytes, so one that did arrive although nobody heard of it is recognised when it is sent
-again. The end of the process loses what could not be sent within `FLUSH_S`.
-"""
+::
+
+    put, send ─► ring ─┬─ the log answers ──────────────► numbered, appended
+                       └─ it is away ─► numbered ─► spool ─► appended once it is back, beside what is new
+    append ────────────┬────────────────────────────────► appended as it is
+                       └─ it is away ─► spool, fsync ─►
+
+* **Live first.** While the log answers, nothing touches the disk. What waits in the spool is sent beside what is new,
+  which it never has to wait for: the backlog takes at most `BACKLOG_SHARE` of the time, and waits while something new
+  waits, though not for more than `PATIENCE_S` at once.
+* **Numbered once.** An append whose answer did not come may have arrived. Its batches keep their bytes and their
+  numbers wherever they go from there: tried again from memory, or through the spool and a restart of the agent. What
+  was not yet tried is numbered when it is written to the spool, under a boot id of its segment's own (docs/adr/0035).
+* **Every loss is counted and reported**: what has to give way in the ring, by the next batch; what has to give way in
+  the spool, by a batch in its place.
+* **Without a spool** (the embedded log is on the same disk), or while it cannot be used, the ring is all there is:
+  batches in flight are tried again as they are, and beyond the ring's bound the oldest events are dropped, before
+  they are numbered."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, Protocol
 
-import msgspec
+from prometheus_client import Counter as Metric
+from prometheus_client import Gauge
 
-from streammon.broker import Broker, Outgoing
-from streammon.errors import Backpressure, Rejected, Retryable
+from streammon.broker import Outgoing
+from streammon.clock import Clock, system_clock
+from streammon.errors import Backpressure, ConfigError, Rejected, Retryable
 from streammon.events import EventType
 from streammon.telemetry import DROPPED, log
+from streammon.topics import TOPIC_OF
 from streammon_agents.packing import Batch, Packer, pause_s
+from streammon_agents.ring import Chunk, Limits, Ring, Waiting
 from streammon_agents.source import Event
+from streammon_agents.spool import Entry
+from streammon_agents.spooling import Spooling
 
-FLUSH_S = 5.0
-"""How long the end of the agent may wait for the broker."""
-_CHUNK = 100
-"""Measurements of one append while catching up: about 300 kB."""
+FLUSH_S = 3.0
+"""How long the end of the agent may wait for the log; as long again for the disk."""
+BACKLOG_BYTES: Final = 256 * 1024
+"""Of one append from the spool."""
+BACKLOG_SHARE: Final = 0.5
+"""Of the time, what the backlog may take."""
+PATIENCE_S: Final = 1.0
+"""How long the backlog waits for a moment without anything new."""
 
+DROPPED_BY = Metric(
+    "streammon_agent_dropped_events", "Events lost on the node, by source and reason", ["source", "reason"]
+)
+REFUSED_BY = Metric("streammon_agent_refused_inputs", "Inputs nobody could understand, by source", ["source", "reason"])
+DEGRADED = Gauge("streammon_agent_degraded", "1 while a source does not see everything", ["source"])
+RING_EVENTS = Gauge("streammon_agent_ring_events", "Events in memory, not yet numbered")
+RING_BYTES = Gauge("streammon_agent_ring_bytes", "Bytes of them")
+SPOOL_BYTES = Gauge("streammon_agent_spool_bytes", "Bytes on disk that the log does not have yet, about")
+SPOOL_RECORDS = Gauge("streammon_agent_spool_records", "Records on disk that the log does not have yet")
+SPOOL_DAMAGED = Gauge(
+    "streammon_agent_spool_damaged_bytes", "Bytes of the spool that could not be read, since the start"
+)
+SPOOL_USABLE = Gauge("streammon_agent_spool_usable", "0 while the spool cannot be written or read, or there is none")
+BACKLOG_AGE = Gauge("streammon_agent_backlog_age_seconds", "Since the oldest batch in the spool was written, about")
+REACHED = Gauge("streammon_agent_log_reached", "1 while the log, or the gateway before it, takes what is sent")
 
-class _Waiting(NamedTuple):
-    """Events not yet numbered, as JSON, which takes a fraction of their memory."""
-
-    event_type: EventType
-    events: bytes
-    size: int
-    durable: asyncio.Future[None] | None
+LONGEST_DETAIL: Final = 1000
+OURS: Final = "carrier"
+"""The carrier itself, as the source of losses."""
 
 
 class Loss(StrEnum):
     """Why the carrier itself gave events up."""
 
-    OVERFLOW = "overflow"
+    OVERFLOW = "overflow"  # the ring was full, and the log and the spool took nothing
+    SPOOL_FULL = "spool_full"
     REFUSED = "refused"
+    UNENCODABLE = "unencodable"
+    UNSENT = "unsent"  # at the end, and there is no spool
+
+
+class Uplink(Protocol):
+    """Where everything goes: a `streammon.broker.Broker`, or a gateway."""
+
+    async def append(self, records: Sequence[Outgoing]) -> object:
+        """Append durably, in order. Raises `Rejected`, `Retryable`, `ConfigError`."""
+        ...
 
 
 @dataclass
@@ -58,25 +104,47 @@ class Tally:
 
 
 class Carrier:
-    """Batches are numbered when they are sent, so what is dropped leaves no gap. From then on they are not dropped,
-    because they may have arrived, and are sent again as they are.
-    """
+    """``spooling`` None: memory is all there is. `run` does the work, `finish` ends it."""
 
-    def __init__(self, broker: Broker, packer: Packer, bound: int) -> None:
-        self._broker = broker
+    def __init__(
+        self,
+        uplink: Uplink,
+        packer: Packer,
+        limits: Limits | None = None,
+        spooling: Spooling | None = None,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._uplink = uplink
         self._packer = packer
-        self._bound = bound
-        self._waiting: deque[_Waiting] = deque()
+        self._ring = Ring(limits or Limits())
+        self._spooling = spooling
+        self._clock = clock
         self._in_flight: list[Batch] = []
+        self._carried = 0
+        self._appending_bytes = 0
+        self._appending: asyncio.Future[object] | None = None
         self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
+        self._hurry = asyncio.Event()
+        self._ever_reached = False
         self._unreported = 0
+        self._last: Batch | None = None
+        self._spool_dropped = 0
         self._tallies: dict[str, Tally] = {}
+        self.away: str | None = None
+        """Why the log cannot be reached; None while it can, as far as we know."""
 
     @property
     def waiting(self) -> int:
-        """Batches not yet acknowledged."""
-        return len(self._waiting) + len(self._in_flight)
+        """What is in memory only: hand-overs, and batches not yet acknowledged."""
+        return len(self._ring) + max(self._carried, len(self._in_flight))
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What has to be there before anything can arrive; None once something has."""
+        return None if self._ever_reached else "the broker"
 
     @property
     def tallies(self) -> Mapping[str, Tally]:
@@ -85,74 +153,352 @@ class Carrier:
 
     def outlet(self, source: str) -> CarrierOutlet:
         """The outlet of one source."""
-        return CarrierOutlet(self, source, self._tallies.setdefault(source, Tally()))
+        return CarrierOutlet(self, source, self._tally(source))
 
-    def put(self, event_type: EventType, events: Sequence[Event], durable: asyncio.Future[None] | None = None) -> None:
-        if self._waiting and self.waiting >= self._bound:
-            self._give_up(self._waiting.popleft())
-        self._waiting.append(_Waiting(event_type, msgspec.json.encode(events), len(events), durable))
-        self._changed.set()
+    def _tally(self, source: str) -> Tally:
+        return self._tallies.setdefault(source, Tally())
 
-    def _give_up(self, oldest: _Waiting) -> None:
-        self.lost(oldest.size)
-        DROPPED.labels("agent").inc(oldest.size)
-        if oldest.durable is not None and not oldest.durable.done():
-            oldest.durable.set_exception(Backpressure("the agent's buffer is full"))
+    # --- what sources hand over ---------------------------------------------------------------------------
 
-    def lost(self, events: int) -> None:
-        """Let the next batch report these."""
-        self._unreported += events
+    def put(self, source: str, event_type: EventType, events: Sequence[Event]) -> None:
+        if events:
+            for oldest in self._ring.put(source, event_type, events):
+                self._give_up(oldest)
+            self._take_notice()
+
+    async def send(self, source: str, event_type: EventType, events: Sequence[Event]) -> None:
+        if not events:
+            return
+        if not self._ring.has_room(len(events), 0):
+            raise Backpressure("the agent's memory is full of what neither the log nor the spool takes")
+        durable = asyncio.get_running_loop().create_future()
+        for oldest in self._ring.put(source, event_type, events, durable):
+            self._give_up(oldest)
+        self._take_notice()
+        await durable
 
     async def append(self, records: Sequence[Outgoing]) -> None:
-        await self._broker.append(records)
+        size = sum(len(record.value or b"") for record in records)
+        self._appending_bytes += size
+        try:
+            await self._append_or_keep(records)
+        finally:
+            self._appending_bytes -= size
 
     async def backlog_bytes(self) -> int:
-        return await self._broker.backlog_bytes()
+        return self._appending_bytes
 
-    def close(self) -> None:
-        """Let `deliver` return once everything is delivered."""
-        self._closed = True
+    async def _append_or_keep(self, records: Sequence[Outgoing]) -> None:
+        if self.away is None or not self._can_spool():
+            try:
+                await self._uplink.append(records)
+            except Retryable as failure:
+                self._lost_touch(failure)
+                if not self._can_spool():
+                    raise
+            else:
+                return self._in_touch()
+        assert self._spooling is not None
+        await self._spooling.keep([Entry.of(record) for record in records])
+        self._observe()
+        return None
+
+    def _give_up(self, oldest: Waiting) -> None:
+        self.drop(oldest.source, Loss.OVERFLOW, oldest.size)
+        Chunk(oldest.event_type, [oldest]).settle(Backpressure("the agent's memory is full"))
+
+    def _take_notice(self) -> None:
+        self._idle.clear()
         self._changed.set()
 
-    async def deliver(self) -> None:
-        """Append in order, for ever."""
-        while self._waiting or not self._closed:
+    def drop(self, source: str, reason: StrEnum, events: int, *, reported: bool = False) -> None:
+        """Count events as lost; the next batch reports them, unless they are ``reported`` otherwise."""
+        if not events:
+            return
+        self._tally(source).dropped[reason] += events
+        DROPPED.labels(source).inc(events)
+        DROPPED_BY.labels(source, reason).inc(events)
+        if not reported:
+            self._unreported += events
+
+    # --- into the log -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Carry everything, until `finish`; raises ConfigError if the log has never taken anything and never will."""
+        if self._spooling is not None:
+            await self._spooling.start()
+        self._observe()
+        backlog = asyncio.create_task(self._catch_up())
+        try:
+            await self._deliver()
+        finally:
+            backlog.cancel()
+            await asyncio.wait({backlog})
+
+    async def finish(self, delivery: asyncio.Task[None]) -> None:
+        """Let `run`, of which ``delivery`` is the task, end: what the log does not take soon goes to the spool."""
+        self._closed = True
+        self._changed.set()
+        await asyncio.wait({delivery}, timeout=FLUSH_S)
+        if not delivery.done():
+            self._hurry.set()
+            if self._appending is not None:
+                self._appending.cancel()
+            await asyncio.wait({delivery}, timeout=FLUSH_S)
+        if self._spooling is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._close(self._spooling), FLUSH_S)
+
+    async def _close(self, spooling: Spooling) -> None:
+        if self._unreported and self._last is not None:
+            with suppress(Retryable):
+                await spooling.report(TOPIC_OF[self._last.event_type], self._last.key, self._unreported)
+        await spooling.close()
+
+    async def _deliver(self) -> None:
+        """In the order of events of one type."""
+        while self._ring or not self._closed:
             await self._changed.wait()
             self._changed.clear()
-            while self._waiting:
-                taken = [self._waiting.popleft() for _ in range(min(_CHUNK, len(self._waiting)))]
-                self._in_flight = [batch for each in taken for batch in self._pack(each)]
-                await self._append()
-                self._in_flight = []
-                for each in taken:
-                    if each.durable is not None and not each.durable.done():
-                        each.durable.set_result(None)
+            while self._ring:
+                chunk = self._ring.take()
+                self._carried = len(chunk.items)
+                await self._carry(chunk)
+                self._carried = 0
+                self._observe()
+            self._idle.set()
+            if self._closed:
+                return
 
-    def _pack(self, waiting: _Waiting) -> list[Batch]:
+    async def _carry(self, chunk: Chunk) -> None:
+        if self.away is not None and self._can_spool() and await self._into_spool(chunk):
+            return
+        await self._into_log(self._pack(chunk))
+        chunk.settle()
+
+    def _can_spool(self) -> bool:
+        return self._spooling is not None and self._spooling.usable
+
+    async def _into_spool(self, chunk: Chunk) -> bool:
+        assert self._spooling is not None
+        reporting, self._unreported = self._unreported, 0
+        try:
+            reporting = await self._spooling.put(
+                chunk.event_type, chunk.events, chunk.bytes, reporting, kept=chunk.awaited
+            )
+        except Backpressure as full:
+            chunk.settle(full)
+            return chunk.awaited
+        except Retryable:
+            return False
+        finally:
+            self._unreported += reporting
+        chunk.settle()
+        return True
+
+    def _pack(self, chunk: Chunk) -> list[Batch]:
         """The first batch reports what was dropped since the last."""
-        events = msgspec.json.decode(waiting.events)
-        batches, self._unreported = self._packer.pack(waiting.event_type, events, self._unreported)
+        events = chunk.events
+        batches, self._unreported = self._packer.pack(chunk.event_type, events, self._unreported)
+        lost = len(events) - sum(batch.events for batch in batches)
+        self._last = batches[-1] if batches else self._last
+        self.drop(OURS, Loss.UNENCODABLE, lost, reported=True)  # the packer has added them to what is not reported
         return batches
 
-    async def _append(self) -> None:
+    async def _into_log(self, batches: list[Batch]) -> None:
+        """Until they are there, or in the spool."""
+        self._in_flight = batches
         failures = 0
-        while True:
-            try:
-                await self._broker.append([batch.outgoing for batch in self._in_flight])
-            except Retryable as failure:
-                if not failures:
-                    log.warning("the broker is away, events are kept", error=str(failure))
-                await asyncio.sleep(pause_s(failure, failures))
-                failures += 1
-                continue
-            except Rejected as refusal:
-                log.error("the broker refused events", error=str(refusal))
-                for batch in self._in_flight:
-                    self.lost(batch.events + batch.dropped)
-                    DROPPED.labels("agent").inc(batch.events)
-            if failures:
-                log.info("the broker is back", batches=self.waiting)
+        while self._in_flight and not await self._try(failures):
+            failures += 1
+        self._in_flight = []
+
+    async def _try(self, failures: int) -> bool:
+        try:
+            await self._append([batch.outgoing for batch in self._in_flight])
+        except Retryable as failure:
+            self._lost_touch(failure)
+            if await self._held(self._in_flight):
+                return True
+            if self._hurry.is_set():
+                self._leave_unsent()
+                return True
+            await self._pause(pause_s(failure, failures))
+            return False
+        except Rejected as refusal:
+            await self._one_by_one(refusal)
+            return not self._in_flight
+        self._in_touch()
+        return True
+
+    async def _append(self, records: Sequence[Outgoing]) -> None:
+        """Raises `Retryable` also where a person has to do something, but for the very first time."""
+        if self._hurry.is_set():
+            raise Retryable("the agent ends")
+        self._appending = asyncio.ensure_future(self._uplink.append(records))
+        try:
+            await self._appending
+        except asyncio.CancelledError:
+            if self._hurry.is_set():
+                raise Retryable("the agent ends") from None
+            raise
+        except ConfigError as wrong:
+            if not self._ever_reached:
+                raise
+            raise Retryable(str(wrong)) from wrong
+        finally:
+            self._appending = None
+
+    async def _held(self, batches: Sequence[Batch]) -> bool:
+        """Whether they are in the spool now, as they are."""
+        if not self._can_spool():
+            return False
+        assert self._spooling is not None
+        try:
+            await self._spooling.hold([Entry.of(batch.outgoing, batch.events + batch.dropped) for batch in batches])
+        except Retryable:
+            return False
+        return True
+
+    async def _one_by_one(self, refusal: Rejected) -> None:
+        """One record that is refused must not take others along."""
+        if len(self._in_flight) == 1:
+            [batch] = self._in_flight
+            log.error("the log refused events", error=str(refusal))
+            self._unreported += batch.dropped
+            self.drop(OURS, Loss.REFUSED, batch.events)
+            self._in_flight = []
             return
+        batches, self._in_flight = self._in_flight, []
+        for batch in batches:
+            await self._into_log([batch])
+
+    def _leave_unsent(self) -> None:
+        for batch in self._in_flight:
+            self.drop(OURS, Loss.UNSENT, batch.events)
+        log.warning("the agent ends with events unsent", batches=self.waiting)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+
+    # --- the backlog --------------------------------------------------------------------------------------
+
+    async def _catch_up(self) -> None:
+        """Send what is in the spool, oldest first; while the log is away, this is what tries it."""
+        if self._spooling is None:
+            return
+        failures = 0
+        now = asyncio.get_running_loop().time
+        while True:
+            await self._spooling.filled.wait()
+            try:
+                entries = await self._spooling.take(BACKLOG_BYTES)
+                if not entries:
+                    self.away = None  # nothing is left to try it with but what is new
+                    continue
+                await self._let_pass()
+                started = now()
+                await self._append_backlog(entries)
+                await self._spooling.done()
+                failures = 0
+                pause = (now() - started) * (1 / BACKLOG_SHARE - 1)
+            except Retryable as failure:
+                self._lost_touch(failure)
+                pause = pause_s(failure, failures)
+                failures += 1
+            self._observe()
+            await asyncio.sleep(pause)
+
+    async def _let_pass(self) -> None:
+        if self.away is None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), PATIENCE_S)
+
+    async def _append_backlog(self, entries: Sequence[Entry]) -> None:
+        try:
+            await self._uplink.append([entry.outgoing for entry in entries])
+        except Rejected as refusal:
+            if len(entries) > 1:
+                for entry in entries:
+                    await self._append_backlog([entry])
+                return
+            log.error("the log refused a record of the spool", topic=entries[0].topic, error=str(refusal))
+            self.drop(OURS, Loss.REFUSED, entries[0].events)
+        except ConfigError as wrong:
+            raise Retryable(str(wrong)) from wrong
+        self._in_touch()
+
+    # --- what is known of the log and the spool -----------------------------------------------------------
+
+    def _lost_touch(self, failure: Retryable) -> None:
+        if self.away is None:
+            log.warning("the broker is away, events are kept", error=str(failure), spool=self._can_spool())
+        self.away = str(failure)
+        REACHED.set(0)
+
+    def _in_touch(self) -> None:
+        if self.away is not None:
+            log.info("the broker is back", batches=self.waiting)
+        self.away = None
+        self._ever_reached = True
+        REACHED.set(1)
+
+    def _observe(self) -> None:
+        RING_EVENTS.set(self._ring.events)
+        RING_BYTES.set(self._ring.bytes)
+        if self._spooling is None:
+            return
+        status = self._spooling.status
+        SPOOL_USABLE.set(self._spooling.failure is None)
+        SPOOL_BYTES.set(status.bytes)
+        SPOOL_RECORDS.set(status.records)
+        SPOOL_DAMAGED.set(status.damaged_bytes)
+        BACKLOG_AGE.set(self.backlog_age_s)
+        self.drop(OURS, Loss.SPOOL_FULL, status.dropped - self._spool_dropped, reported=True)
+        self._spool_dropped = status.dropped
+
+    @property
+    def spool_bytes(self) -> int:
+        """On disk, not yet in the log."""
+        return 0 if self._spooling is None else self._spooling.status.bytes
+
+    @property
+    def spooled_records(self) -> int:
+        """In the spool."""
+        return 0 if self._spooling is None else self._spooling.status.records
+
+    @property
+    def backlog_age_s(self) -> float:
+        """Since the oldest batch in the spool was written, about."""
+        oldest = self._spooling.status.oldest_unix_s if self._spooling is not None else None
+        return 0.0 if oldest is None else max(0.0, self._clock() - oldest)
+
+    def details(self) -> dict[str, str]:
+        """What heartbeats say: of the log and the spool, of sources that do not see everything, and of losses."""
+        degraded = "; ".join(f"{name}: {each.degraded}" for name, each in self._tallies.items() if each.degraded)
+        said = {
+            "log": "reached" if self.away is None else f"away: {self.away}",
+            "spool": self._said_of_spool(),
+            "degraded": degraded,
+            "dropped": _listed({name: each.dropped for name, each in self._tallies.items()}),
+            "refused": _listed({name: each.refused for name, each in self._tallies.items()}),
+        }
+        return {name: text[:LONGEST_DETAIL] for name, text in said.items() if text}
+
+    def _said_of_spool(self) -> str:
+        if self._spooling is None:
+            return "none"
+        if self._spooling.failure is not None:
+            return f"cannot be used: {self._spooling.failure}"
+        status = self._spooling.status
+        if not status.records:
+            return "empty"
+        return f"{status.records} records, {status.bytes} bytes, {self.backlog_age_s:.0f} s old"
+
+
+def _listed(counts: Mapping[str, Counter[str]]) -> str:
+    return " ".join(f"{name}.{reason}={count}" for name, each in counts.items() for reason, count in each.items())
 
 
 class CarrierOutlet:
@@ -162,12 +508,10 @@ class CarrierOutlet:
         self._carrier, self._source, self._tally = carrier, source, tally
 
     def put(self, event_type: EventType, events: Sequence[Event]) -> None:
-        self._carrier.put(event_type, events)
+        self._carrier.put(self._source, event_type, events)
 
     async def send(self, event_type: EventType, events: Sequence[Event]) -> None:
-        durable = asyncio.get_running_loop().create_future()
-        self._carrier.put(event_type, events, durable)
-        await durable
+        await self._carrier.send(self._source, event_type, events)
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         await self._carrier.append(records)
@@ -176,17 +520,18 @@ class CarrierOutlet:
         return await self._carrier.backlog_bytes()
 
     def drop(self, reason: StrEnum, events: int = 1) -> None:
-        self._tally.dropped[reason] += events
-        self._carrier.lost(events)
-        DROPPED.labels(self._source).inc(events)
+        self._carrier.drop(self._source, reason, events)
 
     def refuse(self, reason: StrEnum, inputs: int = 1) -> None:
         self._tally.refused[reason] += inputs
+        REFUSED_BY.labels(self._source, reason).inc(inputs)
 
     def degraded(self, why: str | None) -> None:
-        if why != self._tally.degraded:
-            if why is None:
-                log.info("a source sees everything again", source=self._source)
-            else:
-                log.warning("a source does not see everything", source=self._source, why=why)
+        if why == self._tally.degraded:
+            return
+        if why is None:
+            log.info("a source sees everything again", source=self._source)
+        else:
+            log.warning("a source does not see everything", source=self._source, why=why)
+        DEGRADED.labels(self._source).set(why is not None)
         self._tally.degraded = why

@@ -64,6 +64,13 @@ class Outgoing(NamedTuple):
     partition: int | None = None
 
 
+class ClockOffset(NamedTuple):
+    """By how much our clock is ahead of the broker's, in seconds, and how far off that may be."""
+
+    offset_s: float
+    uncertainty_s: float
+
+
 Polled = Mapping[TopicPartition, Sequence[Record]]
 Start = Literal["earliest", "latest"] | float | Mapping[TopicPartition, int]
 """Where a `Reader` begins: an end of the log, the first record at or after a Unix time in seconds, or the offsets of
@@ -192,6 +199,10 @@ class Broker(Protocol):
 
     async def backlog_bytes(self) -> int:
         """Bytes accepted by `append` and not yet durable in this process: what back-pressure is judged by."""
+        ...
+
+    def clock_offset(self) -> ClockOffset | None:
+        """As appends to topics that the broker stamps have shown it; None: not known, or it is the same clock."""
         ...
 
     async def close(self) -> None: ...

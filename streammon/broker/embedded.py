@@ -161,6 +161,9 @@ class EmbeddedBroker:
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
+    def clock_offset(self) -> None:
+        return None
+
     async def backlog_bytes(self) -> int:
         return self._backlog
 

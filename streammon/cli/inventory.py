@@ -69,7 +69,7 @@ async def inventory_list(settings: Settings, output: OutputOption = Output.TABLE
             newest = {record.key: record async for _, records in batches for record in records}
     finally:
         await broker.close()
-    columns = ("id", "role", "host", "state", "age_s", "version")
+    columns = ("id", "role", "host", "state", "age_s", "version", "says")
     print_rows(_rows(newest, system_clock()), columns, output, empty="nobody has sent a heartbeat yet")
 
 
@@ -85,4 +85,5 @@ def _rows(newest: Mapping[bytes | None, Record], now: float) -> Iterator[dict[st
         state = heartbeat.state if seen.is_alive(now) else seen.state(now)
         age_s = max(0.0, now - seen.at_unix_s)
         row = msgspec.to_builtins(heartbeat)
-        yield row | {"state": state, "age_s": round(age_s, 1), "details": heartbeat.details}
+        says = "; ".join(f"{name}: {text}" for name, text in heartbeat.details.items())
+        yield row | {"state": state, "age_s": round(age_s, 1), "details": heartbeat.details, "says": says}

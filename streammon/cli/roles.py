@@ -14,7 +14,7 @@ import typer
 
 from streammon.backoff import Backoff
 from streammon.broker import Broker, connect
-from streammon.cli.base import app, command, retrying, together
+from streammon.cli.base import Output, OutputOption, app, command, print_rows, retrying, together
 from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.heartbeat import beating
@@ -24,6 +24,8 @@ from streammon.topics import MEASURING, TopicSpec, topic_specs
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from streammon_agents.source import Source
+    from streammon_agents.uplink import Awaited
     from streammon_processors.task import Processor
     from streammon_sinks.delivery import Sink
 
@@ -76,12 +78,101 @@ def topics_of(settings: Settings, processors: Iterable[Processor] = ()) -> list[
 
 
 @command(app)
-async def agent(settings: Settings, stop: asyncio.Event) -> None:
-    """Observe this node and publish it: what is measured goes to the `resources` topic, once a second."""
-    from streammon_agents.agent import run_agent
+async def agent(
+    settings: Settings,
+    stop: asyncio.Event,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would be seen here and what not, and why; observe nothing.")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Observe this node and publish it: what `agent.sources` names, measured once a second, received or read.
 
-    async with opened(settings, stop, role="agent") as broker:
-        await run_agent(broker, settings, stop=stop)
+    It does not wait for Kafka. What Kafka does not take yet is kept on disk (`agent.spool`), also over a restart, and
+    sent beside what is new when Kafka is back. With `agent.url` everything goes through a gateway.
+
+    With `--check` the exit status is 1 if a source that `agent.sources` names would see nothing at all, else 0.
+    """
+    from streammon_agents.agent import carrier_of, run_agent, sources_of
+    from streammon_agents.uplink import Gateway
+
+    sources = sources_of(settings)
+    if check:
+        await _check(settings, sources, output)
+    elif settings.agent.url is not None:
+        async with Gateway.open(settings.agent.url, settings.agent.spool.after_s) as gateway:
+            carrier = carrier_of(gateway, settings)
+            async with health_server(settings.metrics_port, lambda: carrier.waiting_for):
+                await run_agent(gateway, settings, stop=stop, sources=sources, carrier=carrier)
+    else:
+        await _agent(settings, sources, stop)
+
+
+async def _agent(settings: Settings, sources: Sequence[Source], stop: asyncio.Event) -> None:
+    """Observe at once, and beside it connect to the broker, for as long as that takes."""
+    from streammon_agents.agent import carrier_of, details_of, run_agent
+    from streammon_agents.uplink import Awaited
+
+    patience_s = settings.agent.spool.after_s
+    kafka = settings.kafka
+    quick = kafka.model_copy(update={"delivery_timeout_s": min(kafka.delivery_timeout_s, patience_s)})
+    uplink = Awaited(patience_s)
+    carrier = carrier_of(uplink, settings)
+    done = asyncio.Event()
+
+    async def linked() -> None:
+        async with _connected(settings.model_copy(update={"kafka": quick}), stop, uplink) as broker:
+            uplink.is_there(broker)
+            details = lambda: details_of(carrier, settings, broker.clock_offset())  # noqa: E731
+            async with beating(broker, settings, "agent", lambda: carrier.waiting_for, details=details):
+                await done.wait()
+
+    async with health_server(settings.metrics_port, lambda: carrier.waiting_for):
+        link = asyncio.create_task(linked())
+        try:
+            await run_agent(uplink, settings, stop=stop, sources=sources, carrier=carrier)
+        finally:
+            done.set()
+            if uplink.broker is None:
+                link.cancel()
+            await asyncio.wait({link})
+
+
+@asynccontextmanager
+async def _connected(settings: Settings, stop: asyncio.Event, uplink: Awaited) -> AsyncIterator[Broker]:
+    """The broker with all topics there; who waits for it is told what a person has to change first."""
+    try:
+        broker = await retrying(lambda: connect(settings), stop)
+        try:
+            await retrying(lambda: broker.create_topics(topics_of(settings), if_permitted=True), stop)
+        except BaseException:
+            await broker.close()
+            raise
+    except Exception as error:
+        uplink.never_will_be(error)
+        raise
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def _check(settings: Settings, sources: Sequence[Source], output: Output) -> None:
+    from streammon_agents.check import blind, check
+
+    checked = await check(settings, sources)
+    rows = [each._asdict() | {"seen": each.seen if output is Output.JSON else _yes(each.seen)} for each in checked]
+    print_rows(
+        rows, ("source", "what", "seen", "detail", "fix"), output, empty="nothing is observed: see agent.sources"
+    )
+    named = settings.agent.sources if "sources" in settings.agent.model_fields_set else ()
+    if names := blind(checked, named):
+        log.error("sources that agent.sources names will see nothing here", sources=names)
+        raise typer.Exit(1)
+
+
+def _yes(seen: bool) -> str:
+    return "yes" if seen else "no"
 
 
 RuleFiles = Annotated[

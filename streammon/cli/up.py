@@ -99,7 +99,7 @@ async def _run(
     from aiohttp import web
 
     from streammon.alert_log import AlertLog, follow
-    from streammon_agents.agent import run_agent
+    from streammon_agents.agent import run_agent, sources_of
     from streammon_agents.gateway import events as gateway
     from streammon_processors.runtime import run_reloading
     from streammon_sinks.delivery import deliver
@@ -129,7 +129,7 @@ async def _run(
         async with _demo(address, demo):
             await together(
                 stop,
-                run_agent(broker, settings, stop=stop),
+                run_agent(broker, settings, stop=stop, sources=sources_of(settings, listening=False)),
                 *(run_reloading(broker, make, settings, stop=stop) for make in makers),
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),

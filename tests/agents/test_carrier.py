@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 
-from streammon.broker import Broker, Outgoing, connect
+from streammon.broker import Broker, Outgoing
 from streammon.broker.embedded import EmbeddedBroker
 from streammon.config import Settings, load
-from streammon.errors import ConfigError, Retryable
+from streammon.errors import ConfigError, Reason, Rejected, Retryable
 from streammon.events import EventType
-from streammon.servers import Server
 from streammon.topics import topic_specs
 from streammon.wire import Batch, decode
 from streammon_agents.agent import run_agent
 from streammon_agents.carrier import Carrier
 from streammon_agents.packing import Packer
+from streammon_agents.ring import Limits
 from tests.support import eventually
 
 # --- while the broker is away -----------------------------------------------------------------------------
@@ -60,6 +57,12 @@ class FakeBroker:
     @property
     def numbers(self) -> list[int]:
         return [batch.identity.seq for batch in self.batches if batch.identity]
+
+    @property
+    def moments(self) -> list[float]:
+        """The times of the events that arrived, once each, in the order they came."""
+        rows = [(batch.rows, row) for batch in self.batches for row in range(len(batch.rows))]
+        return list(dict.fromkeys(rows.event(row)["time_unix_s"] for rows, row in rows))
 
 
 def fast(**agent: Any) -> Settings:
@@ -96,9 +99,8 @@ async def test_outage_is_caught_up_in_order_with_nothing_lost() -> None:
         broker.away = False
         count = len(broker.appended)
         await eventually(lambda: len(broker.appended) > count + 10)
-    times = [batch.rows.event(0)["time_unix_s"] for batch in broker.batches]
     assert broker.numbers == list(range(len(broker.numbers)))
-    assert times == sorted(times)
+    assert broker.moments == sorted(broker.moments)
     assert sum(batch.dropped for batch in broker.batches) == 0
 
 
@@ -114,9 +116,8 @@ async def test_measuring_keeps_its_beat_while_an_append_hangs() -> None:
     async with agent(broker, fast(interval_s=0.05)):
         await asyncio.sleep(1.0)  # the time itself is what is tested
         hanging.set()
-        await eventually(lambda: len(broker.appended) >= 15)
-    times = [batch.rows.event(0)["time_unix_s"] for batch in broker.batches]
-    assert times[14] - times[0] < 1.2
+        await eventually(lambda: len(broker.moments) >= 15)
+    assert broker.moments[14] - broker.moments[0] < 1.2
 
 
 async def test_batch_whose_answer_was_lost_is_sent_again_with_the_same_bytes() -> None:
@@ -130,46 +131,70 @@ async def test_batch_whose_answer_was_lost_is_sent_again_with_the_same_bytes() -
     assert sorted(set(broker.numbers)) == list(range(len(set(broker.numbers))))
 
 
-async def test_full_buffer_drops_the_oldest_and_reports_every_event() -> None:
+@contextlib.asynccontextmanager
+async def carrying(carrier: Carrier) -> AsyncIterator[asyncio.Task[None]]:
+    delivery = asyncio.create_task(carrier.run())
+    try:
+        yield delivery
+    finally:
+        await carrier.finish(delivery)
+
+
+def put(carrier: Carrier, *numbers: int) -> None:
+    carrier.put("test", EventType.RESOURCE, [event(number) for number in numbers])
+
+
+async def test_full_ring_drops_the_oldest_and_reports_every_event() -> None:
     broker = FakeBroker()
-    buffer = Carrier(cast(Broker, broker), Packer("agent@h"), 3)
-
-    def put(number: int) -> None:
-        buffer.put(
-            EventType.RESOURCE,
-            [event(number)] * 2,
-        )
-
+    carrier = Carrier(broker, Packer("agent@h"), Limits(events=6))
     for number in range(10):
-        put(number)
-    assert buffer.waiting == 3
-    delivery = asyncio.create_task(buffer.deliver())
-    await eventually(lambda: len(broker.appended) == 3)
-    put(10)
-    buffer.close()
-    await asyncio.wait_for(delivery, 5)
-    assert broker.numbers == [0, 1, 2, 3], (
-        "what is dropped leaves no gap: the events are counted as dropped, not missing"
-    )
+        put(carrier, number, number)
+    assert carrier.waiting == 3
+    async with carrying(carrier):
+        await eventually(lambda: broker.appended)
+        put(carrier, 10, 10)
+    assert broker.numbers == list(range(len(broker.numbers))), "dropped before they were numbered: no gap, not missing"
     sent = sum(len(batch.rows) for batch in broker.batches)
+    assert sent == 4 * 2
     assert sent + sum(batch.dropped for batch in broker.batches) == 11 * 2
+    assert carrier.tallies["test"].dropped == {"overflow": 14}
+
+
+async def test_full_ring_of_bytes_drops_the_oldest() -> None:
+    carrier = Carrier(FakeBroker(), Packer("agent@h"), Limits(bytes=300))
+    for number in range(10):
+        put(carrier, number)
+    assert 2 <= carrier.waiting <= 4
 
 
 async def test_batches_in_flight_are_not_dropped() -> None:
     broker = FakeBroker()
-    buffer = Carrier(cast(Broker, broker), Packer("agent@h"), 2)
+    carrier = Carrier(broker, Packer("agent@h"), Limits(events=2))
     broker.away = True
-    delivery = asyncio.create_task(buffer.deliver())
-    for number in range(5):
-        buffer.put(
-            EventType.RESOURCE,
-            [event(number)],
-        )
-        await eventually(lambda: broker.attempts)
-    broker.away = False
-    buffer.close()
-    await asyncio.wait_for(delivery, 5)
-    assert broker.numbers == [0, 1]
+    async with carrying(carrier):
+        for number in range(5):
+            put(carrier, number)
+            await eventually(lambda: broker.attempts)
+        broker.away = False
+        await eventually(lambda: broker.numbers == [0, 1])
+    assert [batch.dropped for batch in broker.batches] == [0, 2]
+
+
+async def test_one_refused_record_does_not_take_others_along() -> None:
+    class Choosy(FakeBroker):
+        async def append(self, records: Sequence[Outgoing]) -> list[int]:
+            if any(record.key == b"bad" for record in records):
+                raise Rejected(Reason.REFUSED, "not this one")
+            return await super().append(records)
+
+    broker = Choosy()
+    carrier = Carrier(broker, Packer("agent@h"))
+    async with carrying(carrier):
+        carrier.put("test", EventType.RESOURCE, [event(1), {**event(2), "host": "bad"}, {**event(3), "host": "good"}])
+        await eventually(lambda: len(broker.appended) == 2)
+        put(carrier, 4)
+    assert [record.key for record in broker.appended] == [b"h", b"good", b"h"]
+    assert sum(batch.dropped for batch in broker.batches) == 1
 
 
 async def test_stop_gives_up_on_a_broker_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +225,7 @@ async def test_stop_flushes_what_was_measured() -> None:
     assert not task.done()
     released.set()
     await asyncio.wait_for(task, 5)
-    assert len(broker.appended) >= 3
+    assert len(broker.moments) >= 3
 
 
 async def test_missing_topic_ends_the_agent_with_its_name(tmp_path: Path) -> None:
@@ -229,48 +254,3 @@ async def test_measurements_arrive_in_the_embedded_log(tmp_path: Path) -> None:
     assert {"host", "cpu", "memory", "filesystem", "network"} <= {event["entity"] for event in events}
     await reader.close()
     await broker.close()
-
-
-@pytest.mark.kafka
-async def test_frozen_kafka_is_caught_up_in_order_with_nothing_missing(kafka: Server, unique: str) -> None:
-    settings = load(
-        bootstrap=kafka.address,
-        topics={"prefix": f"{unique}."},
-        kafka={"delivery_timeout_s": 1.0},
-        agent={"interval_s": 0.05, "host": "here"},
-    )
-    broker = await connect(settings)
-    await broker.create_topics(topic_specs(partitions=1))
-    reader = await broker.reader(["resources"])
-    found: dict[int, float] = {}
-
-    async def read() -> int:
-        for records in (await reader.poll(0.1)).values():
-            for record in records:
-                [batch] = decode(EventType.RESOURCE, record.value or b"")
-                assert batch.identity is not None
-                found.setdefault(batch.identity.seq, batch.rows.event(0)["time_unix_s"])  # may come twice
-        return len(found)
-
-    async def has_read(count: int) -> None:
-        await eventually(partial(_reached, read, count), 30, f"{count} batches")
-
-    async with agent(broker, settings):
-        await has_read(5)
-        os.kill(kafka.pid, signal.SIGSTOP)
-        try:
-            frozen = time.time()
-            await asyncio.sleep(3)  # longer than an append is tried
-        finally:
-            os.kill(kafka.pid, signal.SIGCONT)
-        thawed = time.time()
-        await has_read(len(found) + 70)
-    during = [moment for moment in found.values() if frozen < moment < thawed]
-    assert len(during) > 40
-    assert list(found) == list(range(len(found)))
-    await reader.close()
-    await broker.close()
-
-
-async def _reached(read: Callable[[], Awaitable[int]], count: int) -> bool:
-    return await read() >= count

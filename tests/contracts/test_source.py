@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from streammon.broker import Outgoing
 from streammon.config import load
+from streammon.errors import Backpressure, Reason, Rejected, Retryable, StreammonError
+from streammon.events import EventType
 from streammon_agents.agent import sources_of
 from streammon_agents.gateway import events
 from streammon_agents.gateway.serving import Gateway
-from streammon_agents.source import Source
+from streammon_agents.source import Event, Source
 from streammon_agents.statsd.serving import Statsd
 from tests import gpus
 from tests.outlets import Kept
@@ -114,3 +117,73 @@ async def test_publishes_valid_events_until_it_is_cancelled(source: Source) -> N
         running.cancel()
         _, late = await asyncio.wait({running}, timeout=2)
         assert not late, "a source ends at once"
+
+
+@pytest.mark.parametrize("failure", [Retryable("away"), Backpressure("full", 0.01), Rejected(Reason.REFUSED, "never")])
+async def test_goes_on_when_nothing_is_taken_from_it(source: Source, failure: StreammonError) -> None:
+    """Its senders are told, or it tries again, or drops and counts: what never happens is that it ends."""
+    out = Failing(failure)
+    running = asyncio.create_task(source.run(out))
+    try:
+        await eventually(lambda: out.tried or running.done(), 20)
+        await asyncio.wait({running}, timeout=0.1)
+        assert not running.done(), "a source runs until it is cancelled"
+    finally:
+        await _ends(running)
+
+
+async def test_ends_at_once_at_whatever_moment_it_is_cancelled_and_can_run_again(source: Source) -> None:
+    for delay_s in (None, 0.0, 0.001, 0.01, 0.1):
+        running = asyncio.create_task(source.run(Kept()))
+        if delay_s is not None:
+            await asyncio.wait({running}, timeout=delay_s)
+            assert not running.done(), "it runs again as it ran before"
+        await _ends(running)
+
+
+async def test_check_may_be_asked_while_it_runs(source: Source) -> None:
+    running = asyncio.create_task(source.run(Kept()))
+    try:
+        await asyncio.wait({running}, timeout=0.05)
+        assert all(finding.what for finding in await asyncio.to_thread(lambda: list(source.check())))
+        assert not running.done()
+    finally:
+        await _ends(running)
+
+
+async def test_does_not_say_that_it_is_degraded_while_it_sees_everything(source: Source) -> None:
+    out = Kept()
+    running = asyncio.create_task(source.run(out))
+    try:
+        await eventually(lambda: out.events or out.records or running.done(), 20)
+        if all(finding.seen for finding in await asyncio.to_thread(lambda: list(source.check()))):
+            assert not out.states or out.states[-1] is None
+    finally:
+        await _ends(running)
+
+
+class Failing(Kept):
+    """Nothing is taken but by `put`."""
+
+    def __init__(self, failure: StreammonError) -> None:
+        super().__init__(failure)
+        self.tried = 0
+
+    def put(self, event_type: EventType, events: Sequence[Event]) -> None:
+        self.tried += 1
+        super().put(event_type, events)
+
+    async def send(self, event_type: EventType, events: Sequence[Event]) -> None:
+        self.tried += 1
+        await super().send(event_type, events)
+
+    async def append(self, records: Sequence[Outgoing]) -> None:
+        self.tried += 1
+        await super().append(records)
+
+
+async def _ends(running: asyncio.Task[None]) -> None:
+    running.cancel()
+    _, late = await asyncio.wait({running}, timeout=2)
+    assert not late, "a source ends at once"
+    assert running.cancelled(), "a source does not end otherwise than by being cancelled"

@@ -43,7 +43,7 @@ class HttpTransport:
         except (OSError, HTTPException) as error:
             self.close()  # the next request opens it again
             raise Retryable(f"{self._url}: {error!r}") from error
-        _judge(answer, text)
+        judge(answer.status, answer.reason, answer.headers.get("Retry-After", ""), text)
 
     def _post(self, batch: Batch) -> tuple[HTTPResponse, str]:
         headers = {"Content-Type": "application/json", **{name: value.decode() for name, value in batch.headers}}
@@ -70,15 +70,14 @@ def _connection(url: str, timeout_s: float) -> tuple[HTTPConnection, str]:
     return kind(parts.hostname, port, timeout=timeout_s), parts.path.rstrip("/") + "/v1/events"
 
 
-def _judge(answer: HTTPResponse, text: str) -> None:
+def judge(status: int, reason: str, retry_after: str, text: str) -> None:
     """Anything but a refusal of this very batch may pass, even a 404 while a proxy is being set up."""
-    if answer.status < 300:
+    if status < 300:
         return
-    said = f"HTTP {answer.status} {answer.reason}: {text[:500]}"
-    if answer.status in _REFUSALS:
+    said = f"HTTP {status} {reason}: {text[:500]}"
+    if status in _REFUSALS:
         raise Rejected(Reason.REFUSED, said)
-    if answer.status == 429:
-        retry_after = answer.headers.get("Retry-After", "")
+    if status == 429:
         raise Backpressure(said, float(retry_after) if retry_after.isdecimal() else 1.0)
     raise Retryable(said)
 

@@ -30,7 +30,7 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
 )
 
-from streammon.broker import AssignmentCallback, Outgoing, Start, TopicPartition
+from streammon.broker import AssignmentCallback, ClockOffset, Outgoing, Start, TopicPartition
 from streammon.broker.kafka.appender import Appender
 from streammon.broker.kafka.catalog import Catalog
 from streammon.broker.kafka.cluster import CONNECT_S, REQUEST_S, RETRY_MS, Cluster, check_address, quieten
@@ -89,6 +89,9 @@ class KafkaBroker:
 
     async def backlog_bytes(self) -> int:
         return self._appender.backlog_bytes
+
+    def clock_offset(self) -> ClockOffset | None:
+        return self._appender.clock.offset
 
     async def reader(self, topics: Sequence[str], start: Start = "earliest") -> KafkaReader:
         ours = await self._catalog.partitions(topics)

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from aiokafka import errors as kafka_errors
 
-from streammon.broker import Outgoing
+from streammon.broker import ClockOffset, Outgoing
 from streammon.broker.kafka.cluster import LINGER_MS, STOP_S, Cluster
+
+LOG_APPEND_TIME = 1
+REMEMBERED_S = 300.0
+"""How long a good look at the broker's clock counts."""
+
+
+class BrokerClock:
+    """How far our clock is from the broker's, by the stamps it gives.
+
+    A stamp was given between the beginning of an append and its end, so the quickest of the last minutes tells most,
+    unless a newer one contradicts it: then a clock was set.
+    """
+
+    def __init__(self) -> None:
+        self._best: tuple[ClockOffset, float] | None = None
+
+    def saw(self, stamp: float, began: float, ended: float) -> None:
+        seen = ClockOffset((began + ended) / 2 - stamp, abs(ended - began) / 2 + 0.001)  # stamps are whole milliseconds
+        if self._best is None or _tells_more(seen, self._best[0]) or abs(ended - self._best[1]) > REMEMBERED_S:
+            self._best = seen, ended
+
+    @property
+    def offset(self) -> ClockOffset | None:
+        return self._best[0] if self._best else None
 
 
 class Appender:
@@ -26,6 +51,7 @@ class Appender:
 
     def __init__(self, cluster: Cluster) -> None:
         self.backlog_bytes = 0
+        self.clock = BrokerClock()
         self._cluster = cluster
         self._producer: Any = None
         self._turn = asyncio.Lock()
@@ -44,6 +70,7 @@ class Appender:
 
     async def _deliver(self, records: Sequence[Outgoing]) -> list[int]:
         producer: Any = None
+        began = time.time()
         sent: list[asyncio.Future[Any]] = []
         try:
             async with asyncio.timeout(self._cluster.settings.delivery_timeout_s):
@@ -51,16 +78,22 @@ class Appender:
                     producer = await self._open()
                     for record in records:
                         sent.append(await send(self._cluster, producer, record))  # noqa: PERF401 - see except
-                return [done.offset for done in await asyncio.gather(*sent)]
+                written = await asyncio.gather(*sent)
         except Exception:
             for future in sent:  # also those handed over before the one that failed
                 future.cancel()
             await self._give_up(producer)
             raise
+        if written and written[-1].timestamp_type == LOG_APPEND_TIME:
+            self.clock.saw(written[-1].timestamp / 1000, began, time.time())
+        return [each.offset for each in written]
 
     async def _open(self) -> Any:
         if self._producer is None:
-            producer = self._cluster.producer(linger_ms=LINGER_MS)
+            compression = self._cluster.settings.compression
+            producer = self._cluster.producer(
+                linger_ms=LINGER_MS, compression_type=None if compression == "none" else compression
+            )
             await start(producer)
             self._producer = producer
         return self._producer
@@ -70,6 +103,11 @@ class Appender:
         if producer is not None and producer is self._producer:
             self._producer = None
             await discard(producer)
+
+
+def _tells_more(seen: ClockOffset, best: ClockOffset) -> bool:
+    contradicts = abs(seen.offset_s - best.offset_s) > seen.uncertainty_s + best.uncertainty_s
+    return contradicts or seen.uncertainty_s <= best.uncertainty_s
 
 
 async def send(cluster: Cluster, producer: Any, record: Outgoing) -> asyncio.Future[Any]:
