@@ -235,6 +235,17 @@ def _sum(ranges: Iterable[_Range]) -> _Range:
     return _Range(offset, counts)
 
 
+def _counted(values: Floats, counts: Ints) -> _Range:
+    """The positive ones among some values, each as often as its count says."""
+    mine = values > 0
+    if not mine.any():
+        return _NO_BUCKETS
+    indices = _indices(values[mine])
+    found = _Range(int(indices.min()), np.zeros(int(indices.max() - indices.min()) + 1, dtype=np.int64))
+    np.add.at(found.counts, indices - found.offset, counts[mine])
+    return found
+
+
 def _span(*ranges: _Range) -> int:
     """How many buckets lie between the smallest and the largest magnitude."""
     used = [each for each in ranges if len(each.counts)]
@@ -329,6 +340,12 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         bag = SketchBag()
         bag.add(np.zeros(len(values), dtype=np.int64), np.asarray(values, dtype=np.float64))
         return bag.sketches().get(0, EMPTY)
+
+    @classmethod
+    def of_counted(cls, values: Floats, counts: Ints) -> Sketch:
+        """The sketch of finite `values`, each as often as `counts` says. Raises SketchError: they are too many."""
+        zero_count = int(counts[values == 0].sum())
+        return _sketch(SCALE, zero_count, _counted(values, counts), _counted(-values, counts))
 
     @classmethod
     def of_equal(cls, value: float, count: int) -> Sketch:

@@ -103,6 +103,14 @@ def test_a_coarser_index_is_the_finer_one_shifted(values: list[float], scale: in
     assert (bucket_index(array, scale) == bucket_index(array) >> (SCALE - scale)).all()
 
 
+@given(st.lists(st.tuples(moderate, st.integers(0, 5))))
+def test_values_that_are_counted_give_the_sketch_of_all_of_them(counted: list[tuple[float, int]]) -> None:
+    values, counts = (np.array(each) for each in ([value for value, _ in counted], [count for _, count in counted]))
+    assert Sketch.of_counted(values.astype(float), counts.astype(int)) == Sketch.of(
+        np.repeat(values, counts.astype(int))
+    )
+
+
 @given(st.lists(moderate, min_size=1), st.integers(0, SCALE))
 def test_bounds_of_a_sketch_are_those_of_its_outermost_buckets(values: list[float], scale: int) -> None:
     sketch = Sketch.of(np.array(values)).downscale(scale)
