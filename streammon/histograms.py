@@ -1,8 +1,8 @@
 """Histograms with explicit buckets, as Prometheus and OTLP have them, as our sketches.
 
 Within a bucket values are taken to be spread evenly, which is what Prometheus's ``histogram_quantile`` takes them to
-be: a quantile is within 1 % of what that function says of the same buckets, or a step of 256 in a bucket's width. Counts
-are exact. (Exponential histograms need no guess: see `streammon.sketch.Sketch.of_buckets`.)
+be: a quantile is within 1 % of what that function says of the same buckets, or a step of 256 in a bucket's width.
+Counts are exact. (Exponential histograms need no guess: see `streammon.sketch.Sketch.of_buckets`.)
 
 Source: Prometheus, ``promql/quantile.go``.
 """

@@ -199,6 +199,8 @@ class _Range(NamedTuple):
         return _Range(self.offset + int(used[0]), self.counts[used[0] : used[-1] + 1])
 
 
+_FARTHEST: Final = 1 << 48
+"""No scale that there is has buckets as far from 1; beyond, int64 would not hold their numbers."""
 _NO_BUCKETS: Final = _Range(0, np.zeros(0, dtype=np.int64))
 _WIDEST: Final = 11
 """Scale -11: one bucket of 2,048 octaves on each side of 1 is all of float64."""
@@ -381,6 +383,8 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             )
         )
         for name, part in (("counts", positive), ("negative_counts", negative)):
+            if abs(part.offset) >= _FARTHEST:
+                raise SketchError(f"{name} starts at {part.offset}; float64 does not reach there")
             if len(part.counts) and _total(name, part.counts) >= MAX_COUNT:
                 raise SketchError(f"{name} add to 2^53 or more; below that they can be counted exactly")
         steps = max(0, scale - SCALE)
