@@ -178,6 +178,10 @@ class _Range(NamedTuple):
         return self.offset + len(self.counts)
 
     @property
+    def total(self) -> int:
+        return int(np.add.reduce(self.counts)) if len(self.counts) else 0
+
+    @property
     def indices(self) -> Ints:
         return np.arange(self.offset, self.end)
 
@@ -306,6 +310,35 @@ def _total(name: str, counts: Ints | _Counters) -> int:
     return sum(counts.tolist())  # Python's integers do not overflow
 
 
+class Unpacked(NamedTuple):
+    """What a sketch holds."""
+
+    scale: int
+    zero_count: int
+    positive: _Range
+    negative: _Range
+
+    @property
+    def total(self) -> int:
+        """See `Sketch.count`."""
+        return self.zero_count + self.positive.total + self.negative.total
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """See `Sketch.bounds`."""
+        ends = [0.0] * bool(self.zero_count)
+        for part, sign in ((self.positive.trimmed(), 1), (self.negative.trimmed(), -1)):
+            if len(part.counts):
+                ends += [sign * self._bound(part.offset), sign * self._bound(part.end)]
+        return (min(ends), max(ends)) if ends else (math.nan, math.nan)
+
+    def _bound(self, index: int) -> float:
+        """The lower bound of a bucket; `bucket_bounds` of one takes ten times as long."""
+        finest = index << (SCALE - self.scale)
+        octave, mantissa = finest >> SCALE, _OCTAVES[finest & (2**SCALE - 1)]
+        return math.ldexp(mantissa, octave) if octave < 1024 else sys.float_info.max
+
+
 class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A distribution in its wire form: `counts[i]` values in bucket `offset + i`, and `zero_count` zeros.
 
@@ -412,10 +445,15 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return _Range(self.negative_offset, _unpack("negative_counts", self.negative_counts))
 
     @property
+    def unpacked(self) -> Unpacked:
+        """To ask for several things without unpacking its counts each time."""
+        negative = self._negative if self.negative_counts else _NO_BUCKETS
+        return Unpacked(self.scale, self.zero_count, self._positive, negative)
+
+    @property
     def count(self) -> int:
         """How many values it holds."""
-        positive = self.zero_count + int(self._positive.counts.sum())
-        return positive + int(self._negative.counts.sum()) if self.negative_counts else positive
+        return self.unpacked.total
 
     @property
     def buckets(self) -> int:
@@ -428,19 +466,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
         NaN for an empty sketch.
         """
-        positive = self._positive.trimmed()
-        negative = self._negative.trimmed() if self.negative_counts else _NO_BUCKETS
-        ends = [0.0] * bool(self.zero_count)
-        for part, sign in ((positive, 1), (negative, -1)):
-            if len(part.counts):
-                ends += [sign * self._bound(part.offset), sign * self._bound(part.end)]
-        return (min(ends), max(ends)) if ends else (math.nan, math.nan)
-
-    def _bound(self, index: int) -> float:
-        """The lower bound of a bucket; `bucket_bounds` of one takes ten times as long."""
-        finest = index << (SCALE - self.scale)
-        octave, mantissa = finest >> SCALE, _OCTAVES[finest & (2**SCALE - 1)]
-        return math.ldexp(mantissa, octave) if octave < 1024 else sys.float_info.max
+        return self.unpacked.bounds
 
     def quantile(self, q: float, minimum: float | None = None, maximum: float | None = None) -> float:
         """The value at rank ceil(q * count); see `quantiles`."""
@@ -566,15 +592,18 @@ class Accumulator:
 
     def add(self, sketch: Sketch, count: int) -> None:
         """Add a sketch of ``count`` values. With them it has to stay below `MAX_COUNT`."""
+        self.add_unpacked(sketch.unpacked, count)
+
+    def add_unpacked(self, sketch: Unpacked, count: int) -> None:
         self._count += count
         self._zero_count += sketch.zero_count
         if sketch.scale < self._scale:
             self._coarsen(self._scale - sketch.scale)
         steps = sketch.scale - self._scale
-        self._positive = self._plus(self._positive, sketch._positive.coarser(steps))
-        if sketch.negative_counts:
-            self._negative = self._plus(self._negative, sketch._negative.coarser(steps))
-        if sketch.negative_counts or len(self._positive.counts) > MAX_BUCKETS:
+        self._positive = self._plus(self._positive, sketch.positive.coarser(steps))
+        if len(sketch.negative.counts):
+            self._negative = self._plus(self._negative, sketch.negative.coarser(steps))
+        if len(sketch.negative.counts) or len(self._positive.counts) > MAX_BUCKETS:
             while _span(self._positive, self._negative) > MAX_BUCKETS:
                 self._coarsen(1)
 
