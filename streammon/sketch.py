@@ -332,6 +332,11 @@ class Unpacked(NamedTuple):
                 ends += [sign * self._bound(part.offset), sign * self._bound(part.end)]
         return (min(ends), max(ends)) if ends else (math.nan, math.nan)
 
+    def halved(self, times: int) -> Unpacked:
+        """With all counts halved so often, rounded down."""
+        sides = (_Range(part.offset, part.counts.astype(np.int64) >> times) for part in (self.positive, self.negative))
+        return Unpacked(self.scale, self.zero_count >> times, *sides)
+
     def _bound(self, index: int) -> float:
         """The lower bound of a bucket; `bucket_bounds` of one takes ten times as long."""
         finest = index << (SCALE - self.scale)
@@ -566,14 +571,25 @@ def _trusted(**fields: Any) -> Sketch:
 
 
 def merge(sketches: Iterable[Sketch]) -> Sketch:
-    """The sketch of all their values together, at the coarsest of their scales; `EMPTY` for none."""
-    parts = list(sketches)
+    """The sketch of all their values together, at the coarsest of their scales; `EMPTY` for none.
+
+    Of 2^53 values and more, which somebody may claim to have, it keeps the shares and not the number.
+    """
+    parts = [sketch.unpacked for sketch in sketches]
+    try:
+        return _merged(parts)
+    except SketchError:
+        excess = (sum(part.total for part in parts) // MAX_COUNT).bit_length()
+        return _merged([part.halved(excess) for part in parts])
+
+
+def _merged(parts: Sequence[Unpacked]) -> Sketch:
     scale = min((part.scale for part in parts), default=SCALE)
     return _sketch(
         scale,
         sum(part.zero_count for part in parts),
-        _sum(part._positive.coarser(part.scale - scale) for part in parts),
-        _sum(part._negative.coarser(part.scale - scale) for part in parts),
+        _sum(part.positive.coarser(part.scale - scale) for part in parts),
+        _sum(part.negative.coarser(part.scale - scale) for part in parts),
     )
 
 
