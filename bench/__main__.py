@@ -13,6 +13,7 @@ ALL = (
     "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "drift", "evidence",
     "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "gpus", "join", "profiles", "otlp", "intake",
     "agent",
+    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "resources",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

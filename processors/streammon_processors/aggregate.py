@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from streammon import wire
 from streammon.events import Histogram
 from streammon.results import OTHER, Distribution, Exemplar, Gauge
-from streammon.sketch import MAX_COUNT, Accumulator, Sketch, SketchBag, Summaries
+from streammon.sketch import MAX_COUNT, Accumulator, SketchBag, Summaries, Unpacked
 from streammon.wire import Floats
 from streammon_processors.chunk import Chunk, Entries, Ints, Series
 
@@ -308,29 +308,30 @@ class Values:
         return self._count > 0
 
     def add(self, more: Distribution) -> None:
-        self._add(more.sketch, more.count, more.sum, more.min, more.max)
+        self._add(more.sketch.unpacked, more.count, more.sum, more.min, more.max)
 
     def add_histogram(self, more: Histogram) -> None:
         """One without values adds nothing. Unknown extremes are taken as far as the sketch and the mean allow."""
-        if not (count := more.sketch.count):
+        sketch = more.sketch.unpacked
+        if not (count := sketch.total):
             return
         low, high = more.min, more.max
         if low is not None and high is not None and low > high:
             low = high = None
         if low is None or high is None:
             mean = more.sum / count  # where the last bucket has no bound, it tells more than the sketch
-            known = [*more.sketch.bounds, mean, *(each for each in (low, high) if each is not None)]
+            known = [*sketch.bounds, mean, *(each for each in (low, high) if each is not None)]
             low = min(known) if low is None else low
             high = max(known) if high is None else high
-        self._add(more.sketch, count, more.sum, low, high)
+        self._add(sketch, count, more.sum, low, high)
 
-    def _add(self, sketch: Sketch, count: int, total: float, low: float, high: float) -> None:
+    def _add(self, sketch: Unpacked, count: int, total: float, low: float, high: float) -> None:
         if self._count + count >= MAX_COUNT:  # nobody has so many: somebody claims it
             return
         self._count += count
         self._sum = finite(self._sum + total)
         self._min, self._max = min(self._min, low), max(self._max, high)
-        self._sketch.add(sketch, count)
+        self._sketch.add_unpacked(sketch, count)
 
     def result(self) -> Distribution:
         p50, p90, p99 = self._sketch.quantiles(QUANTILES, self._min, self._max)

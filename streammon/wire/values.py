@@ -11,7 +11,6 @@ import numpy as np
 from msgspec import Struct
 
 from streammon.events import Histogram
-from streammon.sketch import Sketch
 from streammon.wire.batch import Coded, Codes
 
 
@@ -95,8 +94,10 @@ def all_finite(value: Any) -> bool:
     """Whether a value holds no NaN and no infinity, however deep."""
     if isinstance(value, float):
         return math.isfinite(value)
-    if value is None or isinstance(value, str | int | Sketch):  # sketches hold whole numbers alone
+    if value is None or isinstance(value, str | int):
         return True
+    if isinstance(value, Histogram):  # its sketch holds whole numbers alone
+        return all(map(math.isfinite, (value.sum, value.min or 0.0, value.max or 0.0)))
     inner = value.values() if isinstance(value, dict) else [each for _, each in items(value)]
     floats = [each for each in inner if type(each) is float]  # one sum is faster than many looks
     if not math.isfinite(sum(floats)) and not all(map(math.isfinite, floats)):

@@ -230,6 +230,17 @@ def test_rule_for_resources_reads_counters_and_distributions(expr: str, conditio
     assert found.evidence["window"]["counters"]["http-requests"]["sum"] == 400.0
 
 
+def test_distributions_of_more_than_can_be_counted_stop_no_rule() -> None:
+    most = Distribution(
+        count=2**53 - 1, sum=0.0, min=0.0, max=1.0, mean=0.0, p50=0.0, p90=0.0, p99=0.0,
+        sketch=Sketch.of_equal(0.5, 2**53 - 1),
+    )  # fmt: skip
+    expr = 'quantile(distributions.x, 0.5, "10s") > 0.4 && burn_rate(distributions.x, 0.2, 0.9, "10s") > 1'
+    rule = Rule(name="r", source="resource", expr=expr, severity="warning", summary="{value}", for_s=0.0)
+    claimed = [window(n, None, {"id": "a"}, source="resource", distributions={"x": most}) for n in range(4)]
+    assert states(run(task(rule), *claimed)) == [("firing", 2.0)]
+
+
 def test_inference_windows_have_no_counters_of_senders() -> None:
     with pytest.raises(ValueError, match=r"counters\.x\.sum"):
         Rule(name="r", source="inference", expr="counters.x.sum > 1", severity="warning", summary="")
