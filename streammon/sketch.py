@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def _correctly_rounded_octave() -> Floats:
 
 
 _OCTAVE: Final = _correctly_rounded_octave()
+_OCTAVES: Final[list[float]] = _OCTAVE.tolist()
 _MANTISSA_BITS: Final = 52
 _CELL_BITS: Final = SCALE + 1  # cells half as wide as a mean bucket hold at most one bound each
 _CELL_SHIFT: Final = _MANTISSA_BITS - _CELL_BITS
@@ -274,6 +276,14 @@ def _unpack(name: str, counts: Counts) -> Ints | _Counters:
         ) from error
 
 
+def _length(counts: Counts) -> int:
+    """How many there are, of any that `_unpack` reads."""
+    if isinstance(counts, list):
+        return len(counts)
+    ((width, text),) = counts.items()
+    return len(text) * 3 // 4 // int(width[1])
+
+
 def _total(name: str, counts: Ints | _Counters) -> int:
     """Their sum. Raises SketchError where one is negative."""
     if counts.dtype == np.uint8:
@@ -317,7 +327,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def of(cls, values: Floats) -> Sketch:
         """The sketch of finite `values`; NaN is ignored."""
         bag = SketchBag()
-        bag.add(np.zeros(len(values), dtype=np.int64), values)
+        bag.add(np.zeros(len(values), dtype=np.int64), np.asarray(values, dtype=np.float64))
         return bag.sketches().get(0, EMPTY)
 
     @classmethod
@@ -383,7 +393,33 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def count(self) -> int:
         """How many values it holds."""
-        return self.zero_count + int(self._positive.counts.sum() + self._negative.counts.sum())
+        positive = self.zero_count + int(self._positive.counts.sum())
+        return positive + int(self._negative.counts.sum()) if self.negative_counts else positive
+
+    @property
+    def buckets(self) -> int:
+        """How many buckets it takes, without looking into them."""
+        return _length(self.counts) + _length(self.negative_counts)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which its values lie, as far as it knows: the outer bounds of its outermost buckets.
+
+        NaN for an empty sketch.
+        """
+        positive = self._positive.trimmed()
+        negative = self._negative.trimmed() if self.negative_counts else _NO_BUCKETS
+        ends = [0.0] * bool(self.zero_count)
+        for part, sign in ((positive, 1), (negative, -1)):
+            if len(part.counts):
+                ends += [sign * self._bound(part.offset), sign * self._bound(part.end)]
+        return (min(ends), max(ends)) if ends else (math.nan, math.nan)
+
+    def _bound(self, index: int) -> float:
+        """The lower bound of a bucket; `bucket_bounds` of one takes ten times as long."""
+        finest = index << (SCALE - self.scale)
+        octave, mantissa = finest >> SCALE, _OCTAVES[finest & (2**SCALE - 1)]
+        return math.ldexp(mantissa, octave) if octave < 1024 else sys.float_info.max
 
     def quantile(self, q: float, minimum: float | None = None, maximum: float | None = None) -> float:
         """The value at rank ceil(q * count); see `quantiles`."""
@@ -508,7 +544,7 @@ class Accumulator:
         self._positive = self._negative = _NO_BUCKETS
 
     def add(self, sketch: Sketch, count: int) -> None:
-        """Add a sketch of ``count`` values."""
+        """Add a sketch of ``count`` values. With them it has to stay below `MAX_COUNT`."""
         self._count += count
         self._zero_count += sketch.zero_count
         if sketch.scale < self._scale:

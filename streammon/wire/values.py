@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from streammon.events import Histogram
+from streammon.sketch import Sketch
 from streammon.wire.batch import Coded, Codes
 
 
@@ -77,6 +79,15 @@ def items(value: Any) -> Iterable[tuple[Any, Any]]:
     return enumerate(value) if isinstance(value, list) else ()
 
 
+_ENTRIES_OF_HISTOGRAM = 16
+"""A histogram takes as long as so many numbers, beside its buckets."""
+
+
+def entries_of_histograms(value: dict[str, Histogram] | None) -> int:
+    """As how many entries a map of them counts."""
+    return sum(_ENTRIES_OF_HISTOGRAM + histogram.sketch.buckets for histogram in (value or {}).values())
+
+
 _FLAT = {float, int, str, bool, type(None)}
 
 
@@ -84,7 +95,7 @@ def all_finite(value: Any) -> bool:
     """Whether a value holds no NaN and no infinity, however deep."""
     if isinstance(value, float):
         return math.isfinite(value)
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, str | int | Sketch):  # sketches hold whole numbers alone
         return True
     inner = value.values() if isinstance(value, dict) else [each for _, each in items(value)]
     floats = [each for each in inner if type(each) is float]  # one sum is faster than many looks
