@@ -310,12 +310,24 @@ def test_xid_of_a_gpu_that_is_lost_by_it_is_told_all_the_same(nvml: Nvml, host: 
     assert told[-1].counters == {"xid_errors": 1, "xid_hardware_errors": 1, "xid_79_errors": 1}
 
 
-def test_gpus_are_watched_where_xids_cannot_be_had_and_after_they_were_let_go(nvml: Nvml, host: Host) -> None:
+def test_gpus_are_watched_where_xids_cannot_be_had(nvml: Nvml, host: Host) -> None:
     nvml.say({"count": 1} | gpu(0, **FULL) | {"event_sets": "!17"})
     first = host.of(uuid(0))
     assert (first.metrics["up"], first.counters) == (1, None)
+
+
+def test_source_that_is_started_again_opens_nvml_again_and_forgets_nothing(nvml: Nvml, host: Host) -> None:
+    nvml.say({"count": 1} | gpu(0, **FULL))
+    host.beat()
+    nvml.xid(0, 94)
+    nvml.say(gpu(0, field__83=5_002_000))
+    watcher = host.gpus._session._watcher
+    assert watcher is not None
+    wait_until(lambda: watcher._seen)
     host.gpus.close()
-    assert host.of(uuid(0)).metrics["up"] == 1, "a source that is started again"
+    again = host.of(uuid(0))
+    assert again.metrics["up"] == 1
+    assert (again.counters or {}).items() >= {"energy_j": pytest.approx(2), "xid_94_errors": 1}.items()
 
 
 def test_increases_add_up_to_what_was_counted_whatever_the_resets() -> None:
