@@ -106,14 +106,19 @@ def test_totals_are_told_as_increases_through_a_reset(nvml: Nvml, host: Host) ->
     totals = {"field__83": 5_000_000, "ecc__1__0": 2, "field__138__4294967295": 1000, "field__74": 10**9}
     nvml.say({"count": 1} | gpu(0, **FULL | totals))
     host.beat()
-    nvml.say(gpu(0, field__83=5_250_000, ecc__1__0=5, field__138__4294967295=1010, field__74=2 * 10**9))
+    nvml.say(gpu(0, field__83=5_250_000, ecc__1__0=5, field__138__4294967295=1010, field__74=2 * 10**9, field__163=8))
     seen = [host.of(uuid(0)) for _ in range(10)]
     assert seen[0].counters == pytest.approx({"energy_j": 250.0})
     counters: dict[str, float] = {}
     for thing in seen[1:]:
         counters |= {name: count for name, count in (thing.counters or {}).items() if count}
     assert counters == pytest.approx(
-        {"ecc_volatile_uncorrected_errors": 3, "nvlink_transmit_bytes": 10 * 1024, "throttled_power_s": 1}
+        {
+            "ecc_volatile_uncorrected_errors": 3,
+            "nvlink_transmit_bytes": 10 * 1024,
+            "nvlink_link_crc_errors": 2,
+            "throttled_power_s": 1,
+        }
     )
     nvml.say(gpu(0, field__83=7_000))  # the driver was loaded anew
     assert host.of(uuid(0)).counters == pytest.approx({"energy_j": 7.0})
