@@ -79,6 +79,7 @@ class Gpus:
         self._of_container, self._session = of_container, session or Session()
         self._pods = Pods(settings.pod_resources)
         self._lock = threading.Lock()
+        self._of_pid: dict[int, tuple[dict[str, str], bool]] = {}
         self._increases, self._utilization = Increases(), Utilization()
         self._beats = 0
 
@@ -88,8 +89,10 @@ class Gpus:
             now_s = self._monotonic()
             self._silent: list[str] = []
             self._left_out = 0
-            if self._beats % self._seldom == 0 and self._session.gpus:
-                self._pods.refresh()
+            if self._beats % self._seldom == 0:
+                self._of_pid.clear()
+                if self._session.gpus:
+                    self._pods.refresh()
             self._session.tend(now_s)
             self._xids = self._xids_by_device()
             things = [*self._present(now_s), *self._missing()]
@@ -174,10 +177,15 @@ class Gpus:
 
     def _labels_of(self, pid: int, device: Device) -> dict[str, str]:
         """What is in a pod at all is of the pod that holds the GPU; other processes look after the node."""
-        labels = {"gpu": device.id, "pid": str(pid)}
+        if pid not in self._of_pid:
+            self._of_pid[pid] = self._of_process(pid)
+        known, in_pod = self._of_pid[pid]
+        return {"gpu": device.id, **(self._pods.labels(device) if in_pod else {}), **known}
+
+    def _of_process(self, pid: int) -> tuple[dict[str, str], bool]:
+        """Labels that it has on every GPU, and whether it is in a pod."""
+        labels = {"pid": str(pid)}
         with suppress(OSError):
             labels["name"] = (self._procfs / str(pid) / "comm").read_text(errors="replace").strip()
         container = container_of(pid, self._procfs)
-        if container is not None and container.pod_uid is not None:
-            labels |= self._pods.labels(device)
-        return labels | self._of_container(container)
+        return labels | self._of_container(container), container is not None and container.pod_uid is not None
