@@ -12,6 +12,7 @@ import pytest
 from streammon.config import load
 from streammon_agents.agent import sources_of
 from streammon_agents.source import Source
+from tests.agents.containers.trees import tree
 from tests.outlets import Kept
 from tests.support import eventually
 
@@ -27,8 +28,17 @@ def by_name(name: str) -> Callable[[Path], Source]:
     return make
 
 
+def containers(path: Path) -> Source:
+    """With a recorded tree of cgroups: there may be none here."""
+    sysfs = tree("v2_kubernetes", path / "sys")
+    agent = {"sources": ["containers"], "interval_s": 0.05, "host": "here", "sysfs": str(sysfs)}
+    [source] = sources_of(load(data_dir=path, agent=agent))
+    return source
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "containers": containers,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 
