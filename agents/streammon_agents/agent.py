@@ -36,8 +36,15 @@ def _gpu(settings: Settings, clock: Clock) -> Source:
     return gpu_source(settings, clock)
 
 
+def _containers(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.containers.source import containers_source
+
+    return containers_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
+    "containers": _containers,
     "gpu": _gpu,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""

@@ -14,6 +14,7 @@ from streammon.config import load
 from streammon_agents.agent import sources_of
 from streammon_agents.source import Source
 from tests import gpus
+from tests.agents.containers.trees import tree
 from tests.outlets import Kept
 from tests.support import eventually
 
@@ -39,8 +40,18 @@ def _a_gpu(path: Path) -> Iterator[None]:
 SURROUNDINGS: Mapping[str, Callable[[Path], AbstractContextManager[object]]] = {"gpu": _a_gpu}
 """By name, what a source needs around it."""
 
+
+def containers(path: Path) -> Source:
+    """With a recorded tree of cgroups: there may be none here."""
+    sysfs = tree("v2_kubernetes", path / "sys")
+    agent = {"sources": ["containers"], "interval_s": 0.05, "host": "here", "sysfs": str(sysfs)}
+    [source] = sources_of(load(data_dir=path, agent=agent))
+    return source
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "containers": containers,
     "gpu": by_name("gpu"),
 }
 """By name, a source that publishes soon after it was started, without further help."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streammon.config import GpuSettings
-from streammon_agents.containers import Container, container_of
+from streammon_agents.containers import container_of
+from streammon_agents.containers.labels import Labels, no_labels
 from streammon_agents.gpu.checking import check
 from streammon_agents.gpu.devices import Device, DeviceGoneError, LibraryGoneError, instances
 from streammon_agents.gpu.holding import of_holder
@@ -53,12 +54,6 @@ class Increases:
         return increases
 
 
-def ids_of(container: Container | None) -> dict[str, str]:
-    """The labels of what is in a container, where nobody knows its names."""
-    ids = {"container_id": container and container.id, "pod_uid": container and container.pod_uid}
-    return {name: value for name, value in ids.items() if value}
-
-
 class Gpus:
     """May be called from several threads, which wait for each other."""
 
@@ -69,7 +64,7 @@ class Gpus:
         procfs: Path,
         sysfs: Path = Path("/sys"),
         *,
-        of_container: Callable[[Container | None], dict[str, str]] = ids_of,
+        of_container: Labels = no_labels,
         session: Session | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:

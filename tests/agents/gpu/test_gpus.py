@@ -374,7 +374,8 @@ def test_processes_are_told_with_memory_and_work_and_who_they_are(nvml: Nvml, tm
     found = {thing.id.partition("/")[2]: thing for thing in seen.things if thing.entity == "gpu_process"}
     assert seen.left_out == 1, "of four, the smallest"
     assert found["4242"].labels == {
-        "gpu": uuid(0), "pid": "4242", "name": "python3", "container_id": container[:12], "pod_uid": pod
+        "gpu": uuid(0), "pid": "4242", "name": "python3", "container_id": container[:12], "pod_uid": pod,
+            "qos": "guaranteed", "runtime": "containerd",
     }  # fmt: skip
     assert found["4242"].metrics == pytest.approx(
         {"memory_used_bytes": 5000, "utilization": 0.7, "memory_busy_fraction": 0.3, "encoder_utilization": 0,
