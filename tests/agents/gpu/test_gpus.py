@@ -15,7 +15,7 @@ from streammon.config import GpuSettings
 from streammon_agents.gpu.gpus import Gpus, Increases, Seen
 from streammon_agents.gpu.session import Session
 from streammon_agents.source import Measured
-from tests.gpus import FULL, Nvml, gpu, uuid
+from tests.gpus import FULL, Line, Nvml, gpu, uuid
 from tests.support import POLL_S, wait_until
 
 
@@ -313,6 +313,28 @@ def test_xid_of_a_gpu_that_is_lost_by_it_is_told_all_the_same(nvml: Nvml, host: 
         told.append(host.of(uuid(0)))
     assert told[-1].metrics == {"up": 0}
     assert told[-1].counters == {"xid_errors": 1, "xid_hardware_errors": 1, "xid_79_errors": 1}
+
+
+def test_gpu_that_is_lost_halfway_through_a_beat_loses_nothing_that_was_counted(nvml: Nvml, host: Host) -> None:
+    part: dict[str, Line] = {"0/0.uuid": "MIG-1", "0/0.name": "A MIG 1g.5gb", "0/0.gi": 9, "0/0.memory_v2": "10 1 9 0"}
+    nvml.say({"count": 2} | gpu(0, **FULL, mig=1, migs_max=7) | part | gpu(1, **FULL))
+    host.beat()
+    nvml.xid(0, 79)
+    nvml.say(gpu(0, field__83=6_000_000) | {"0/0.memory_v2": "!15"})
+    watcher = host.gpus._session._watcher
+    assert watcher is not None
+    wait_until(lambda: watcher._seen)
+    lost = host.of(uuid(0))
+    assert (lost.metrics, (lost.counters or {})["xid_79_errors"]) == ({"up": 0}, 1)
+    nvml.say({"0/0.memory_v2": "10 1 9 0"})
+    assert (host.of(uuid(0)).counters or {})["energy_j"] == pytest.approx(1000)
+
+
+def test_no_gpu_is_told_to_be_there_and_gone_at_once(nvml: Nvml, host: Host) -> None:
+    nvml.say({"count": 2} | gpu(0, **FULL) | gpu(1, **FULL))
+    host.beat()
+    nvml.say({"1.lost": 9})  # the driver goes while the second is asked
+    assert [(thing.id, thing.metrics["up"]) for thing in host.beat().things] == [(uuid(0), 1), (uuid(1), 0)]
 
 
 def test_gpus_are_watched_where_xids_cannot_be_had(nvml: Nvml, host: Host) -> None:
