@@ -14,6 +14,7 @@ ALL = (
     "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "gpus", "join", "profiles", "otlp", "intake",
     "agent",
     "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "resources",
+    "quality", "scale_out", "paging", "sdk_overhead", "node_agent", "gpus", "join", "profiles",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

@@ -21,7 +21,10 @@ from streammon.config import Settings, TopicSettings
 from streammon.schema import asyncapi
 
 DOCS = Path(__file__).parent
-COMPUTED = {"data_dir": "`$XDG_STATE_HOME/streammon`, else `~/.local/state/streammon`"}
+COMPUTED = {
+    "data_dir": "`$XDG_STATE_HOME/streammon`, else `~/.local/state/streammon`",
+    "procfs": "`$PROCFS_PATH`, else `/proc`",
+}
 """Defaults that depend on the machine, in words."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 

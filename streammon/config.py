@@ -236,7 +236,43 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host", "gpu", "otlp", "gateway", "statsd"]
+SourceName = Literal["host", "gpu", "otlp", "gateway", "statsd", "containers"]
+
+
+def _default_procfs() -> Path:
+    return Path(os.environ.get("PROCFS_PATH") or "/proc")
+
+
+class HostMetricsSettings(Section):
+    """What the source ``host`` measures; see [host metrics](host.md)."""
+
+    per_core: bool = False
+    """Whether each core is told of, too, besides all of them together."""
+    top_processes: int = Field(5, ge=0, le=100)
+    """As many processes are told of by CPU, and as many by memory; 0: none, and none are looked at."""
+    ignored_interfaces: tuple[str, ...] = ("veth*", "cali*", "lxc*", "tap*", "nodelocaldns")
+    """Network interfaces left out, with ``*`` and ``?`` as in names of files: by default those of single containers."""
+    rtt_targets: tuple[Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")], ...] = Field((), max_length=100)
+    """HOST:PORT to which the time of a TCP connect is measured."""
+    rtt_interval_s: float = Field(10.0, ge=0.1)
+    """How often."""
+    rtt_timeout_s: float = Field(2.0, gt=0)
+    """A connect that takes longer has failed."""
+
+
+class ContainerSettings(Section):
+    """How the source ``containers`` finds containers and their names; see [containers](containers.md)."""
+
+    discovery_s: float = Field(5.0, ge=0)
+    """How often is looked for new ones."""
+    max_containers: int = Field(500, ge=1)
+    """As many are told of; what is beyond is left out, and the heartbeat says so."""
+    kubelet_url: str | None = Field(None, pattern="^https?://")
+    """URL of the kubelet, such as https://127.0.0.1:10250, which then tells the names of pods; log files do, too."""
+    kubelet_token_file: UserPath | None = None
+    """File with the token that the kubelet wants, such as /var/run/secrets/kubernetes.io/serviceaccount/token."""
+    kubelet_ca_file: UserPath | None = None
+    """PEM file with the authorities that sign the kubelet's certificate; the system's if not given."""
 
 
 class GpuSettings(Section):
@@ -344,14 +380,20 @@ class AgentSettings(Section):
 
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
-    sources: tuple[SourceName, ...] = ("host", "gpu")
+    sources: tuple[SourceName, ...] = ("host", "containers", "gpu")
     """What is observed; what is not there is left out, and `streammon agent --check` says why."""
     interval_s: float = Field(1.0, gt=0)
     """How often what is asked (hosts, containers, GPUs) is asked."""
-    procfs: UserPath = Path("/proc")
+    procfs: UserPath = Field(default_factory=_default_procfs)
     """Where the host's ``/proc`` is, for an agent in a container; ``PROCFS_PATH`` in the environment says it, too."""
     sysfs: UserPath = Path("/sys")
     """Where the host's ``/sys`` is."""
+    rootfs: UserPath = Path("/")
+    """Where the host's file systems are mounted (read-only will do), for their sizes and for names of containers."""
+    host_metrics: HostMetricsSettings = HostMetricsSettings()
+    containers: ContainerSettings = ContainerSettings()
+    buffer_batches: int = Field(3600, ge=1)
+    """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
     gpu: GpuSettings = GpuSettings()
     otlp: OtlpSettings = OtlpSettings()
     gateway: GatewaySettings = GatewaySettings()

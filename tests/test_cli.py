@@ -725,15 +725,14 @@ def test_a_row_is_a_line_in_a_pipe_and_folded_but_whole_on_a_narrow_screen(empty
 def test_a_package_that_is_not_installed_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "streammon_agents.host", None)  # imported anew
-    monkeypatch.delitem(sys.modules, "streammon_agents.host")
-    monkeypatch.delitem(sys.modules, "streammon_agents.host", raising=False)
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    monkeypatch.setattr(sys, "argv", ["streammon", "agent", "--data-dir", str(empty)])
+    for module in [name for name in sys.modules if name.startswith("streammon_sinks.elasticsearch")]:
+        monkeypatch.delitem(sys.modules, module)  # imported anew
+    monkeypatch.setitem(sys.modules, "elasticsearch", None)
+    monkeypatch.setattr(sys, "argv", ["streammon", "sink", "elasticsearch", "--data-dir", str(empty)])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "pip install 'streammon[agent]'" in capsys.readouterr().err
+    assert "pip install 'streammon[elasticsearch]'" in capsys.readouterr().err
 
 
 def test_servers_get_a_directory_that_nobody_can_pass_through() -> None:

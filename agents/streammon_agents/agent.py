@@ -67,8 +67,15 @@ def _statsd(settings: Settings, clock: Clock) -> Source:
     return statsd_source(settings, clock)
 
 
+def _containers(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.containers.source import containers_source
+
+    return containers_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
+    "containers": _containers,
     "gpu": _gpu,
     "otlp": _otlp,
     "gateway": _gateway,

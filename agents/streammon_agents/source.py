@@ -175,9 +175,11 @@ class Polled:
         *,
         interval_s: float,
         check: Callable[[], Iterable[Finding]] = tuple,
+        complaint: Callable[[], str | None] = lambda: None,
         clock: Clock = system_clock,
     ) -> None:
-        self._name, self._interval_s, self._check = name, interval_s, check
+        """``complaint``: what probes that do not fail cannot see, after each beat."""
+        self._name, self._interval_s, self._check, self._complaint = name, interval_s, check, complaint
         self._beat = Beat(host, probes, clock)
 
     @property
@@ -194,7 +196,8 @@ class Polled:
             events = await asyncio.to_thread(self._beat.measure)
             if events:
                 out.put(EventType.RESOURCE, events)
-            out.degraded("; ".join(f"{name}: {why}" for name, why in self._beat.failing.items()) or None)
+            failing = [f"{name}: {why}" for name, why in self._beat.failing.items()]
+            out.degraded("; ".join(filter(None, (*failing, self._complaint()))) or None)
             await asyncio.sleep(until_beat_s(now() - started, self._interval_s))
 
 

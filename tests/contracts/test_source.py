@@ -22,6 +22,7 @@ from streammon_agents.gateway.serving import Gateway
 from streammon_agents.source import Event, Source
 from streammon_agents.statsd.serving import Statsd
 from tests import gpus
+from tests.agents.containers.trees import tree
 from tests.outlets import Kept
 from tests.support import eventually
 
@@ -83,8 +84,17 @@ def statsd(path: Path) -> Source:
     )
 
 
+def containers(path: Path) -> Source:
+    """With a recorded tree of cgroups: there may be none here."""
+    sysfs = tree("v2_kubernetes", path / "sys")
+    agent = {"sources": ["containers"], "interval_s": 0.05, "host": "here", "sysfs": str(sysfs)}
+    [source] = sources_of(load(data_dir=path, agent=agent))
+    return source
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "containers": containers,
     "gpu": by_name("gpu"),
     "otlp": otlp,
     "gateway": gateway,

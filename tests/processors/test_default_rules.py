@@ -13,7 +13,7 @@ import pytest
 
 from streammon.config import Settings
 from streammon.models import Detector
-from streammon.results import Alert, Completeness, Distribution, Drift, Gauge, Run, Window
+from streammon.results import Alert, Completeness, Distribution, Drift, Gauge, Run, Window, counters_of
 from streammon.sketch import Sketch
 from streammon_processors.contract import Stored
 from streammon_processors.rules import DEFAULT_RULES, Rules, RulesTask, load_rules, refuse_incomplete
@@ -196,7 +196,11 @@ def minutes(*values: dict[str, float]) -> list[Window]:
     series = {"host": "a", "entity": "gpu", "id": "GPU-1", "index": "3", "name": "H100"}
     return [
         window(
-            BEGIN_UNIX_S + 60 * (at + 1), series, 60.0, gauges={name: gauge(number) for name, number in each.items()}
+            BEGIN_UNIX_S + 60 * (at + 1),
+            series,
+            60.0,
+            gauges={name: gauge(number) for name, number in each.items() if not name.endswith("errors")},
+            counters=counters_of({name: number for name, number in each.items() if name.endswith("errors")}, 60.0),
         )
         for at, each in enumerate(values)
     ]
@@ -221,6 +225,20 @@ def minutes(*values: dict[str, float]) -> list[Window]:
             "The memory of GPU 3 of a (H100) has a part to be taken out of use",
         ),
         (
+            "gpu-xid",
+            {"xid_errors": 3.0, "xid_hardware_errors": 0.0, "xid_31_errors": 3.0},
+            {"xid_errors": 1.0, "xid_hardware_errors": 1.0, "xid_79_errors": 1.0},
+            0,
+            "GPU 3 of a (H100) had XID errors: 1",
+        ),
+        (
+            "gpu-ecc",
+            {"ecc_volatile_uncorrected_errors": 0.0, "ecc_volatile_corrected_errors": 9.0},
+            {"ecc_volatile_uncorrected_errors": 2.0},
+            0,
+            "GPU 3 of a (H100) had errors of memory that it could not correct: 2",
+        ),
+        (
             "gpu-memory-fails",
             {"retired_pages_pending": 0.0},
             {"retired_pages_pending": 1.0},
@@ -234,7 +252,7 @@ def test_gpus_that_are_gone_hot_or_broken_are_told_of_and_others_are_not(
 ) -> None:
     found = alerts(minutes(*[well] * 20))
     assert found == []
-    found = alerts(minutes(well, *[ill] * 10, *[well] * 15))
+    found = alerts(minutes(well, *[ill] * 10, *[well] * 20))
     assert begun(found, rule) == [BEGIN_UNIX_S + 60 * (2 + after)]
     assert {each.rule for each in found} == {rule}
     assert next(each for each in found if each.state == "firing").summary == says

@@ -12,13 +12,15 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain, starmap
 from pathlib import Path
 from typing import NamedTuple
 
 from streammon.config import GpuSettings
-from streammon_agents.containers import Container, container_of
+from streammon_agents.containers import container_of
+from streammon_agents.containers.labels import Labels, no_labels
 from streammon_agents.gpu.checking import check
-from streammon_agents.gpu.devices import Device, DeviceGoneError, LibraryGoneError, instances
+from streammon_agents.gpu.devices import Answers, Device, DeviceGoneError, LibraryGoneError, instances
 from streammon_agents.gpu.holding import of_holder
 from streammon_agents.gpu.pods import Pods
 from streammon_agents.gpu.processes import Utilization, memory_of_processes
@@ -53,12 +55,6 @@ class Increases:
         return increases
 
 
-def ids_of(container: Container | None) -> dict[str, str]:
-    """The labels of what is in a container, where nobody knows its names."""
-    ids = {"container_id": container and container.id, "pod_uid": container and container.pod_uid}
-    return {name: value for name, value in ids.items() if value}
-
-
 class Gpus:
     """May be called from several threads, which wait for each other."""
 
@@ -69,7 +65,7 @@ class Gpus:
         procfs: Path,
         sysfs: Path = Path("/sys"),
         *,
-        of_container: Callable[[Container | None], dict[str, str]] = ids_of,
+        of_container: Labels = no_labels,
         session: Session | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,20 +75,26 @@ class Gpus:
         self._of_container, self._session = of_container, session or Session()
         self._pods = Pods(settings.pod_resources)
         self._lock = threading.Lock()
+        self._of_pid: dict[int, tuple[dict[str, str], bool]] = {}
         self._increases, self._utilization = Increases(), Utilization()
         self._beats = 0
+        # Of the beat at hand:
+        self._xids: dict[str, Counter[Xid]] = {}
+        self._silent: list[str] = []
+        self._left_out = 0
 
     def measure(self) -> Seen:
         """Everything that is due on this beat."""
         with self._lock:
             now_s = self._monotonic()
-            self._silent: list[str] = []
-            self._left_out = 0
+            self._silent, self._left_out = [], 0
+            self._session.tend(now_s)
             if self._beats % self._seldom == 0 and self._session.gpus:
                 self._pods.refresh()
-            self._session.tend(now_s)
+                self._of_pid.clear()
             self._xids = self._xids_by_device()
-            things = [*self._present(now_s), *self._missing()]
+            things = list(self._present(now_s))
+            things += self._missing({thing.id for thing in things})
             self._beats += 1
             why = [*self._session.why, *self._silent, *filter(None, [self._pods.why])]
             return Seen(things, "; ".join(why) or None, self._left_out)
@@ -116,12 +118,12 @@ class Gpus:
                 self._session.fail(error, now_s)
                 return
 
-    def _missing(self) -> Iterator[Measured]:
-        for id_, labels in self._session.missing.items():
-            yield self._thing(id_, {"up": 0.0}, {}, labels)
+    def _missing(self, told: set[str]) -> list[Measured]:
+        gone = self._session.missing.items()
+        return [self._thing(id_, {"up": 0.0}, {}, labels) for id_, labels in gone if id_ not in told]
 
     def _gpu(self, gpu: Device, beat: int, now_s: float) -> list[Measured]:
-        """A GPU with its instances and processes; none of it where the GPU is lost halfway."""
+        """A GPU with its instances and processes; none of it where the GPU is lost halfway: first all is asked."""
         seldom = not gpu.asked or beat % self._seldom == 0
         if seldom:
             gpu.parts = instances(gpu, now_s)
@@ -129,16 +131,16 @@ class Gpus:
         answers = gpu.ask(questions, fields, now_s)
         if not answers.values:
             self._silent.append(f"{called(gpu.labels)} answers nothing: {next(iter(gpu.absent.values()), 'no reason')}")
-        found = self._device(gpu, answers.values, answers.totals, xids=seldom and gpu.id in self._session.watched)
-        for part in gpu.parts:
-            found += self._device(part, *part.ask(OF_INSTANCES, (), now_s))
-        if self._settings.processes and (seldom or beat % self._now_and_then == 0):
-            found += [process for device in gpu.parts or [gpu] for process in self._processes(device, now_s)]
+        of_parts = [(part, part.ask(OF_INSTANCES, (), now_s)) for part in gpu.parts]
+        due = self._settings.processes and (seldom or beat % self._now_and_then == 0)
+        on = (gpu.parts or [gpu]) if due else []
+        of_processes = [process for device in on for process in self._processes(device, now_s)]
         gpu.asked = True
-        return found
+        found = self._device(gpu, answers, xids=seldom and gpu.id in self._session.watched)
+        return [*found, *chain.from_iterable(starmap(self._device, of_parts)), *of_processes]
 
-    def _device(self, device: Device, values: Values, totals: Values, xids: bool = False) -> list[Measured]:
-        thing = self._thing(device.id, {"up": 1.0} | values, totals, device.labels, xids)
+    def _device(self, device: Device, answers: Answers, xids: bool = False) -> list[Measured]:
+        thing = self._thing(device.id, {"up": 1.0} | answers.values, answers.totals, device.labels, xids)
         return [thing, *of_holder(thing, self._pods.labels(device))]
 
     def _thing(
@@ -174,10 +176,15 @@ class Gpus:
 
     def _labels_of(self, pid: int, device: Device) -> dict[str, str]:
         """What is in a pod at all is of the pod that holds the GPU; other processes look after the node."""
-        labels = {"gpu": device.id, "pid": str(pid)}
+        if pid not in self._of_pid:
+            self._of_pid[pid] = self._of_process(pid)
+        known, in_pod = self._of_pid[pid]
+        return {"gpu": device.id, **(self._pods.labels(device) if in_pod else {}), **known}
+
+    def _of_process(self, pid: int) -> tuple[dict[str, str], bool]:
+        """Labels that it has on every GPU, and whether it is in a pod."""
+        labels = {"pid": str(pid)}
         with suppress(OSError):
             labels["name"] = (self._procfs / str(pid) / "comm").read_text(errors="replace").strip()
         container = container_of(pid, self._procfs)
-        if container is not None and container.pod_uid is not None:
-            labels |= self._pods.labels(device)
-        return labels | self._of_container(container)
+        return labels | self._of_container(container), container is not None and container.pod_uid is not None

@@ -164,6 +164,28 @@ def _nvlinks(nvml: Nvml, handle: Handle) -> Values:
     return {"nvlink_links": len(active), "nvlink_active_links": sum(map(bool, active))}
 
 
+MAX_LINKS: Final = 18
+OF_LINKS: Final = {
+    "nvlink_link_crc_errors": "NVLINK_ERROR_DL_CRC",
+    "nvlink_link_replay_errors": "NVLINK_ERROR_DL_REPLAY",
+    "nvlink_link_recovery_errors": "NVLINK_ERROR_DL_RECOVERY",
+}
+"""What Hopper's links count, each for itself."""
+
+
+def _link_errors(nvml: Nvml, handle: Handle) -> Values:
+    """The sums over the links that there are."""
+    fields = [Field(metric, name, scope=link) for link in range(MAX_LINKS) for metric, name in OF_LINKS.items()]
+    answers = list(values_of(nvml, handle, fields))
+    if all(answer.error for answer in answers):
+        raise nvml.NVMLError(answers[0].error)
+    sums = dict.fromkeys((answer.field.metric for answer in answers if not answer.error), 0.0)
+    for answer in answers:
+        if not answer.error:
+            sums[answer.field.metric] += answer.value
+    return sums
+
+
 def _ecc(counter: str, kind: str) -> Question:
     return _one(
         "nvmlDeviceGetTotalEccErrors",
@@ -202,6 +224,7 @@ SELDOM: Final = (
     _one("nvmlDeviceGetPcieThroughput", "pcie_transmit_bytes_per_s", 1e3, "NVML_PCIE_UTIL_TX_BYTES"),
     _one("nvmlDeviceGetPcieThroughput", "pcie_receive_bytes_per_s", 1e3, "NVML_PCIE_UTIL_RX_BYTES"),
     Question("nvlinks", _nvlinks),
+    Question("nvlink_link_errors", _link_errors, total=True),
 )
 
 ALL_LINKS: Final = 0xFFFFFFFF

@@ -18,6 +18,7 @@ from streammon.clock import Clock, system_clock
 from streammon.config import Settings
 from streammon.events import EventType
 from streammon.heartbeat import host_name
+from streammon_agents.containers.labels import Known
 from streammon_agents.gpu.gpus import Gpus, Seen
 from streammon_agents.source import Finding, Outlet, Source, until_beat_s
 
@@ -114,4 +115,6 @@ def gpu_source(settings: Settings, clock: Clock = system_clock) -> Source:
         from streammon_agents.gpu.dcgm import Dcgm
 
         return GpuSource(Dcgm(agent.gpu.dcgm_url), host, agent.gpu.slow_s, clock)
-    return GpuSource(Gpus(agent.gpu, agent.interval_s, agent.procfs, agent.sysfs), host, agent.interval_s, clock)
+    names = Known(str(agent.rootfs), agent.containers)
+    eye = Gpus(agent.gpu, agent.interval_s, agent.procfs, agent.sysfs, of_container=names.labels)
+    return GpuSource(eye, host, agent.interval_s, clock)

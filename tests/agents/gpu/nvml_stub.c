@@ -31,7 +31,7 @@ struct nvmlEventSet_st { unsigned long long gpus; };
 static struct nvmlDevice_st devices[MAX_GPUS][MAX_MIGS + 1]; /* the last is the GPU itself */
 static struct nvmlEventSet_st event_set;
 static char path[4096], text[1 << 20];
-static char *keys[MAX_LINES], *values[MAX_LINES];
+static struct line { char *key, *value; } said[MAX_LINES];
 static int lines, users, delivered;
 static double reloads;
 static struct stat seen;
@@ -42,6 +42,15 @@ void stub_use(const char *file) {
     memset(&seen, 0, sizeof seen);
     delivered = 0;
 }
+
+/* Lines of the same key stay in their order. */
+static int by_key(const void *one, const void *other) {
+    const struct line *a = one, *b = other;
+    int order = strcmp(a->key, b->key);
+    return order ? order : (a->key > b->key) - (a->key < b->key);
+}
+
+static int has_key(const void *key, const void *line) { return strcmp(key, ((const struct line *)line)->key); }
 
 static void refresh(void) {
     struct stat now;
@@ -60,16 +69,15 @@ static void refresh(void) {
         char *value = strchr(line, ' ');
         if (!value) continue;
         *value = 0;
-        keys[lines] = line;
-        values[lines++] = value + 1;
+        said[lines++] = (struct line){line, value + 1};
     }
+    qsort(said, lines, sizeof *said, by_key);
 }
 
 /* The value of a key; NULL if there is none. */
 static const char *find(const char *key) {
-    for (int i = 0; i < lines; i++)
-        if (!strcmp(keys[i], key)) return values[i];
-    return NULL;
+    struct line *found = bsearch(key, said, lines, sizeof *said, has_key);
+    return found ? found->value : NULL;
 }
 
 static double setting(const char *key) {
@@ -406,9 +414,9 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsi
         int alive = users && setting("reloads") == reloads, number_of_xid = 0;
         for (int i = 0; alive && i < lines; i++) {
             unsigned int gpu, xid, instance = 0xFFFFFFFF;
-            if (strcmp(keys[i], "xid") || number_of_xid++ < delivered) continue;
+            if (strcmp(said[i].key, "xid") || number_of_xid++ < delivered) continue;
             delivered = number_of_xid;
-            if (sscanf(values[i], "%u %u %u", &gpu, &xid, &instance) < 2 || !(set->gpus & 1ULL << gpu)) continue;
+            if (sscanf(said[i].value, "%u %u %u", &gpu, &xid, &instance) < 2 || !(set->gpus & 1ULL << gpu)) continue;
             *data = (nvmlEventData_t){.device = &devices[gpu][MAX_MIGS], .eventType = nvmlEventTypeXidCriticalError,
                                       .eventData = xid, .gpuInstanceId = instance, .computeInstanceId = 0xFFFFFFFF};
             pthread_mutex_unlock(&lock);

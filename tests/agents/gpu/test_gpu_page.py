@@ -10,7 +10,7 @@ from streammon.config import GpuSettings
 from streammon_agents.gpu.dcgm import PROFILED
 from streammon_agents.gpu.gpus import Gpus
 from streammon_agents.gpu.holding import COUNTERS, VALUES
-from streammon_agents.gpu.questions import EVERYTHING, OF_INSTANCES
+from streammon_agents.gpu.questions import EVERYTHING, OF_INSTANCES, OF_LINKS
 from streammon_agents.gpu.xids import OF_APPLICATIONS, Xid, counters
 from tests.gpus import FULL, Nvml, gpu
 
@@ -28,7 +28,7 @@ def test_every_metric_and_counter_of_a_gpu_is_on_the_page_and_no_other(nvml: Nvm
     told = {name for thing in gpus.measure().things for name in thing.metrics}
     gpus.close()
     questions, fields = EVERYTHING
-    told |= {each.name for each in (*questions, *OF_INSTANCES) if each.total}
+    told |= {each.name for each in (*questions, *OF_INSTANCES) if each.total} - {"nvlink_link_errors"} | OF_LINKS.keys()
     told |= {each.metric for each in fields if each.total}
     told |= {name.replace("79", "N") for name in counters(Counter([Xid("g", None, 79)]))}
     first_columns = re.findall(r"^\| ([^|]*`[^|]*) \|", TABLES, re.MULTILINE)

@@ -80,7 +80,7 @@ def test_check_says_what_each_gpu_tells_and_what_not(nvml: Nvml, tmp_path: Path)
     assert "GPU 1: " in findings["GPUs"].detail
     name = "GPU 0 (NVIDIA H100 80GB HBM3)"
     assert findings[name].seen
-    assert findings[name].detail == f"{uuid(0)}: 58 measurements"
+    assert findings[name].detail == f"{uuid(0)}: 61 measurements"
     absent = {what: found.detail for what, found in findings.items() if what.startswith(f"{name}: ")}
     assert "fan_fraction" in next(what for what, why in absent.items() if why == "Not Supported")
     assert absent[f"{name}: compute_processes"] == "Insufficient Permissions"

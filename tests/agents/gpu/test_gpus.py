@@ -15,7 +15,7 @@ from streammon.config import GpuSettings
 from streammon_agents.gpu.gpus import Gpus, Increases, Seen
 from streammon_agents.gpu.session import Session
 from streammon_agents.source import Measured
-from tests.gpus import FULL, Nvml, gpu, uuid
+from tests.gpus import FULL, Line, Nvml, gpu, uuid
 from tests.support import POLL_S, wait_until
 
 
@@ -106,14 +106,19 @@ def test_totals_are_told_as_increases_through_a_reset(nvml: Nvml, host: Host) ->
     totals = {"field__83": 5_000_000, "ecc__1__0": 2, "field__138__4294967295": 1000, "field__74": 10**9}
     nvml.say({"count": 1} | gpu(0, **FULL | totals))
     host.beat()
-    nvml.say(gpu(0, field__83=5_250_000, ecc__1__0=5, field__138__4294967295=1010, field__74=2 * 10**9))
+    nvml.say(gpu(0, field__83=5_250_000, ecc__1__0=5, field__138__4294967295=1010, field__74=2 * 10**9, field__163=8))
     seen = [host.of(uuid(0)) for _ in range(10)]
     assert seen[0].counters == pytest.approx({"energy_j": 250.0})
     counters: dict[str, float] = {}
     for thing in seen[1:]:
         counters |= {name: count for name, count in (thing.counters or {}).items() if count}
     assert counters == pytest.approx(
-        {"ecc_volatile_uncorrected_errors": 3, "nvlink_transmit_bytes": 10 * 1024, "throttled_power_s": 1}
+        {
+            "ecc_volatile_uncorrected_errors": 3,
+            "nvlink_transmit_bytes": 10 * 1024,
+            "nvlink_link_crc_errors": 2,
+            "throttled_power_s": 1,
+        }
     )
     nvml.say(gpu(0, field__83=7_000))  # the driver was loaded anew
     assert host.of(uuid(0)).counters == pytest.approx({"energy_j": 7.0})
@@ -310,12 +315,46 @@ def test_xid_of_a_gpu_that_is_lost_by_it_is_told_all_the_same(nvml: Nvml, host: 
     assert told[-1].counters == {"xid_errors": 1, "xid_hardware_errors": 1, "xid_79_errors": 1}
 
 
-def test_gpus_are_watched_where_xids_cannot_be_had_and_after_they_were_let_go(nvml: Nvml, host: Host) -> None:
+def test_gpu_that_is_lost_halfway_through_a_beat_loses_nothing_that_was_counted(nvml: Nvml, host: Host) -> None:
+    part: dict[str, Line] = {"0/0.uuid": "MIG-1", "0/0.name": "A MIG 1g.5gb", "0/0.gi": 9, "0/0.memory_v2": "10 1 9 0"}
+    nvml.say({"count": 2} | gpu(0, **FULL, mig=1, migs_max=7) | part | gpu(1, **FULL))
+    host.beat()
+    nvml.xid(0, 79)
+    nvml.say(gpu(0, field__83=6_000_000) | {"0/0.memory_v2": "!15"})
+    watcher = host.gpus._session._watcher
+    assert watcher is not None
+    wait_until(lambda: watcher._seen)
+    lost = host.of(uuid(0))
+    assert (lost.metrics, (lost.counters or {})["xid_79_errors"]) == ({"up": 0}, 1)
+    nvml.say({"0/0.memory_v2": "10 1 9 0"})
+    assert (host.of(uuid(0)).counters or {})["energy_j"] == pytest.approx(1000)
+
+
+def test_no_gpu_is_told_to_be_there_and_gone_at_once(nvml: Nvml, host: Host) -> None:
+    nvml.say({"count": 2} | gpu(0, **FULL) | gpu(1, **FULL))
+    host.beat()
+    nvml.say({"1.lost": 9})  # the driver goes while the second is asked
+    assert [(thing.id, thing.metrics["up"]) for thing in host.beat().things] == [(uuid(0), 1), (uuid(1), 0)]
+
+
+def test_gpus_are_watched_where_xids_cannot_be_had(nvml: Nvml, host: Host) -> None:
     nvml.say({"count": 1} | gpu(0, **FULL) | {"event_sets": "!17"})
     first = host.of(uuid(0))
     assert (first.metrics["up"], first.counters) == (1, None)
+
+
+def test_source_that_is_started_again_opens_nvml_again_and_forgets_nothing(nvml: Nvml, host: Host) -> None:
+    nvml.say({"count": 1} | gpu(0, **FULL))
+    host.beat()
+    nvml.xid(0, 94)
+    nvml.say(gpu(0, field__83=5_002_000))
+    watcher = host.gpus._session._watcher
+    assert watcher is not None
+    wait_until(lambda: watcher._seen)
     host.gpus.close()
-    assert host.of(uuid(0)).metrics["up"] == 1, "a source that is started again"
+    again = host.of(uuid(0))
+    assert again.metrics["up"] == 1
+    assert (again.counters or {}).items() >= {"energy_j": pytest.approx(2), "xid_94_errors": 1}.items()
 
 
 def test_increases_add_up_to_what_was_counted_whatever_the_resets() -> None:
@@ -357,7 +396,8 @@ def test_processes_are_told_with_memory_and_work_and_who_they_are(nvml: Nvml, tm
     found = {thing.id.partition("/")[2]: thing for thing in seen.things if thing.entity == "gpu_process"}
     assert seen.left_out == 1, "of four, the smallest"
     assert found["4242"].labels == {
-        "gpu": uuid(0), "pid": "4242", "name": "python3", "container_id": container[:12], "pod_uid": pod
+        "gpu": uuid(0), "pid": "4242", "name": "python3", "container_id": container[:12], "pod_uid": pod,
+            "qos": "guaranteed", "runtime": "containerd",
     }  # fmt: skip
     assert found["4242"].metrics == pytest.approx(
         {"memory_used_bytes": 5000, "utilization": 0.7, "memory_busy_fraction": 0.3, "encoder_utilization": 0,

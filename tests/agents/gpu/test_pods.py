@@ -78,7 +78,7 @@ def test_gpus_and_instances_get_the_names_of_who_holds_them(nvml: Nvml, tmp_path
     pod.mkdir()
     (pod / "cgroup").write_text("0::/kubepods/pod11111111-2222-3333-4444-555555555555/" + "ab" * 32 + "\n")
     nvml.say(gpu(0, compute__0="4242 5000", compute__1="77 100"))
-    gpus = Gpus(GpuSettings(pod_resources=socket, slow_s=1), 1.0, tmp_path)
+    gpus = Gpus(GpuSettings(pod_resources=socket, processes_s=1), 1.0, tmp_path)
     names = ("namespace", "pod", "container")
     with kubelet(socket, ANSWER):
         gpus.measure()

@@ -1,8 +1,7 @@
-"""What a host measures, source by source: psutil reads, pure functions turn two readings into metrics.
+"""What a host measures where there is no ``/proc``, on macOS above all: psutil reads, pure functions make metrics.
 
 A rate needs two readings of a counter. A counter that went backwards was reset, and a counter the system
-lacks is not there: in both cases the metric is absent, never negative and never a stand-in. psutil does not
-know containers: it tells of the host, except for the network, which is that of the namespace.
+lacks is not there: in both cases the metric is absent, never negative and never a stand-in.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -22,8 +20,6 @@ from streammon_agents.source import Measured, Polled, Probe
 
 Metrics = dict[str, float]
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_BLOCK_DEVICES = Path("/sys/block")
 _IMAGES = frozenset({"squashfs", "iso9660", "erofs", "cramfs"})
 """File systems that are files, read-only and always full."""
 
@@ -82,10 +78,7 @@ _DISK_BUSY_MS = {"busy_time": "io_time_fraction"}
 
 
 def read_disks() -> dict[str, Any]:
-    """Counters of whole disks; partitions would count everything twice."""
-    counters = psutil.disk_io_counters(perdisk=True, nowrap=False) or {}
-    whole = {device.name for device in _BLOCK_DEVICES.iterdir()} if _BLOCK_DEVICES.is_dir() else set(counters)
-    return {name: counted for name, counted in counters.items() if name in whole}
+    return psutil.disk_io_counters(perdisk=True, nowrap=False) or {}
 
 
 def disks(now: Mapping[str, Any], before: Mapping[str, Any] | None, elapsed_s: float) -> Iterator[Measured]:
@@ -152,22 +145,19 @@ class HostReading(NamedTuple):
     name: str
     load: tuple[float, float, float]
     uptime_s: float
-    boot_id: str | None
 
 
 def read_host(name: str) -> HostReading:
-    boot_id = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else None
-    return HostReading(name, psutil.getloadavg(), time.time() - psutil.boot_time(), boot_id)
+    return HostReading(name, psutil.getloadavg(), time.time() - psutil.boot_time())
 
 
 def host(now: HostReading, before: HostReading | None, elapsed_s: float) -> Iterator[Measured]:
     metrics = dict(zip(("load_1m", "load_5m", "load_15m"), now.load, strict=True))
-    labels = {"boot_id": now.boot_id} if now.boot_id else None
-    yield Measured("host", now.name, {**metrics, "uptime_s": now.uptime_s}, labels)
+    yield Measured("host", now.name, {**metrics, "uptime_s": now.uptime_s})
 
 
-def host_source(settings: Settings, clock: Clock = system_clock) -> Polled:
-    """This host, once ``agent.interval_s``."""
+def portable_source(settings: Settings, clock: Clock = system_clock) -> Polled:
+    """What psutil can tell of this host, once ``agent.interval_s``."""
     host = host_name(settings)
     return Polled("host", host, probes(host), interval_s=settings.agent.interval_s, clock=clock)
 
