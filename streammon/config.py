@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import msgspec
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -234,7 +234,18 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host"]
+SourceName = Literal["host", "scrape"]
+
+
+class ScrapeSettings(Section):
+    """Prometheus scraping by the agent (docs/scrape.md)."""
+
+    jobs: Secret[tuple[dict[str, Any], ...]] = Secret(())
+    """What is scraped: a list of jobs, each shaped as one of Prometheus' ``scrape_configs``; may hold secrets."""
+    annotated_pods: bool = False
+    """Whether pods of this node are scraped that ask for it by the annotation ``prometheus.io/scrape: "true"``."""
+    node_name: str | None = None
+    """Name of this node in Kubernetes, whose pods are looked for; ``agent.host`` if not given."""
 
 
 class AgentSettings(Section):
@@ -242,7 +253,7 @@ class AgentSettings(Section):
 
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
-    sources: tuple[SourceName, ...] = ("host",)
+    sources: tuple[SourceName, ...] = ("host", "scrape")
     """What is observed; what is not there is left out, and `streammon agent --check` says why."""
     interval_s: float = Field(1.0, gt=0)
     """How often what is asked (hosts, containers, GPUs) is asked."""
@@ -252,6 +263,7 @@ class AgentSettings(Section):
     """Where the host's ``/sys`` is."""
     buffer_batches: int = Field(3600, ge=1)
     """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
+    scrape: ScrapeSettings = ScrapeSettings()
 
 
 class ElasticsearchSettings(Section):
@@ -561,5 +573,5 @@ def _is_private(problem: ErrorDetails) -> bool:
         inside = field.annotation if field else inside
     return (
         problem["type"] in ("extra_forbidden", "model_type", IMPOSSIBLE)  # the last names its values itself
-        or "SecretStr" in repr(inside)
+        or "Secret" in repr(inside)
     )

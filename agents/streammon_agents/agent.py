@@ -30,8 +30,15 @@ def _host(settings: Settings, clock: Clock) -> Source:
     return host_source(settings, clock)
 
 
+def _scrape(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.scrape.scraper import scrape_source
+
+    return scrape_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
+    "scrape": _scrape,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 
