@@ -31,7 +31,7 @@ def _host(settings: Settings, clock: Clock) -> Source:
 
 
 def _scrape(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.scrape.scraper import scrape_source
+    from streammon_agents.scrape import scrape_source
 
     return scrape_source(settings, clock)
 

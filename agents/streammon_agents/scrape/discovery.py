@@ -20,6 +20,9 @@ from streammon_agents.scrape.jobs import FileSdConfig, StaticConfig
 LabelSets = list[dict[str, str]]
 MAX_FILE_BYTES: Final = 4 * 1024**2
 MAX_FILES: Final = 1000
+SHORTEST_LOOK_S: Final = 0.05
+LONGEST_LOOK_S: Final = 5.0
+"""Prometheus is told by the system when a file changes; we look."""
 
 
 class Report(NamedTuple):
@@ -68,7 +71,7 @@ class Files:
             if (now := await asyncio.to_thread(self._look)) != last:
                 report(now)
                 last = now
-            await asyncio.sleep(max(1.0, min(5.0, seconds(self._config.refresh_interval))))
+            await asyncio.sleep(max(SHORTEST_LOOK_S, min(LONGEST_LOOK_S, seconds(self._config.refresh_interval))))
 
     async def once(self) -> LabelSets:
         report = await asyncio.to_thread(self._look)

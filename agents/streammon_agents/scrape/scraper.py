@@ -29,14 +29,12 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from streammon.clock import Clock, system_clock
-from streammon.config import Settings
 from streammon.events import EventType
-from streammon.heartbeat import host_name
 from streammon.telemetry import log
 from streammon_agents.scrape.accounts import Accounts, Identity, Taken
 from streammon_agents.scrape.discovery import Discovery, Files, Report, Static
 from streammon_agents.scrape.fetching import Fetched, Fetcher, FetchError, Format, Room, open_session
-from streammon_agents.scrape.jobs import ANNOTATED_PODS, Job, jobs_of
+from streammon_agents.scrape.jobs import Job
 from streammon_agents.scrape.pages import Page, PageError, Series
 from streammon_agents.scrape.relabel import relabelling
 from streammon_agents.scrape.targets import Found, Target, targets_of
@@ -48,14 +46,6 @@ CHECK_S: Final = 3.0
 CHECKED: Final = 50
 """Targets that `check` tries at most."""
 _SHOWN: Final = 3
-
-
-def scrape_source(settings: Settings, clock: Clock = system_clock) -> Scraper:
-    """The source as it is configured. Raises ConfigError where a job cannot be understood."""
-    given = settings.agent.scrape
-    pods = [ANNOTATED_PODS] if given.annotated_pods else []
-    node = given.node_name or host_name(settings)
-    return Scraper(jobs_of([*given.jobs.get_secret_value(), *pods]), host_name(settings), node=node, clock=clock)
 
 
 class Scraper:
@@ -70,8 +60,6 @@ class Scraper:
 
     def check(self) -> Iterable[Finding]:
         """Which targets there are, and whether their pages can be had."""
-        if not self._jobs:
-            return [Finding("targets", False, "no jobs are configured", "list some in agent.scrape.jobs")]
         with ThreadPoolExecutor(1) as pool:  # the caller may have an event loop of its own
             return pool.submit(asyncio.run, self._checked()).result()
 
@@ -104,8 +92,6 @@ class Scraper:
         return Finding(f"target {target.name}", True, f"{len(page.samples)} samples")
 
     async def run(self, out: Outlet) -> None:
-        if not self._jobs:
-            await asyncio.Event().wait()
         reader = ThreadPoolExecutor(1, thread_name_prefix=NAME)
         try:
             async with open_session() as session, asyncio.TaskGroup() as group:
@@ -212,7 +198,8 @@ class _Pool:
                 read = asyncio.get_running_loop().run_in_executor(shared.reader, reading.take, fetched, at_unix_s)
                 taken = await read
         except (FetchError, PageError) as error:
-            fault, why = error.fault, str(error)
+            fault: StrEnum = error.fault
+            why = str(error)
         except Exception as error:  # whatever it is, the other targets go on
             log.exception("a page could not be read", target=target.name)
             fault, why = Unforeseen.FAILED, repr(error)
@@ -273,7 +260,7 @@ class Reading:
         same = [event for event in taken.events if _about(event) == _about(own)]
         for event in same:
             event["metrics"] |= own["metrics"]
-        return taken.events if same else [own, *taken.events]
+        return [*([] if same else [own]), *taken.events]
 
     def failed(self, fault: StrEnum, at_unix_s: float, duration_s: float) -> list[Event]:
         """Those of a scrape that brought no page."""
