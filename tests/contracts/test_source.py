@@ -27,8 +27,16 @@ def by_name(name: str) -> Callable[[Path], Source]:
     return make
 
 
+def scrape(path: Path) -> Source:
+    """A target that is away is published, too."""
+    given = {"job_name": "away", "scrape_interval": "50ms", "static_configs": [{"targets": ["127.0.0.1:1"]}]}
+    [source] = sources_of(load(data_dir=path, agent={"sources": ["scrape"], "scrape": {"jobs": [given]}}))
+    return source
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "scrape": scrape,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 

@@ -30,7 +30,6 @@ class Native(NamedTuple):
     positive: Buckets
     negative: Buckets
     sum: float
-    created_unix_s: float | None = None
 
     def sketch(self) -> Sketch:
         """The distribution. Raises SketchError where it cannot be one."""

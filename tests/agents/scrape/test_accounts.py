@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from streammon.sketch import Sketch
 from streammon_agents.scrape.accounts import FORGET_S, Accounts, Identity, Oddity, Taken
 from streammon_agents.scrape.native import Native
 from streammon_agents.scrape.pages import Page, Sample, Series, Type
+from streammon_agents.scrape.protobuf import parse_protobuf
 from streammon_agents.scrape.text import parse
 
 TEXT: Any = exposition
@@ -364,3 +366,26 @@ def test_a_native_histogram_that_cannot_be_is_absent_and_counted() -> None:
     assert target.takes(native_page(wide)).oddities == {Oddity.BAD_HISTOGRAM: 1}
     taken = target.takes(Page({"h": Type.GAUGE}, [Sample(SERIES, wide)], {}))
     assert taken.oddities == {Oddity.WRONG_TYPE: 1}
+
+
+RECORDED = Path(__file__).parents[2] / "data" / "native_histograms"
+
+
+def test_what_the_official_go_client_shows_is_told_exactly_over_a_change_of_resolution() -> None:
+    first, second = (parse_protobuf((RECORDED / f"{name}.pb").read_bytes()) for name in ("first", "second"))
+    resolutions = [
+        [sample.value.schema for sample in page.samples if isinstance(sample.value, Native)] for page in (first, second)
+    ]
+    assert resolutions == [[3, 3], [3, 1]], "of the change, and of the latency"
+    target = Target()
+    target.takes(first)
+    taken = target.takes(second)
+    latencies = [0.001 * 1.05 ** (number % 200) for number in range(10, 500)]  # as main.go.txt has them
+    changes = [float(number % 7 - 3) for number in range(10, 500)]
+    histograms = told(taken, "histograms")
+    latency, change = histograms["latency_seconds", "path=/"], histograms["change", ""]
+    assert latency["sketch"] == of_values(latencies, 1).sketch().to_wire()
+    assert change["sketch"] == of_values(changes, 3).sketch().to_wire()
+    assert (latency["sum"], change["sum"]) == (pytest.approx(sum(latencies)), sum(changes))
+    assert told(taken, "counters") == {("requests_total", ""): 490}
+    assert not taken.oddities
