@@ -10,12 +10,13 @@ Source: Prometheus, ``promql/quantile.go``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import inf, isfinite
 
 import numpy as np
 
-from streammon.sketch import MAX_COUNT, Sketch, SketchError, merge
+from streammon.sketch import EMPTY, MAX_COUNT, SCALE, Ints, Sketch, SketchError, bucket_index
 
 MAX_STEPS = 256
 """Into this many equal steps at most the values of one explicit bucket are spread."""
@@ -44,18 +45,47 @@ def from_buckets(bounds: Sequence[float], counts: Sequence[int]) -> Sketch:
     if not finite:
         return Sketch.of_equal(0.0, sum(counts))  # nothing is known of the values
     lows = [min(0.0, finite[0]), *finite]
-    parts = [
-        _spread(low, high, count) for low, high, count in zip(lows, [*finite, finite[-1]], counts, strict=True) if count
+    runs = [
+        _counted(low, high, count)
+        for low, high, count in zip(lows, [*finite, finite[-1]], counts, strict=True)
+        if count
     ]
-    return merge(parts)
+    if not runs:
+        return EMPTY
+    signs, indices, each = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+    return Sketch.of_buckets(
+        SCALE,
+        int(each[signs == 0].sum()),
+        *_dense(indices[signs > 0], each[signs > 0]),
+        *_dense(indices[signs < 0], each[signs < 0]),
+    )
 
 
-def _spread(low: float, high: float, count: int) -> Sketch:
-    """So many values, evenly from ``low`` (exclusive) to ``high``."""
+def _counted(low: float, high: float, count: int) -> tuple[Ints, Ints, Ints]:
+    """So many values, evenly from ``low`` (exclusive) to ``high``: signs, bucket indices of magnitudes, and counts."""
     steps = min(count, MAX_STEPS) if high > low else 1
+    signs, indices, edges = _runs(low, high, steps)
+    return signs, indices, np.diff(edges * count // steps)
+
+
+@lru_cache(maxsize=4096)
+def _runs(low: float, high: float, steps: int) -> tuple[Ints, Ints, Ints]:
+    """The buckets of so many even steps, and at which step each begins, with the end: the same for every histogram."""
     values = high - (high - low) * (np.arange(steps) / steps)
-    each = np.diff(np.arange(steps + 1) * count // steps)
-    return merge(map(Sketch.of_equal, values.tolist(), each.tolist()))
+    signs = np.sign(values).astype(np.int64)
+    indices = np.where(signs == 0, 0, bucket_index(np.where(signs == 0, 1.0, np.abs(values)))).astype(np.int64)
+    starts = np.flatnonzero(np.diff(signs, prepend=2) | np.diff(indices, prepend=-1 << 20))
+    return signs[starts], indices[starts], np.append(starts, steps)
+
+
+def _dense(indices: Ints, counts: Ints) -> tuple[int, list[int]]:
+    """The first of some bucket indices, and the counts from there on."""
+    if not len(indices):
+        return 0, []
+    first = int(indices.min())
+    dense = np.zeros(int(indices.max()) - first + 1, dtype=np.int64)
+    np.add.at(dense, indices - first, counts)
+    return first, dense.tolist()
 
 
 def _shown(bounds: Sequence[float]) -> str:
