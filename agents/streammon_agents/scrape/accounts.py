@@ -54,7 +54,7 @@ class Oddity(StrEnum):
     """Why a sample of a page that was taken is absent. The values are labels: add, never rename."""
 
     NOT_FINITE = "not_finite"
-    NEGATIVE = "negative"  # a counter, or a count, below zero
+    NEGATIVE = "negative"  # a counter, or what was added to one, below zero
     DUPLICATE = "duplicate_sample"
     WRONG_TYPE = "wrong_type"  # a bucket without a bound, and other samples that do not fit their type
     BAD_HISTOGRAM = "bad_histogram"
@@ -396,11 +396,13 @@ class _Sums(_Account):
             self._say(scrape, {part: value - before.get(part, 0) for part, value in now.items()})
 
     def _say(self, scrape: _Scrape, added: Mapping[Part, float]) -> None:
-        if not added:
-            return
-        counters = scrape.event(self.thing, scrape.time_of(self))["counters"]
+        at = scrape.time_of(self)
         for part, value in added.items():
-            counters[self.name if part == VALUE else f"{self.name}_{part}"] = value
+            if value < 0:  # a sum of values below zero: it cannot be a counter
+                scrape.oddities[Oddity.NEGATIVE] += 1
+            else:
+                counters = scrape.event(self.thing, at)["counters"]
+                counters[self.name if part == VALUE else f"{self.name}_{part}"] = value
 
 
 class _Histogram(_Sums):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -256,6 +257,9 @@ def jobs_of(given: Sequence[Any]) -> list[Job]:
         ConfigError: naming the job, the field and what is wrong with it; never a value that may be a secret.
     """
     jobs = [_job(number, each) for number, each in enumerate(given)]
+    for job in jobs:
+        if "PrometheusProto" in (*job.protocols, job.fallback_scrape_protocol) and find_spec("google.protobuf") is None:
+            raise ConfigError(f"agent.scrape.jobs: {job.job_name} asks for protobuf: pip install 'streammon[agent]'")
     names = [job.job_name for job in jobs]
     for name in names:
         if names.count(name) > 1:

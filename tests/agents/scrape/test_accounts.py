@@ -215,13 +215,13 @@ def test_a_histogram_without_bounds_tells_its_count_and_sum() -> None:
     assert told(target.shows(buckets({"1": 7, "+Inf": 8}, 9.0)), "histograms") == {}, "of another shape, a baseline"
 
 
-def test_the_sum_of_a_summary_may_fall_with_negative_values() -> None:
+def test_the_sum_of_a_summary_may_fall_and_is_no_counter_then() -> None:
     target = Target()
     page = '# TYPE s summary\ns{quantile="0.5"} %f\ns_sum %f\ns_count %d\n'
     target.shows(page % (1, 10, 5))
     taken = target.shows(page % (math.nan, 7, 6))
-    assert told(taken, "counters") == {("s_sum", ""): -3, ("s_count", ""): 1}
-    assert (told(taken, "metrics"), taken.oddities) == ({}, {Oddity.NOT_FINITE: 1})
+    assert told(taken, "counters") == {("s_count", ""): 1}
+    assert (told(taken, "metrics"), taken.oddities) == ({}, {Oddity.NOT_FINITE: 1, Oddity.NEGATIVE: 1})
     taken = target.shows(page % (2, math.nan, 7))
     assert told(taken, "counters") == {("s_count", ""): 1}
     assert told(taken, "metrics") == {("s", "quantile=0.5"): 2}

@@ -379,7 +379,7 @@ async def test_prometheus_itself_is_scraped_in_every_format(protocol: str, free_
                     lambda: histogram(out, "prometheus_http_request_duration_seconds", handler=ready)[0].count >= 20
                 )
                 assert histogram(out, "prometheus_http_response_size_bytes", handler=ready)[0].count >= 20
-                assert total(out, "promhttp_metric_handler_requests_total", code="200") > before
+                await eventually(lambda: total(out, "promhttp_metric_handler_requests_total", code="200") > before)
         finally:
             process.send_signal(signal.SIGKILL)
     assert not out.refused.keys() - {Down.UNREACHABLE, Oddity.NOT_FINITE}
