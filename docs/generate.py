@@ -21,8 +21,8 @@ from streammon.config import Settings, TopicSettings
 from streammon.schema import asyncapi
 
 DOCS = Path(__file__).parent
-COMPUTED = {"data_dir": "`$XDG_STATE_HOME/streammon`, else `~/.local/state/streammon`"}
-"""Defaults that depend on the machine, in words."""
+COMPUTED = {"data_dir": "`$XDG_STATE_HOME/streammon`, else `~/.local/state/streammon`", "jobs": "none"}
+"""Defaults that depend on the machine, or are not shown, in words."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 Json = Mapping[str, Any]

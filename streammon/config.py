@@ -240,7 +240,7 @@ SourceName = Literal["host", "scrape"]
 class ScrapeSettings(Section):
     """Prometheus scraping by the agent (docs/scrape.md)."""
 
-    jobs: Secret[tuple[dict[str, Any], ...]] = Secret(())
+    jobs: Secret[tuple[dict[str, Any], ...]] = Field(default_factory=lambda: Secret(()))
     """What is scraped: a list of jobs, each shaped as one of Prometheus' ``scrape_configs``; may hold secrets."""
     annotated_pods: bool = False
     """Whether pods of this node are scraped that ask for it by the annotation ``prometheus.io/scrape: "true"``."""
