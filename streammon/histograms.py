@@ -45,14 +45,13 @@ def from_buckets(bounds: Sequence[float], counts: Sequence[int]) -> Sketch:
     if not finite:
         return Sketch.of_equal(0.0, sum(counts))  # nothing is known of the values
     lows = [min(0.0, finite[0]), *finite]
-    runs = [
-        _counted(low, high, count)
-        for low, high, count in zip(lows, [*finite, finite[-1]], counts, strict=True)
-        if count
-    ]
-    if not runs:
+    filled = [each for each in zip(lows, [*finite, finite[-1]], counts, strict=True) if each[2]]
+    if not filled:
         return EMPTY
-    signs, indices, each = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+    runs = [_runs(low, high, min(count, MAX_STEPS) if high > low else 1) for low, high, count in filled]
+    signs, indices, starts, ends, steps = np.concatenate(runs, axis=1)
+    count = np.repeat(np.array([count for *_, count in filled], dtype=np.int64), [run.shape[1] for run in runs])
+    each = ends * count // steps - starts * count // steps
     return Sketch.of_buckets(
         SCALE,
         int(each[signs == 0].sum()),
@@ -61,21 +60,18 @@ def from_buckets(bounds: Sequence[float], counts: Sequence[int]) -> Sketch:
     )
 
 
-def _counted(low: float, high: float, count: int) -> tuple[Ints, Ints, Ints]:
-    """So many values, evenly from ``low`` (exclusive) to ``high``: signs, bucket indices of magnitudes, and counts."""
-    steps = min(count, MAX_STEPS) if high > low else 1
-    signs, indices, edges = _runs(low, high, steps)
-    return signs, indices, np.diff(edges * count // steps)
-
-
 @lru_cache(maxsize=4096)
-def _runs(low: float, high: float, steps: int) -> tuple[Ints, Ints, Ints]:
-    """The buckets of so many even steps, and at which step each begins, with the end: the same for every histogram."""
+def _runs(low: float, high: float, steps: int) -> Ints:
+    """Where so many values lie, evenly from ``low`` (exclusive) to ``high``, the same for every histogram.
+
+    A column for each run of them in one bucket: their sign, the bucket's index, the first of them, the end, ``steps``.
+    """
     values = high - (high - low) * (np.arange(steps) / steps)
     signs = np.sign(values).astype(np.int64)
     indices = np.where(signs == 0, 0, bucket_index(np.where(signs == 0, 1.0, np.abs(values)))).astype(np.int64)
     starts = np.flatnonzero(np.diff(signs, prepend=2) | np.diff(indices, prepend=-1 << 20))
-    return signs[starts], indices[starts], np.append(starts, steps)
+    ends = np.append(starts[1:], steps)
+    return np.stack([signs[starts], indices[starts], starts, ends, np.full(len(starts), steps)])
 
 
 def _dense(indices: Ints, counts: Ints) -> tuple[int, list[int]]:

@@ -37,6 +37,11 @@ class Native(NamedTuple):
         negative_offset, negative_counts = _dense(self.negative)
         return Sketch.of_buckets(self.schema, self.zero_count, offset, counts, negative_offset, negative_counts)
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether there is any value in it."""
+        return bool(self.zero_count or any(self.positive.values()) or any(self.negative.values()))
+
     def since(self, before: Native) -> Native | None:
         """What was added since; None if this one began anew."""
         schema, threshold = min(self.schema, before.schema), max(self.zero_threshold, before.zero_threshold)
