@@ -16,10 +16,11 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
+from msgspec import Raw, Struct, field
 
 from streammon.backoff import Backoff
 from streammon_agents.scrape.discovery import LabelSets, Report, Reporter
@@ -39,8 +40,79 @@ SOUND_S: Final = 10.0
 """What went on for this long is begun again at once."""
 _NOT_A_LABEL: Final = re.compile(r"[^a-zA-Z0-9_]")
 _EXPIRED: Final = 410
+T = TypeVar("T")
 
-Pod = Mapping[str, Any]
+
+class _Object(Struct, rename="camel", frozen=True, gc=False):
+    """A part of what the API server answers; all else of it is not kept."""
+
+
+class Owner(_Object, frozen=True):
+    kind: str = ""
+    name: str = ""
+    controller: bool | None = None
+
+
+class Metadata(_Object, frozen=True):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    proceed: str | None = field(default=None, name="continue")
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    owner_references: list[Owner] | None = None
+
+
+class Port(_Object, frozen=True):
+    container_port: int
+    name: str = ""
+    protocol: str = "TCP"
+
+
+class Container(_Object, frozen=True):
+    name: str = ""
+    image: str = ""
+    ports: list[Port] | None = None
+
+
+class Spec(_Object, frozen=True):
+    node_name: str = ""
+    containers: list[Container] = []
+    init_containers: list[Container] | None = None
+
+
+class Condition(_Object, frozen=True):
+    type: str = ""
+    status: str = ""
+
+
+class Status(_Object, frozen=True):
+    pod_ip: str = field(default="", name="podIP")
+    host_ip: str = field(default="", name="hostIP")
+    phase: str = ""
+    conditions: list[Condition] | None = None
+
+
+class Pod(_Object, frozen=True):
+    metadata: Metadata
+    spec: Spec = Spec()
+    status: Status = Status()
+
+
+class PodList(_Object, frozen=True):
+    metadata: Metadata
+    items: list[Pod] | None = None
+
+
+class Change(_Object, frozen=True):
+    type: str
+    object: Raw = Raw(b"{}")
+
+
+class Trouble(_Object, frozen=True):
+    code: int = 0
+    message: str = ""
 
 
 class NotInClusterError(ValueError):
@@ -106,14 +178,14 @@ class Pods:
             asked = {"limit": str(PAGE), **({"continue": proceed} if proceed else {})}
             async with asyncio.timeout(REQUEST_S), self._get(namespace, asked) as response:
                 _check(response)
-                answer = _decoded(await _whole(response))
-            pods |= {_key(pod): pod for pod in answer.get("items") or []}
+                answer = _decoded(await _whole(response), PodList)
+            pods |= {pod.metadata.uid: pod for pod in answer.items or []}
             if len(pods) > MAX_PODS:
                 raise ValueError(f"the API server tells of more than {MAX_PODS} pods on {self._node}")
-            proceed = answer.get("metadata", {}).get("continue") or ""
+            proceed = answer.metadata.proceed or ""
             if not proceed:
                 self._known[namespace] = pods
-                return str(answer.get("metadata", {}).get("resourceVersion", ""))
+                return answer.metadata.resource_version
 
     async def _watch(self, namespace: str, version: str, report: Reporter) -> str:
         """Follow the changes until the server ends it, as it does after a while; the version that was reached."""
@@ -127,22 +199,23 @@ class Pods:
             _check(response)
             async for change in _lines(response):
                 version = self._apply(namespace, change) or version
-                if change.get("type") != "BOOKMARK":
+                if change.type != "BOOKMARK":
                     report(self._report())
         return version
 
-    def _apply(self, namespace: str, change: Mapping[str, Any]) -> str | None:
-        kind, pod = change.get("type"), change.get("object") or {}
-        if kind == "ERROR":
-            if pod.get("code") == _EXPIRED:
+    def _apply(self, namespace: str, change: Change) -> str:
+        """Take up a change; the version after it."""
+        if change.type == "ERROR":
+            trouble = _decoded(change.object, Trouble)
+            if trouble.code == _EXPIRED:
                 raise Expired
-            raise ValueError(f"the API server says: {str(pod.get('message'))[:200]}")
-        if kind == "DELETED":
-            self._known[namespace].pop(_key(pod), None)
-        elif kind in ("ADDED", "MODIFIED") and len(self._known[namespace]) < MAX_PODS:
-            self._known[namespace][_key(pod)] = pod
-        version = pod.get("metadata", {}).get("resourceVersion")
-        return None if version is None else str(version)
+            raise ValueError(f"the API server says: {trouble.message[:200]}")
+        pods, pod = self._known[namespace], _decoded(change.object, Pod)
+        if change.type == "DELETED":
+            pods.pop(pod.metadata.uid, None)
+        elif change.type in ("ADDED", "MODIFIED") and (len(pods) < MAX_PODS or pod.metadata.uid in pods):
+            pods[pod.metadata.uid] = pod
+        return pod.metadata.resource_version
 
     def _report(self) -> Report:
         return Report(self._found(), next(iter(self._failing.values()), None))
@@ -190,7 +263,7 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[Change]:
     """The changes of a watch, one a line."""
     waiting = bytearray()
     async for chunk in response.content.iter_any():
@@ -200,17 +273,14 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, An
         if len(waiting) > MAX_BYTES:
             raise ValueError(f"a change has more than {MAX_BYTES} bytes")
         for line in filter(None, lines):
-            yield _decoded(bytes(line))
+            yield _decoded(line, Change)
 
 
-def _decoded(text: bytes) -> dict[str, Any]:
+def _decoded(text: bytes | bytearray | Raw, type_: type[T]) -> T:
     try:
-        answer = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"the API server does not answer in JSON: {error}") from None
-    if not isinstance(answer, dict):
-        raise ValueError("the API server answers with no object")  # noqa: TRY004 - a verdict on an answer
-    return answer
+        return msgspec.json.decode(text, type=type_)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ValueError(f"the API server does not answer as it should: {error}") from None
 
 
 def _why(error: BaseException) -> str:
@@ -219,64 +289,54 @@ def _why(error: BaseException) -> str:
     return f"the API server cannot be asked: {error}" if isinstance(error, aiohttp.ClientError) else str(error)
 
 
-def _key(pod: Pod) -> str:
-    metadata = pod.get("metadata") or {}
-    return str(metadata.get("uid") or f"{metadata.get('namespace')}/{metadata.get('name')}")
-
-
 def label_sets(pod: Pod) -> Iterator[dict[str, str]]:
     """What may be scraped of a pod. One without an address yet is nothing.
 
     Source: Prometheus, ``discovery/kubernetes/pod.go``.
     """
-    metadata, spec, status = (pod.get(part) or {} for part in ("metadata", "spec", "status"))
-    address = status.get("podIP")
-    if not address:
+    if not pod.status.pod_ip:
         return
-    common = _of_pod(metadata, spec, status)
-    for is_init, containers in ((False, spec.get("containers")), (True, spec.get("initContainers"))):
-        for container in containers or []:
+    common = _of_pod(pod)
+    for is_init, containers in ((False, pod.spec.containers), (True, pod.spec.init_containers or [])):
+        for container in containers:
             own = {
                 **common,
-                "__meta_kubernetes_pod_container_name": str(container.get("name", "")),
-                "__meta_kubernetes_pod_container_image": str(container.get("image", "")),
+                "__meta_kubernetes_pod_container_name": container.name,
+                "__meta_kubernetes_pod_container_image": container.image,
                 "__meta_kubernetes_pod_container_init": str(is_init).lower(),
             }
-            ports = container.get("ports") or []
-            if not ports:  # the port has to come by relabelling
-                yield {**own, "__address__": _joined(address, None)}
-            for port in ports:
+            if not container.ports:  # the port has to come by relabelling
+                yield {**own, "__address__": _joined(pod.status.pod_ip, None)}
+            for port in container.ports or []:
                 yield {
                     **own,
-                    "__address__": _joined(address, port.get("containerPort")),
-                    "__meta_kubernetes_pod_container_port_name": str(port.get("name", "")),
-                    "__meta_kubernetes_pod_container_port_number": str(port.get("containerPort", "")),
-                    "__meta_kubernetes_pod_container_port_protocol": str(port.get("protocol", "TCP")),
+                    "__address__": _joined(pod.status.pod_ip, port.container_port),
+                    "__meta_kubernetes_pod_container_port_name": port.name,
+                    "__meta_kubernetes_pod_container_port_number": str(port.container_port),
+                    "__meta_kubernetes_pod_container_port_protocol": port.protocol,
                 }
 
 
-def _of_pod(metadata: Mapping[str, Any], spec: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, str]:
-    owner: Mapping[str, Any] = next(
-        (each for each in metadata.get("ownerReferences") or [] if each.get("controller")), {}
-    )
-    ready = [each.get("status") for each in status.get("conditions") or [] if each.get("type") == "Ready"]
+def _of_pod(pod: Pod) -> dict[str, str]:
+    owner = next((each for each in pod.metadata.owner_references or [] if each.controller), Owner())
+    ready = next((each.status.lower() for each in pod.status.conditions or [] if each.type == "Ready"), "unknown")
     meta = {
-        "namespace": metadata.get("namespace"),
-        "pod_name": metadata.get("name"),
-        "pod_uid": metadata.get("uid"),
-        "pod_ip": status.get("podIP"),
-        "pod_host_ip": status.get("hostIP"),
-        "pod_node_name": spec.get("nodeName"),
-        "pod_phase": status.get("phase"),
-        "pod_ready": str(ready[0]).lower() if ready else "unknown",
-        "pod_controller_kind": owner.get("kind"),
-        "pod_controller_name": owner.get("name"),
+        "namespace": pod.metadata.namespace,
+        "pod_name": pod.metadata.name,
+        "pod_uid": pod.metadata.uid,
+        "pod_ip": pod.status.pod_ip,
+        "pod_host_ip": pod.status.host_ip,
+        "pod_node_name": pod.spec.node_name,
+        "pod_phase": pod.status.phase,
+        "pod_ready": ready,
+        "pod_controller_kind": owner.kind,
+        "pod_controller_name": owner.name,
     }
-    labels = {f"__meta_kubernetes_{name}": str(value) for name, value in meta.items() if value}
-    for kind in ("label", "annotation"):
-        for name, value in (metadata.get(f"{kind}s") or {}).items():
+    labels = {f"__meta_kubernetes_{name}": value for name, value in meta.items() if value}
+    for kind, given in (("label", pod.metadata.labels), ("annotation", pod.metadata.annotations)):
+        for name, value in (given or {}).items():
             safe = _NOT_A_LABEL.sub("_", name)
-            labels[f"__meta_kubernetes_pod_{kind}_{safe}"] = str(value)
+            labels[f"__meta_kubernetes_pod_{kind}_{safe}"] = value
             labels[f"__meta_kubernetes_pod_{kind}present_{safe}"] = "true"
     return labels
 

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -29,7 +30,7 @@ from tests.support import eventually
 Pod = dict[str, Any]
 
 
-def pod(name: str, version: int = 1, *, namespace: str = "n", ip: str | None = "10.0.0.1", **annotations: str) -> Pod:
+def pod(name: str, version: int = 1, *, namespace: str = "n", ip: str = "10.0.0.1", **annotations: str) -> Pod:
     return {
         "metadata": {
             "name": name,
@@ -58,6 +59,7 @@ class FakeApi:
         self.refusals: list[str] = []
         self.lists = self.watches = 0
         self.status: int | None = None
+        self.nonsense = b""
         self._changes: list[tuple[int, str, Pod]] = []
         self._changed = asyncio.Event()
         self.ending = asyncio.Event()
@@ -85,6 +87,8 @@ class FakeApi:
 
     async def _list(self, request: web.Request) -> web.Response:
         self.lists += 1
+        if self.nonsense:
+            return web.Response(body=self.nonsense)
         names, limit = sorted(self.pods), int(request.query["limit"])
         start = int(request.query.get("continue", "0"))
         more = {"continue": str(start + limit)} if start + limit < len(names) else {}
@@ -199,6 +203,10 @@ async def test_what_is_known_holds_while_the_server_fails_and_tokens_are_renewed
             api.status = 500
             api.ending.set()
             await eventually(lambda: "answered 500" in (reports[-1].failing or ""))
+            api.status = None
+            api.nonsense = b'{"metadata": 5}'
+            await eventually(lambda: "does not answer as it should" in (reports[-1].failing or ""))
+    assert names(reports) == {"a"}
 
 
 async def test_outside_of_a_cluster_it_says_so(tmp_path: Path) -> None:
@@ -213,7 +221,7 @@ def test_a_pod_is_a_label_set_a_port_with_the_labels_of_prometheus() -> None:
     given = pod("p", scrape="true", port="9100")
     given["spec"]["containers"].append({"name": "side", "image": "s"})
     given["spec"]["initContainers"] = [{"name": "init", "image": "x"}]
-    main, side, init = label_sets(given)
+    main, side, init = label_sets(msgspec.convert(given, kubernetes.Pod))
     assert main == {
         "__address__": "10.0.0.1:8080",
         "__meta_kubernetes_namespace": "n",
@@ -239,4 +247,4 @@ def test_a_pod_is_a_label_set_a_port_with_the_labels_of_prometheus() -> None:
         "__meta_kubernetes_pod_container_port_protocol": "TCP",
     }
     assert (side["__address__"], init["__meta_kubernetes_pod_container_init"]) == ("10.0.0.1", "true")
-    assert not list(label_sets(pod("q", ip=None))), "it has no address yet"
+    assert not list(label_sets(msgspec.convert(pod("q", ip=""), kubernetes.Pod))), "it has no address yet"
