@@ -71,6 +71,8 @@ def test_any_page_is_read_as_it_was_written(rows: list[tuple[str, dict[str, str]
     again = parse(page, known=first.known)
     assert repr(values(first)) == repr(values(again)) == repr(expected)
     assert [sample.series for sample in again.samples] == [sample.series for sample in first.samples]
+    official = of_library(PARSER.text_string_to_metric_families(page.decode()))
+    assert sorted(map(repr, official)) == sorted(map(repr, expected))
 
 
 def a_registry() -> CollectorRegistry:
