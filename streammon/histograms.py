@@ -10,13 +10,12 @@ Source: Prometheus, ``promql/quantile.go``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from math import inf, isfinite
 
 import numpy as np
 
-from streammon.sketch import EMPTY, MAX_COUNT, SCALE, Ints, Sketch, SketchError, bucket_index
+from streammon.sketch import MAX_COUNT, Sketch, SketchError, merge
 
 MAX_STEPS = 256
 """Into this many equal steps at most the values of one explicit bucket are spread."""
@@ -45,43 +44,18 @@ def from_buckets(bounds: Sequence[float], counts: Sequence[int]) -> Sketch:
     if not finite:
         return Sketch.of_equal(0.0, sum(counts))  # nothing is known of the values
     lows = [min(0.0, finite[0]), *finite]
-    filled = [each for each in zip(lows, [*finite, finite[-1]], counts, strict=True) if each[2]]
-    if not filled:
-        return EMPTY
-    runs = [_runs(low, high, min(count, MAX_STEPS) if high > low else 1) for low, high, count in filled]
-    signs, indices, starts, ends, steps = np.concatenate(runs, axis=1)
-    count = np.repeat(np.array([count for *_, count in filled], dtype=np.int64), [run.shape[1] for run in runs])
-    each = ends * count // steps - starts * count // steps
-    return Sketch.of_buckets(
-        SCALE,
-        int(each[signs == 0].sum()),
-        *_dense(indices[signs > 0], each[signs > 0]),
-        *_dense(indices[signs < 0], each[signs < 0]),
-    )
+    parts = [
+        _spread(low, high, count) for low, high, count in zip(lows, [*finite, finite[-1]], counts, strict=True) if count
+    ]
+    return merge(parts)
 
 
-@lru_cache(maxsize=4096)
-def _runs(low: float, high: float, steps: int) -> Ints:
-    """Where so many values lie, evenly from ``low`` (exclusive) to ``high``, the same for every histogram.
-
-    A column for each run of them in one bucket: their sign, the bucket's index, the first of them, the end, ``steps``.
-    """
+def _spread(low: float, high: float, count: int) -> Sketch:
+    """So many values, evenly from ``low`` (exclusive) to ``high``."""
+    steps = min(count, MAX_STEPS) if high > low else 1
     values = high - (high - low) * (np.arange(steps) / steps)
-    signs = np.sign(values).astype(np.int64)
-    indices = np.where(signs == 0, 0, bucket_index(np.where(signs == 0, 1.0, np.abs(values)))).astype(np.int64)
-    starts = np.flatnonzero(np.diff(signs, prepend=2) | np.diff(indices, prepend=-1 << 20))
-    ends = np.append(starts[1:], steps)
-    return np.stack([signs[starts], indices[starts], starts, ends, np.full(len(starts), steps)])
-
-
-def _dense(indices: Ints, counts: Ints) -> tuple[int, list[int]]:
-    """The first of some bucket indices, and the counts from there on."""
-    if not len(indices):
-        return 0, []
-    first = int(indices.min())
-    dense = np.zeros(int(indices.max()) - first + 1, dtype=np.int64)
-    np.add.at(dense, indices - first, counts)
-    return first, dense.tolist()
+    each = np.diff(np.arange(steps + 1) * count // steps)
+    return merge(map(Sketch.of_equal, values.tolist(), each.tolist()))
 
 
 def _shown(bounds: Sequence[float]) -> str:
