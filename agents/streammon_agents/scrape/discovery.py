@@ -94,7 +94,7 @@ class Files:
             status = path.stat()
             version = status.st_mtime_ns, status.st_size
             if path not in self._read or self._read[path][0] != version:
-                self._read[path] = version, _of_file(path)
+                self._read[path] = version, of_file(path)
         except (OSError, ValueError) as error:
             return f"{path}: {getattr(error, 'strerror', None) or error}"
         return None
@@ -104,8 +104,8 @@ def _matching(pattern: Path) -> list[Path]:
     return [path for path in pattern.parent.glob(pattern.name) if path.is_file()]
 
 
-def _of_file(path: Path) -> LabelSets:
-    """Raises OSError, ValueError."""
+def of_file(path: Path) -> LabelSets:
+    """The targets that a file lists. Raises OSError, ValueError."""
     with path.open("rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:

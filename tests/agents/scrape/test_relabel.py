@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streammon.errors import ConfigError
-from streammon_agents.scrape.jobs import ANNOTATED_PODS, jobs_of
+from streammon_agents.scrape.discovery import of_file
+from streammon_agents.scrape.jobs import ANNOTATED_PODS, Job, jobs_of
 from streammon_agents.scrape.relabel import Rule, relabelling
 from streammon_agents.scrape.targets import Target, targets_of
 
 Labels = dict[str, str]
+FIELDS = [*Job.__struct_fields__, "targets", "labels", "files", "role", "regex", "action", "target_label"]
 ABC = {"a": "foo", "b": "bar", "c": "baz"}
 RULES: list[tuple[Labels, list[dict[str, Any]], Labels | None]] = [
     (ABC, [{"source_labels": ["a"], "regex": "f(.*)", "target_label": "d", "replacement": "ch${1}-ch${1}"}],
@@ -181,3 +187,29 @@ def test_annotated_pods_are_scraped_where_they_say() -> None:
         "pod": "p",
         "service": "ranker",
     }
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
+def test_any_job_is_taken_or_named_as_wrong(given_: dict[str, Any]) -> None:
+    with contextlib.suppress(ConfigError):
+        [made] = jobs_of([{"job_name": "shop", **given_}])
+        assert targets_of(made, [{"__address__": "a:80"}]).omitted == 0
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()), st.sampled_from(["json", "yml"]))
+def test_any_file_of_targets_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, text: bytes, end: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / f"targets.{end}"
+    file.write_bytes(text)
+    with contextlib.suppress(ValueError):
+        assert isinstance(of_file(file), list)

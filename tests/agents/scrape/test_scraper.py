@@ -29,7 +29,7 @@ from streammon.sketch import Sketch, merge
 from streammon.telemetry import DROPPED, health_routes, serve_http
 from streammon_agents.scrape import scrape_source
 from streammon_agents.scrape.accounts import Oddity
-from streammon_agents.scrape.fetching import Down
+from streammon_agents.scrape.fetching import Down, FetchError, Room
 from streammon_agents.scrape.pages import Fault
 from streammon_agents.source import Source, ended
 from tests.certificates import Authority
@@ -252,6 +252,17 @@ async def test_bad_targets_are_down_with_their_reason_and_touch_no_other() -> No
     assert max(gaps) < 2, "the good one is never kept waiting for long"
     assert metrics(out, "good")
     assert any("status" in (state or "") or "more" in (state or "") for state in out.states)
+
+
+def test_all_pages_under_way_share_one_bound() -> None:
+    room = Room(100)
+    with room.share() as one, room.share() as two:
+        one.grow(60)
+        two.grow(40)
+        with pytest.raises(FetchError, match="all the room"):
+            one.grow(1)
+    with room.share() as next_:
+        next_.grow(100)
 
 
 async def test_odd_samples_are_counted_and_the_page_is_taken() -> None:
