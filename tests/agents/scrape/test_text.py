@@ -25,7 +25,9 @@ OPENMETRICS_EXPOSITION: Any = openmetrics_exposition
 OPENMETRICS_PARSER: Any = openmetrics_parser
 
 NAMES = st.from_regex(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,8}", fullmatch=True)
-LABEL_NAMES = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True).filter(lambda name: name != "__name__")
+LABEL_NAMES = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True).filter(
+    lambda name: not name.startswith("__")
+)
 LABELS = st.dictionaries(LABEL_NAMES, st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=4)
 ROWS = st.lists(st.tuples(NAMES, LABELS, st.floats(), st.none() | st.integers(0, 2**41)), min_size=1, max_size=8)
 
