@@ -15,6 +15,7 @@ ALL = (
     "agent",
     "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "resources",
     "quality", "scale_out", "paging", "sdk_overhead", "node_agent", "gpus", "join", "profiles",
+    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "scrape",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

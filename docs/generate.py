@@ -26,6 +26,8 @@ COMPUTED = {
     "procfs": "`$PROCFS_PATH`, else `/proc`",
 }
 """Defaults that depend on the machine, in words."""
+COMPUTED = {"data_dir": "`$XDG_STATE_HOME/streammon`, else `~/.local/state/streammon`", "jobs": "none"}
+"""Defaults that depend on the machine, or are not shown, in words."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 Json = Mapping[str, Any]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import msgspec
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -236,7 +236,7 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host", "gpu", "otlp", "gateway", "statsd", "containers"]
+SourceName = Literal["host", "gpu", "otlp", "gateway", "statsd", "containers", "scrape"]
 
 
 def _default_procfs() -> Path:
@@ -375,12 +375,25 @@ class SpoolSettings(Section):
     """An append that takes longer is given up, and what comes goes to the spool until Kafka answers again."""
 
 
+
+
+class ScrapeSettings(Section):
+    """Prometheus scraping by the agent (docs/scrape.md)."""
+
+    jobs: Secret[tuple[dict[str, Any], ...]] = Field(default_factory=lambda: Secret(()))
+    """What is scraped: a list of jobs, each shaped as one of Prometheus' ``scrape_configs``; may hold secrets."""
+    annotated_pods: bool = False
+    """Whether pods of this node are scraped that ask for it by the annotation ``prometheus.io/scrape: "true"``."""
+    node_name: str | None = None
+    """Name of this node in Kubernetes, whose pods are looked for; ``agent.host`` if not given."""
+
+
 class AgentSettings(Section):
     """The agent of a node: what it observes, and how it carries that into the log."""
 
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
-    sources: tuple[SourceName, ...] = ("host", "containers", "gpu")
+    sources: tuple[SourceName, ...] = ("host", "containers", "gpu", "scrape")
     """What is observed; what is not there is left out, and `streammon agent --check` says why."""
     interval_s: float = Field(1.0, gt=0)
     """How often what is asked (hosts, containers, GPUs) is asked."""
@@ -410,6 +423,7 @@ class AgentSettings(Section):
     """What is kept on disk."""
     max_skew_s: float = Field(1.0, gt=0)
     """A clock that is further from the broker's degrades the agent: its events come late, or are refused."""
+    scrape: ScrapeSettings = ScrapeSettings()
 
 
 class ElasticsearchSettings(Section):
@@ -719,5 +733,5 @@ def _is_private(problem: ErrorDetails) -> bool:
         inside = field.annotation if field else inside
     return (
         problem["type"] in ("extra_forbidden", "model_type", IMPOSSIBLE)  # the last names its values itself
-        or "SecretStr" in repr(inside)
+        or "Secret" in repr(inside)
     )

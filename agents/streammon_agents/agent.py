@@ -73,6 +73,12 @@ def _containers(settings: Settings, clock: Clock) -> Source:
     return containers_source(settings, clock)
 
 
+def _scrape(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.scrape import scrape_source
+
+    return scrape_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
     "containers": _containers,
@@ -80,6 +86,7 @@ SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "otlp": _otlp,
     "gateway": _gateway,
     "statsd": _statsd,
+    "scrape": _scrape,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 

@@ -89,6 +89,12 @@ def containers(path: Path) -> Source:
     sysfs = tree("v2_kubernetes", path / "sys")
     agent = {"sources": ["containers"], "interval_s": 0.05, "host": "here", "sysfs": str(sysfs)}
     [source] = sources_of(load(data_dir=path, agent=agent))
+
+
+def scrape(path: Path) -> Source:
+    """A target that is away is published, too."""
+    given = {"job_name": "away", "scrape_interval": "50ms", "static_configs": [{"targets": ["127.0.0.1:1"]}]}
+    [source] = sources_of(load(data_dir=path, agent={"sources": ["scrape"], "scrape": {"jobs": [given]}}))
     return source
 
 
@@ -99,6 +105,7 @@ SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "otlp": otlp,
     "gateway": gateway,
     "statsd": statsd,
+    "scrape": scrape,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 

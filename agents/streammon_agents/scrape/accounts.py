@@ -18,8 +18,9 @@ that are taken (``exported_host``).
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from itertools import pairwise
 from math import floor, inf, isfinite, isnan, nan
@@ -54,7 +55,7 @@ class Oddity(StrEnum):
     """Why a sample of a page that was taken is absent. The values are labels: add, never rename."""
 
     NOT_FINITE = "not_finite"
-    NEGATIVE = "negative"  # a counter, or a count, below zero
+    NEGATIVE = "negative"  # a counter, or what was added to one, below zero
     DUPLICATE = "duplicate_sample"
     WRONG_TYPE = "wrong_type"  # a bucket without a bound, and other samples that do not fit their type
     BAD_HISTOGRAM = "bad_histogram"
@@ -396,11 +397,13 @@ class _Sums(_Account):
             self._say(scrape, {part: value - before.get(part, 0) for part, value in now.items()})
 
     def _say(self, scrape: _Scrape, added: Mapping[Part, float]) -> None:
-        if not added:
-            return
-        counters = scrape.event(self.thing, scrape.time_of(self))["counters"]
+        at = scrape.time_of(self)
         for part, value in added.items():
-            counters[self.name if part == VALUE else f"{self.name}_{part}"] = value
+            if value < 0:  # a sum of values below zero: it cannot be a counter
+                scrape.oddities[Oddity.NEGATIVE] += 1
+            else:
+                counters = scrape.event(self.thing, at)["counters"]
+                counters[self.name if part == VALUE else f"{self.name}_{part}"] = value
 
 
 class _Histogram(_Sums):
@@ -423,7 +426,7 @@ class _Histogram(_Sums):
         except (SketchError, ValueError, OverflowError):
             scrape.oddities[Oddity.BAD_HISTOGRAM] += 1
             return
-        if added is not None and added.sketch.count:
+        if added is not None:
             histograms = scrape.event(self.thing, scrape.time_of(self))["histograms"]
             histograms[self.name] = {"sum": added.sum, "sketch": added.sketch.to_wire()}
 
@@ -441,17 +444,17 @@ class _Histogram(_Sums):
             return None
         then: Native | None = before.get(NATIVE)
         added = (now.since(then) if then else None) or now
-        return _Added(added.sketch(), _finite(added.sum))
+        return _Added(added.sketch(), _finite(added.sum)) if added.holds_any else None
 
     def _classic(self, before: dict[Part, Any] | None) -> _Added | None:
-        now = _whole(self.now)
-        self._before = now
+        now = _classic(self.now)
+        self._before = {BUCKET: now}
         if before is None:
             return None
-        added = _added(now, before)
-        if added is None:
-            added, before = _added(now, {}) or [], {}
-        return _Added(from_buckets(_bounds(now), added), now[SUM] - before.get(SUM, 0.0))
+        then: _Classic | None = before.get(BUCKET)
+        added = (now.since(then) if then else None) or now
+        each = [high - low for low, high in pairwise([0, *added.counts])]
+        return _Added(from_buckets(now.bounds, each), added.sum) if any(each) else None
 
 
 class _Added(NamedTuple):
@@ -461,7 +464,9 @@ class _Added(NamedTuple):
 
 def _shape(now: Mapping[Part, Any]) -> Part:
     """What it can be told by: native buckets, classic ones, or its count and sum alone."""
-    return NATIVE if NATIVE in now else BUCKET if min(_bounds(now), default=inf) < inf else COUNT
+    if NATIVE in now:
+        return NATIVE
+    return BUCKET if any(isinstance(part, float) and part < inf for part in now) else COUNT
 
 
 def _finite(value: float) -> float:
@@ -470,38 +475,40 @@ def _finite(value: float) -> float:
     return value
 
 
-def _bounds(histogram: Mapping[Part, float]) -> list[float]:
-    return sorted(part for part in histogram if not isinstance(part, str))
+class _Classic(NamedTuple):
+    """A classic histogram: upper bounds, the last infinity, and how many values are not above each."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+    def since(self, before: _Classic) -> _Classic | None:
+        """What was added; None where it began anew."""
+        then = before.counts if before.bounds == self.bounds else before.at(self.bounds)
+        added = [now - last for now, last in zip(self.counts, then, strict=True)]
+        fell = added[0] < 0 or any(low > high for low, high in pairwise(added))
+        return None if fell else _Classic(self.bounds, added, self.sum - before.sum)
+
+    def at(self, bounds: Iterable[float]) -> list[int]:
+        """The counts at other bounds: those of the next lower ones, as some exporters leave out empty buckets."""
+        counts = [0, *self.counts]
+        return [counts[bisect_right(self.bounds, bound)] for bound in bounds]
 
 
-def _whole(now: Mapping[Part, float]) -> dict[Part, float]:
-    """A classic histogram, complete and sound. Fractions are rounded down, so that increases still add up.
+def _classic(now: Mapping[Part, float]) -> _Classic:
+    """Complete and sound. Fractions are rounded down, so that increases still add up.
 
     Raises:
         ValueError: it cannot be one, or lacks its sum or the number of all values.
         OverflowError: it has infinitely many.
     """
-    counts: dict[Part, float] = {bound: floor(now[bound]) for bound in _bounds(now)}
-    if inf not in counts:
-        counts[inf] = floor(now.get(COUNT, nan))
-    ascending = [counts[bound] for bound in _bounds(counts)]
-    if ascending != sorted(ascending) or ascending[0] < 0:
+    bounds = sorted(part for part in now if isinstance(part, float))
+    counts = [floor(now[bound]) for bound in bounds]
+    if bounds[-1] < inf:
+        bounds, counts = [*bounds, inf], [*counts, floor(now.get(COUNT, nan))]
+    if counts[0] < 0 or counts != sorted(counts):
         raise ValueError("the counts of the buckets fall")
-    return {**counts, SUM: _finite(now.get(SUM, nan))}
-
-
-def _added(now: Mapping[Part, float], before: Mapping[Part, float]) -> list[int] | None:
-    """By bucket, what was added; None where the histogram began anew.
-
-    A bound that was not there before had the count of the next lower one: some exporters leave out empty buckets.
-    """
-    then, at, last, added = _bounds(before), 0, 0.0, [0]
-    for bound in _bounds(now):
-        while at < len(then) and then[at] <= bound:
-            last, at = before[then[at]], at + 1
-        added.append(int(now[bound] - last))
-    each = [high - low for low, high in pairwise(added)]
-    return None if min(each) < 0 else each
+    return _Classic(bounds, counts, _finite(now.get(SUM, nan)))
 
 
 _ACCOUNTS: Final[Mapping[Kind, type[_Account]]] = {

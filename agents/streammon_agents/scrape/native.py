@@ -30,13 +30,17 @@ class Native(NamedTuple):
     positive: Buckets
     negative: Buckets
     sum: float
-    created_unix_s: float | None = None
 
     def sketch(self) -> Sketch:
         """The distribution. Raises SketchError where it cannot be one."""
         offset, counts = _dense(self.positive)
         negative_offset, negative_counts = _dense(self.negative)
         return Sketch.of_buckets(self.schema, self.zero_count, offset, counts, negative_offset, negative_counts)
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether there is any value in it."""
+        return bool(self.zero_count or any(self.positive.values()) or any(self.negative.values()))
 
     def since(self, before: Native) -> Native | None:
         """What was added since; None if this one began anew."""

@@ -6,6 +6,7 @@ counter that is missing from half a page would look like one that was reset.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -53,6 +54,28 @@ class Limits(NamedTuple):
     labels: int = 64
     label_name_length: int = 512
     label_value_length: int = 4096
+
+    def or_none(self) -> Limits:
+        """The same, with numbers that nothing reaches where there is no limit."""
+        return Limits(*(limit or sys.maxsize for limit in self))
+
+    def check(self, labels: Mapping[str, str], of: str) -> None:
+        """Raises PageError, saying of what, where there are too many labels, or a longer one."""
+        if len(labels) > self.labels:
+            raise PageError(Fault.TOO_MANY_LABELS, f"{of}: more than {self.labels} labels")
+        for name, value in labels.items():
+            if _longer(name, self.label_name_length):
+                raise PageError(
+                    Fault.LABEL_TOO_LONG, f"{of}: the name of a label has over {self.label_name_length} bytes"
+                )
+            if _longer(value, self.label_value_length):
+                raise PageError(
+                    Fault.LABEL_TOO_LONG, f"{of}: the label {name} has over {self.label_value_length} bytes"
+                )
+
+
+def _longer(text: str, most: int) -> bool:
+    return 4 * len(text) > most and len(text.encode()) > most
 
 
 LIMITS: Final = Limits()

@@ -18,7 +18,6 @@ before has ``known``. This is what `prometheus_client.parser` cannot do, nor has
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from io import BytesIO
 from math import isfinite
@@ -37,6 +36,8 @@ _EOF: Final = b"# EOF"
 _ESCAPE: Final = re.compile(r'\\([\\"n])')
 _SYNONYMS: Final = {"untyped": "unknown"}
 _SHOWN: Final = 80
+LINES_A_SAMPLE: Final = 8
+"""Lines that a page may have for each sample that it may have; three tell of a family."""
 _NOTHING: Final[Mapping[bytes, Series]] = {}
 
 
@@ -60,7 +61,8 @@ def parse(
 class _Parser:
     def __init__(self, openmetrics: bool, limits: Limits, known: Mapping[bytes, Series]) -> None:
         self._openmetrics, self._before = openmetrics, known
-        self._most = Limits(*(limit or sys.maxsize for limit in limits))
+        self._most = limits.or_none()
+        self._most_lines = LINES_A_SAMPLE * self._most.samples
         self._types: dict[str, Type] = {}
         self._samples: list[Sample] = []
         self._known: dict[bytes, Series] = {}
@@ -70,6 +72,8 @@ class _Parser:
         lines = BytesIO(page)  # one line at a time: a list of sixteen million empty ones takes 128 MB
         for line in lines:
             self._number += 1
+            if self._number > self._most_lines:
+                raise PageError(Fault.TOO_MANY_SAMPLES, f"the page has more than {self._most_lines} lines")
             if not self._seen_before(line) and not self._line(line.strip(b" \t\r\n")):
                 break
         else:
@@ -156,20 +160,13 @@ class _Parser:
             at, separated = found.end(), bool(found[4])
         if not name:
             self._fail(f"{_shown(line)} names no metric")
+        self._most.check(labels, f"line {self._number}")
         return Series(name, labels)
 
     def _label(self, labels: dict[str, str], key: str, value: str) -> None:
         if not key or key in labels or key == "__name__" or ":" in key:
             self._fail(f"the label {_shown(key.encode())} is given twice, or cannot be one")
-        self._bound("the name of a label", key, self._most.label_name_length)
-        self._bound(f"the label {key}", value, self._most.label_value_length)
         labels[key] = value
-        if len(labels) > self._most.labels:
-            raise PageError(Fault.TOO_MANY_LABELS, f"line {self._number}: more than {self._most.labels} labels")
-
-    def _bound(self, what: str, text: str, most: int) -> None:
-        if len(text) * 4 > most and len(text.encode()) > most:
-            raise PageError(Fault.LABEL_TOO_LONG, f"line {self._number}: {what} has more than {most} bytes")
 
     def _float(self, text: bytes) -> float:
         try:

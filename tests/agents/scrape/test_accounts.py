@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from streammon.sketch import Sketch
 from streammon_agents.scrape.accounts import FORGET_S, Accounts, Identity, Oddity, Taken
 from streammon_agents.scrape.native import Native
 from streammon_agents.scrape.pages import Page, Sample, Series, Type
+from streammon_agents.scrape.protobuf import parse_protobuf
 from streammon_agents.scrape.text import parse
 
 TEXT: Any = exposition
@@ -213,13 +215,13 @@ def test_a_histogram_without_bounds_tells_its_count_and_sum() -> None:
     assert told(target.shows(buckets({"1": 7, "+Inf": 8}, 9.0)), "histograms") == {}, "of another shape, a baseline"
 
 
-def test_the_sum_of_a_summary_may_fall_with_negative_values() -> None:
+def test_the_sum_of_a_summary_may_fall_and_is_no_counter_then() -> None:
     target = Target()
     page = '# TYPE s summary\ns{quantile="0.5"} %f\ns_sum %f\ns_count %d\n'
     target.shows(page % (1, 10, 5))
     taken = target.shows(page % (math.nan, 7, 6))
-    assert told(taken, "counters") == {("s_sum", ""): -3, ("s_count", ""): 1}
-    assert (told(taken, "metrics"), taken.oddities) == ({}, {Oddity.NOT_FINITE: 1})
+    assert told(taken, "counters") == {("s_count", ""): 1}
+    assert (told(taken, "metrics"), taken.oddities) == ({}, {Oddity.NOT_FINITE: 1, Oddity.NEGATIVE: 1})
     taken = target.shows(page % (2, math.nan, 7))
     assert told(taken, "counters") == {("s_count", ""): 1}
     assert told(taken, "metrics") == {("s", "quantile=0.5"): 2}
@@ -364,3 +366,26 @@ def test_a_native_histogram_that_cannot_be_is_absent_and_counted() -> None:
     assert target.takes(native_page(wide)).oddities == {Oddity.BAD_HISTOGRAM: 1}
     taken = target.takes(Page({"h": Type.GAUGE}, [Sample(SERIES, wide)], {}))
     assert taken.oddities == {Oddity.WRONG_TYPE: 1}
+
+
+RECORDED = Path(__file__).parents[2] / "data" / "native_histograms"
+
+
+def test_what_the_official_go_client_shows_is_told_exactly_over_a_change_of_resolution() -> None:
+    first, second = (parse_protobuf((RECORDED / f"{name}.pb").read_bytes()) for name in ("first", "second"))
+    resolutions = [
+        [sample.value.schema for sample in page.samples if isinstance(sample.value, Native)] for page in (first, second)
+    ]
+    assert resolutions == [[3, 3], [3, 1]], "of the change, and of the latency"
+    target = Target()
+    target.takes(first)
+    taken = target.takes(second)
+    latencies = [0.001 * 1.05 ** (number % 200) for number in range(10, 500)]  # as main.go.txt has them
+    changes = [float(number % 7 - 3) for number in range(10, 500)]
+    histograms = told(taken, "histograms")
+    latency, change = histograms["latency_seconds", "path=/"], histograms["change", ""]
+    assert latency["sketch"] == of_values(latencies, 1).sketch().to_wire()
+    assert change["sketch"] == of_values(changes, 3).sketch().to_wire()
+    assert (latency["sum"], change["sum"]) == (pytest.approx(sum(latencies)), sum(changes))
+    assert told(taken, "counters") == {("requests_total", ""): 490}
+    assert not taken.oddities

@@ -25,7 +25,9 @@ OPENMETRICS_EXPOSITION: Any = openmetrics_exposition
 OPENMETRICS_PARSER: Any = openmetrics_parser
 
 NAMES = st.from_regex(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,8}", fullmatch=True)
-LABEL_NAMES = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True).filter(lambda name: name != "__name__")
+LABEL_NAMES = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True).filter(
+    lambda name: not name.startswith("__")
+)
 LABELS = st.dictionaries(LABEL_NAMES, st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=4)
 ROWS = st.lists(st.tuples(NAMES, LABELS, st.floats(), st.none() | st.integers(0, 2**41)), min_size=1, max_size=8)
 
@@ -71,6 +73,8 @@ def test_any_page_is_read_as_it_was_written(rows: list[tuple[str, dict[str, str]
     again = parse(page, known=first.known)
     assert repr(values(first)) == repr(values(again)) == repr(expected)
     assert [sample.series for sample in again.samples] == [sample.series for sample in first.samples]
+    official = of_library(PARSER.text_string_to_metric_families(page.decode()))
+    assert sorted(map(repr, official)) == sorted(map(repr, expected))
 
 
 def a_registry() -> CollectorRegistry:
@@ -180,10 +184,7 @@ def test_reaching_a_limit_refuses_the_page() -> None:
 def test_a_page_costs_little_more_than_its_own_size(page: bytes) -> None:
     tracemalloc.start()
     try:
-        if page.startswith(b"a"):
-            refused(page)
-        else:
-            parse(page)
+        refused(page)
         assert tracemalloc.get_traced_memory()[1] < 4 * len(page)
     finally:
         tracemalloc.stop()
