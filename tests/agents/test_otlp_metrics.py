@@ -369,7 +369,7 @@ def sketch_of(memory: Memory, metric: Metric) -> Sketch:
 def test_exponential_histograms_of_any_scales_add_up_without_loss(
     parts: list[tuple[int, list[float]]], temporality: int
 ) -> None:
-    """A sender only coarsens; what we say of all intervals adds to what is known of all values at the coarsest scale."""
+    """A sender only coarsens; all intervals together are what is known of all values at the coarsest scale."""
     memory, whole, values, scale = Memory(), Sketch.of_equal(0.0, 0), list[float](), 20
     for number, (wanted, more) in enumerate(parts):
         scale = min(scale, wanted)
