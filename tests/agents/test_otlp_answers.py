@@ -267,7 +267,7 @@ async def test_more_than_there_is_room_for_at_one_time_is_told_to_come_back(tmp_
     first = asyncio.create_task(taking.take(Signal.TRACES, body))
     await eventually(lambda: out.waiting)
     with pytest.raises(Backpressure):
-        await taking.take(Signal.LOGS, body)
+        await asyncio.wait_for(taking.take(Signal.LOGS, body), 5)
     out.go.set()
     await first
     await taking.take(Signal.TRACES, body)
@@ -288,7 +288,7 @@ async def test_a_sender_that_goes_away_does_not_undo_what_is_being_taken(tmp_pat
 
 
 class Slow(Kept):
-    """Takes its time, until it may go on."""
+    """Takes its time to say that it has taken something, until it may go on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,9 +296,9 @@ class Slow(Kept):
         self.waiting = 0
 
     async def send(self, event_type: EventType, events: Any) -> None:
+        await super().send(event_type, events)
         self.waiting += 1
         await self.go.wait()
-        await super().send(event_type, events)
 
 
 # --- no good --------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ async def test_a_port_that_is_taken_is_said_and_taken_once_it_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "BACKOFF", Backoff(first_s=0.05, longest_s=0.05))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = taken.getsockname()[1]
         here, out = OtlpSource(settings_of(tmp_path, grpc_port=port)), Kept()
         assert [(each.seen, bool(each.fix)) for each in here.check()] == [(False, True), (True, False)]

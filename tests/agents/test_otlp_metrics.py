@@ -84,7 +84,7 @@ def gauge(*data_points: NumberDataPoint, name: str = "g") -> Metric:
 
 
 def test_the_first_value_of_a_counter_that_began_before_us_is_a_baseline() -> None:
-    for start in (0, -100):
+    for start in (0, -100, 1):  # a start at the point itself is an unknown one
         memory = Memory()
         assert memory.counters(counter(point(70, 1, start))) == []
         assert memory.counters(counter(point(75, 2, start))) == [{"n": 5.0}]
@@ -150,6 +150,15 @@ def test_deltas_are_taken_as_they_are_in_any_order_but_not_twice() -> None:
     sent = [counter(point(value, at, at - 1), temporality=DELTA) for value, at in ((4, 2), (6, 4), (5, 3))]
     assert [memory.counters(each) for each in sent] == [[{"n": 4.0}], [{"n": 6.0}], [{"n": 5.0}]]
     assert [memory.counters(each) for each in sent] == [[], [], []]
+
+
+def test_counters_of_one_name_in_two_scopes_both_count() -> None:
+    request = ExportMetricsServiceRequest()
+    resource_metrics = request.resource_metrics.add()
+    for scope, value in (("a", 3), ("b", 4)):
+        resource_metrics.scope_metrics.add(scope={"name": scope}).metrics.append(counter(point(value, 2, 1)))
+    [event] = Memory().metrics.read(request).read().events
+    assert event["counters"] == {"n": 7.0}
 
 
 def test_senders_that_share_a_name_are_streams_of_their_own() -> None:
@@ -254,7 +263,7 @@ def test_streams_beyond_the_bound_are_refused_and_the_known_ones_go_on() -> None
 def test_a_sender_may_change_its_labels_for_ever() -> None:
     memory = Memory(max_series=3)
     for n in range(20):
-        memory.now += metrics.FORGET_S + metrics.SWEEP_S
+        memory.now += metrics.FORGET_S / 2
         at = memory.now - NOW
         assert memory.counters(counter(point(1, at, at - 1, user=str(n)), temporality=DELTA)) == [{"n": 1.0}]
 
