@@ -210,7 +210,7 @@ QUOTED = [
     ("docs/otlp.md", f"more than {metrics.MAX_LABELS} on a point"),
     ("docs/otlp.md", f"over {values.MAX_TEXT} characters; over {points.MAX_BUCKETS:,} buckets"),
     ("docs/otlp.md", f"{otlp_http.MAX_CONNECTIONS}; HTTP closes one that is silent for {otlp_http.IDLE_S:g} s"),
-    ("docs/otlp.md", f"calls by gRPC at one time | {rpc.MAX_CALLS} |"),
+    ("docs/otlp.md", f"calls by gRPC at one time | {rpc.MAX_CALLS:,}, and {rpc.MAX_STREAMS} on one connection |"),
     ("docs/windows.md", f"`windows.size_s` long ({_SETTINGS.windows.size_s:g} s)"),
     ("docs/windows.md", f"`windows.lateness_s` ({_SETTINGS.windows.lateness_s:g} s)"),
     ("docs/windows.md", f"`windows.max_future_s` ({_SETTINGS.windows.max_future_s:g} s)"),

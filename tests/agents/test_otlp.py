@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
+from streammon.errors import Backpressure
 from streammon.events import EventType, Histogram
 from streammon.histograms import from_buckets
 from streammon.sketch import Sketch, bucket_index
+from streammon_agents.source import Event
 from tests.agents.otlp_senders import WAYS, Listening, Way, listening
+from tests.outlets import Kept
 
 pytest.importorskip("grpc")
 
@@ -247,3 +250,23 @@ async def test_logs_of_the_sdk_become_log_events(tmp_path: Path, way: Way) -> No
             "fields": {"host": "here", "instance": "shop-1", "logger": "shop.payments", "amount": 12},
         }
     ]
+
+
+class FullAtFirst(Kept):
+    """Takes nothing the first time."""
+
+    async def send(self, event_type: EventType, events: Sequence[Event]) -> None:
+        self.failure, failure = None, self.failure
+        if failure is not None:
+            raise failure
+        await super().send(event_type, events)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_sdk_comes_back_when_it_was_told_to(tmp_path: Path, way: Way) -> None:
+    async with listening(tmp_path, FullAtFirst(Backpressure("full", 0.02))) as here:
+        sender = Sender(here, way)
+        sender.requests.add(5)
+        await sender.end()
+        assert here.out.failure is None, "it was refused once"
+    assert added(here, "requests") == 5
