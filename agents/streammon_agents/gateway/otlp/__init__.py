@@ -9,7 +9,7 @@
 ``intake`` is what both ways have in common: it makes room, reads, hands over, and answers once the events are durable.
 The readers are pure but for what they have to remember. ``docs/otlp.md`` says what becomes what.
 
-The modules need the extra ``streammon[otlp]``, which takes 25 MB of memory, and are imported when they are first used.
+The modules need the extra ``streammon[otlp]``, which takes memory, and are imported when they are first used.
 """
 
 from __future__ import annotations
