@@ -454,12 +454,18 @@ async def test_items_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
 
 
 async def test_the_paths_can_be_added_to_any_application(tmp_path: Path) -> None:
-    out, app = Kept(), web.Application()
-    app.add_routes(otlp.routes(out, settings_of(tmp_path)))
+    out, app, now = Kept(), web.Application(), [1.7e9]
+    app.add_routes(otlp.routes(out, settings_of(tmp_path), lambda: now[0]))
+    now[0] += 10
+    request = ExportMetricsServiceRequest()
+    request.resource_metrics.add().scope_metrics.add().metrics.append(counter(point(5, 9, 5)))
     async with TestClient(TestServer(app)) as client:
-        answer = await client.post("/v1/traces", data=GOOD.SerializeToString(), headers=PROTOBUF)
-        assert answer.status == 200
-    assert len(out.events) == 2
+        for path, body in (("/v1/traces", GOOD), ("/v1/metrics", request)):
+            answer = await client.post(path, data=body.SerializeToString(), headers=PROTOBUF)
+            assert answer.status == 200
+    assert len(out.of(EventType.INFERENCE)) == 2
+    [event] = out.of(EventType.RESOURCE)
+    assert event["counters"] == {"n": 5.0}, "it began before the first request, but nothing was missed"
 
 
 async def test_what_is_not_installed_is_said_and_stops_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

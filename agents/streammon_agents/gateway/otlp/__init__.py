@@ -36,11 +36,13 @@ def routes(out: Outlet, settings: Settings, clock: Clock = system_clock) -> list
     """OTLP/HTTP; to be added to any aiohttp application."""
     from aiohttp import web
 
+    since_unix_s = clock()
+
     @cache
     def intake() -> Intake:
         from streammon_agents.gateway.otlp.intake import Intake
 
-        return Intake(out, settings, clock)
+        return Intake(out, settings, clock, since_unix_s)
 
     async def answered(request: web.Request) -> web.StreamResponse:
         try:

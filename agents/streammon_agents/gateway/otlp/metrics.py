@@ -86,9 +86,10 @@ class _Metric:
 class Metrics:
     """Reads metrics, and remembers what streams were before."""
 
-    def __init__(self, host: str, max_series: int, clock: Clock) -> None:
+    def __init__(self, host: str, max_series: int, clock: Clock, since_unix_s: float | None = None) -> None:
+        """``since_unix_s``: from when on nothing was missed; now, if not given."""
         self._host, self._max_series, self._clock = host, max_series, clock
-        self._since_ns = int(clock() * NS)
+        self._since_ns = int((clock() if since_unix_s is None else since_unix_s) * NS)
         self._metrics: dict[MetricKey, _Metric] = {}
         self._series = 0
         self._swept = clock()
