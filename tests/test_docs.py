@@ -208,7 +208,7 @@ QUOTED = [
     ("docs/otlp.md", f"`agent.otlp.max_series`, {_SETTINGS.agent.otlp.max_series:,}"),
     ("docs/otlp.md", f"silent for {metrics.FORGET_S / 60:g} minutes is forgotten"),
     ("docs/otlp.md", f"more than {metrics.MAX_LABELS} on a point"),
-    ("docs/otlp.md", f"over {values.MAX_TEXT} characters; over {points.MAX_BUCKETS:,} buckets"),
+    ("docs/otlp.md", f"over {points.MAX_EXPLICIT} explicit or {points.MAX_BUCKETS:,} exponential buckets"),
     ("docs/otlp.md", f"{otlp_http.MAX_CONNECTIONS}; HTTP closes one that is silent for {otlp_http.IDLE_S:g} s"),
     ("docs/otlp.md", f"calls by gRPC at one time | {rpc.MAX_CALLS:,}, and {rpc.MAX_STREAMS} on one connection |"),
     ("docs/windows.md", f"`windows.size_s` long ({_SETTINGS.windows.size_s:g} s)"),

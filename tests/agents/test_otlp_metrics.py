@@ -334,6 +334,26 @@ def test_a_histogram_without_a_sum_is_refused() -> None:
     assert memory.refused == {Refusal.UNSUPPORTED: 1}
 
 
+def test_a_histogram_of_too_many_explicit_buckets_is_refused() -> None:
+    memory, many = Memory(), points.MAX_EXPLICIT + 1
+    bounds = [float(n) for n in range(many - 1)]
+    assert memory.take(explicit([1] * many, 1.0, 2, 1, explicit_bounds=bounds)) == []
+    assert memory.refused == {Refusal.TOO_LARGE: 1}
+
+
+def test_sums_that_leave_what_a_number_can_hold_are_refused() -> None:
+    memory = Memory()
+    memory.take(explicit([1, 0, 0], -1.7e308, 2, 1))
+    assert memory.take(explicit([2, 0, 0], 1.7e308, 3, 1)) == []
+    assert memory.refused == {Refusal.NON_FINITE: 1}
+    request = ExportMetricsServiceRequest()
+    resource_metrics = request.resource_metrics.add()
+    for scope in ("a", "b"):
+        resource_metrics.scope_metrics.add(scope={"name": scope}).metrics.append(counter(point(1.7e308, 2, 1)))
+    reading = Memory().metrics.read(request)
+    assert (len(reading.read().events), reading.refused) == (1, {Refusal.NON_FINITE: 1})
+
+
 def test_buckets_that_fell_or_changed_without_a_restart_are_refused() -> None:
     for changed in (explicit([0, 5, 0], 9.0, 3, 1), explicit([2, 2, 0], 9.0, 3, 1, explicit_bounds=[1.0, 3.0])):
         memory = Memory()

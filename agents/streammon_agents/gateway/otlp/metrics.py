@@ -244,7 +244,7 @@ class _Stream:
     def added(self, name: str, value: float) -> None:
         """A value of ``counters``. Two scopes may have a counter of one name; then both count."""
         counters = self._event().setdefault("counters", {})
-        counters[name] = counters.get(name, 0.0) + float(value)
+        counters[name] = finite("the sum of two scopes", counters.get(name, 0.0) + float(value))
 
     def distributed(self, histogram: dict[str, Any]) -> None:
         histograms = self._event().setdefault("histograms", {})
@@ -300,7 +300,7 @@ def _label(value: Any) -> str:
 
 def _merged(before: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     sketch = Sketch.from_wire(before["sketch"]).merge(Sketch.from_wire(more["sketch"]))
-    found = {"sum": before["sum"] + more["sum"], "sketch": sketch.to_wire()}
+    found = {"sum": finite("the sum of two scopes", before["sum"] + more["sum"]), "sketch": sketch.to_wire()}
     for name, choose in (("min", min), ("max", max)):
         if name in before and name in more:
             found[name] = choose(before[name], more[name])
