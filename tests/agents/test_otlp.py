@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,19 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
+from streammon.broker.embedded import EmbeddedBroker
+from streammon.errors import Backpressure
 from streammon.events import EventType, Histogram
 from streammon.histograms import from_buckets
 from streammon.sketch import Sketch, bucket_index
-from tests.agents.otlp_senders import WAYS, Listening, Way, listening
+from streammon.topics import topic_specs
+from streammon.wire import decode
+from streammon_agents.agent import run_agent
+from streammon_agents.gateway.otlp.source import OtlpSource
+from streammon_agents.source import Event
+from tests.agents.otlp_senders import WAYS, Listening, Way, listening, settings_of
+from tests.outlets import Kept
+from tests.support import eventually
 
 pytest.importorskip("grpc")
 
@@ -247,3 +256,47 @@ async def test_logs_of_the_sdk_become_log_events(tmp_path: Path, way: Way) -> No
             "fields": {"host": "here", "instance": "shop-1", "logger": "shop.payments", "amount": 12},
         }
     ]
+
+
+class FullAtFirst(Kept):
+    """Takes nothing the first time."""
+
+    async def send(self, event_type: EventType, events: Sequence[Event]) -> None:
+        self.failure, failure = None, self.failure
+        if failure is not None:
+            raise failure
+        await super().send(event_type, events)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_sdk_comes_back_when_it_was_told_to(tmp_path: Path, way: Way) -> None:
+    async with listening(tmp_path, FullAtFirst(Backpressure("full", 0.02))) as here:
+        sender = Sender(here, way)
+        sender.requests.add(5)
+        await sender.end()
+        assert here.out.failure is None, "it was refused once"
+    assert added(here, "requests") == 5
+
+
+async def test_what_was_answered_is_in_the_log(tmp_path: Path) -> None:
+    """The whole way: the SDK, the agent as it is, and an embedded log."""
+    settings = settings_of(tmp_path)
+    broker, stop = await EmbeddedBroker.open(settings), asyncio.Event()
+    await broker.create_topics(topic_specs(partitions=2))
+    source = OtlpSource(settings)
+    running = asyncio.create_task(run_agent(broker, settings, stop=stop, sources=[source]))
+    await eventually(lambda: len(source.ports) == 2)
+    provider = TracerProvider(resource=SERVICE)
+    provider.add_span_processor(BatchSpanProcessor(Listening(source, Kept()).exporter("traces", "gRPC")))
+    await asyncio.to_thread(_trace, provider)  # it returns once it has been answered
+    reader = await broker.reader(["inference"])
+    ends, values = await reader.ends(), list[bytes]()
+    while reader.positions() != ends:
+        values += [record.value or b"" for records in (await reader.poll()).values() for record in records]
+    batches = [batch for value in values for batch in decode(EventType.INFERENCE, value)]
+    models = [batch.rows.value("model", row) for batch in batches for row in range(len(batch.rows))]
+    stop.set()
+    await running
+    await broker.close()
+    assert sorted(models) == ["-", "gpt-4o"]
+    assert all(batch.identity is not None for batch in batches), "numbered, so that it is counted once"

@@ -9,7 +9,7 @@
 ``intake`` is what both ways have in common: it makes room, reads, hands over, and answers once the events are durable.
 The readers are pure but for what they have to remember. ``docs/otlp.md`` says what becomes what.
 
-The modules need the extra ``streammon[otlp]``, which takes 25 MB of memory, and are imported when they are first used.
+The modules need the extra ``streammon[otlp]``, which takes memory, and are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ def routes(out: Outlet, settings: Settings, clock: Clock = system_clock) -> list
     """OTLP/HTTP; to be added to any aiohttp application."""
     from aiohttp import web
 
+    since_unix_s = clock()
+
     @cache
     def intake() -> Intake:
         from streammon_agents.gateway.otlp.intake import Intake
 
-        return Intake(out, settings, clock)
+        return Intake(out, settings, clock, since_unix_s)
 
     async def answered(request: web.Request) -> web.StreamResponse:
         try:

@@ -4,7 +4,8 @@
 200   Everything is durable, but for what the partial success counts.
 400   Garbage; sending it again cannot help. Likewise 403 (from a web page), 405, 408 (the body came too
       slowly), 413 (too large) and 415 (another content type or encoding).
-429   There is no room now. Come back after ``Retry-After`` seconds. Likewise 503: the log cannot be reached.
+503   There is no room now, or the log cannot be reached. Come back after ``Retry-After`` seconds. (429 would be
+      as good by the specification, but older SDKs for Python then throw away what they have.)
 ====  ====================================================================================================
 
 The body of an answer is protobuf or JSON, as the request's was; of a refusal it is a ``google.rpc.Status``.
@@ -24,7 +25,7 @@ from google.protobuf.message import Message
 from google.rpc.code_pb2 import DEADLINE_EXCEEDED, INVALID_ARGUMENT, PERMISSION_DENIED, UNIMPLEMENTED
 from google.rpc.status_pb2 import Status
 
-from streammon.errors import Backpressure, Reason, Rejected, Retryable
+from streammon.errors import Reason, Rejected, Retryable
 from streammon_agents.gateway.otlp import PATHS
 from streammon_agents.gateway.otlp.intake import Intake, Signal
 from streammon_agents.gateway.otlp.refusals import retry_after_s, status_of
@@ -58,7 +59,7 @@ async def answered(intake: Intake, request: web.Request) -> web.Response:
         late = Status(code=DEADLINE_EXCEEDED, message=f"the body did not come within {BODY_S:g} s")
         return _unread(request, _answer(request, 408, late))
     except Retryable as error:
-        answer = _answer(request, 429 if isinstance(error, Backpressure) else 503, status_of(error))
+        answer = _answer(request, 503, status_of(error))
         answer.headers["Retry-After"] = str(math.ceil(retry_after_s(error)))
         return answer
 

@@ -104,14 +104,16 @@ KINDS: dict[Signal, Kind] = {
 class Intake:
     """Takes messages of all three signals, as many at one time as there is room for."""
 
-    def __init__(self, out: Outlet, settings: Settings, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, out: Outlet, settings: Settings, clock: Clock = system_clock, since_unix_s: float | None = None
+    ) -> None:
         limits, host = settings.agent.otlp, host_name(settings)
         self.max_message_bytes = limits.max_message_bytes
         self._out = out
         self._max_bytes = limits.max_in_flight_bytes
         self._bytes = 0
         self._spans = Spans(host, limits.model_attributes, limits.model_version_attributes)
-        self._metrics = Metrics(host, limits.max_series, clock)
+        self._metrics = Metrics(host, limits.max_series, clock, since_unix_s)
         self._logs = Logs(host, clock)
         self._in_turn = asyncio.Lock()
         self._taking: set[asyncio.Task[Message]] = set()

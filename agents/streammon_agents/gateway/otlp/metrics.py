@@ -86,9 +86,10 @@ class _Metric:
 class Metrics:
     """Reads metrics, and remembers what streams were before."""
 
-    def __init__(self, host: str, max_series: int, clock: Clock) -> None:
+    def __init__(self, host: str, max_series: int, clock: Clock, since_unix_s: float | None = None) -> None:
+        """``since_unix_s``: from when on nothing was missed; now, if not given."""
         self._host, self._max_series, self._clock = host, max_series, clock
-        self._since_ns = int(clock() * NS)
+        self._since_ns = int((clock() if since_unix_s is None else since_unix_s) * NS)
         self._metrics: dict[MetricKey, _Metric] = {}
         self._series = 0
         self._swept = clock()
@@ -243,7 +244,7 @@ class _Stream:
     def added(self, name: str, value: float) -> None:
         """A value of ``counters``. Two scopes may have a counter of one name; then both count."""
         counters = self._event().setdefault("counters", {})
-        counters[name] = counters.get(name, 0.0) + float(value)
+        counters[name] = finite("the sum of two scopes", counters.get(name, 0.0) + float(value))
 
     def distributed(self, histogram: dict[str, Any]) -> None:
         histograms = self._event().setdefault("histograms", {})
@@ -299,7 +300,7 @@ def _label(value: Any) -> str:
 
 def _merged(before: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     sketch = Sketch.from_wire(before["sketch"]).merge(Sketch.from_wire(more["sketch"]))
-    found = {"sum": before["sum"] + more["sum"], "sketch": sketch.to_wire()}
+    found = {"sum": finite("the sum of two scopes", before["sum"] + more["sum"]), "sketch": sketch.to_wire()}
     for name, choose in (("min", min), ("max", max)):
         if name in before and name in more:
             found[name] = choose(before[name], more[name])

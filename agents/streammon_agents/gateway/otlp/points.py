@@ -27,7 +27,9 @@ from streammon.sketch import Sketch, SketchError
 from streammon_agents.gateway.otlp.values import Refusal
 
 MAX_BUCKETS = 4096
-"""Of one histogram: float64 has 2,098 octaves, and a sketch no more than this many buckets."""
+"""Of one exponential histogram: float64 has 2,098 octaves, and a sketch no more than this many buckets."""
+MAX_EXPLICIT = 512
+"""Buckets of one explicit histogram, the values of each of which are spread."""
 _REMEMBERED_INTERVALS = 4
 
 
@@ -139,7 +141,8 @@ class Observed(NamedTuple):
         return self.observations < before.observations
 
     def since(self, before: Observed) -> Observed:
-        return Observed(self.observations - before.observations, self.sum - before.sum)
+        grew_by = finite("what a sum grew by", self.sum - before.sum)
+        return Observed(self.observations - before.observations, grew_by)
 
 
 def observed(point: SummaryDataPoint | HistogramDataPoint) -> Observed:
@@ -193,7 +196,9 @@ class Explicit(NamedTuple):
 
 def explicit(point: HistogramDataPoint) -> Explicit:
     bounds, counts = tuple(point.explicit_bounds), tuple(point.bucket_counts)
-    if len(counts) > MAX_BUCKETS or len(counts) != len(bounds) + 1:
+    if len(counts) > MAX_EXPLICIT:
+        raise Refused(Refusal.TOO_LARGE, f"a histogram has {len(counts)} buckets, at most {MAX_EXPLICIT}")
+    if len(counts) != len(bounds) + 1:
         raise Refused(Refusal.INCONSISTENT, f"a histogram of {len(bounds)} bounds has {len(counts)} counts")
     if sum(counts) != point.count:
         raise Refused(Refusal.INCONSISTENT, f"a histogram's count is {point.count}, its buckets hold {sum(counts)}")
@@ -323,6 +328,6 @@ def told(histogram: Explicit | Exponential) -> dict[str, Any]:
         sketch = histogram.sketch()
     except SketchError as error:
         raise Refused(Refusal.INCONSISTENT, f"a histogram cannot be: {error}") from None
-    found = {"sum": histogram.sum, "sketch": sketch.to_wire()}
+    found = {"sum": finite("what a sum grew by", histogram.sum), "sketch": sketch.to_wire()}
     least, most = histogram.extremes
     return found | ({} if least is None else {"min": least}) | ({} if most is None else {"max": most})

@@ -27,13 +27,16 @@ from streammon_agents.gateway.otlp.intake import KINDS, Intake, Signal
 from streammon_agents.gateway.otlp.refusals import status_of
 from streammon_agents.gateway.otlp.values import Refusal
 
-MAX_CALLS = 256
-"""Calls at one time; gRPC turns further ones away with RESOURCE_EXHAUSTED."""
+MAX_CALLS = 2048
+"""Calls at one time. gRPC turns further ones away without saying when to come back, so it is high: what bounds the work
+is ``agent.otlp.max_in_flight_bytes``."""
+MAX_STREAMS = 32
+"""Calls at one time on one connection; further ones wait at the sender."""
 MAX_CONNECTIONS = 512
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),  # or a second process would share the port without a word
     ("grpc.per_message_decompression", 0),
-    ("grpc.max_concurrent_streams", MAX_CALLS),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 600_000),

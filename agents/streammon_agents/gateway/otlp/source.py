@@ -15,14 +15,22 @@ from streammon.backoff import Backoff
 from streammon.clock import Clock, system_clock
 from streammon.config import Settings
 from streammon.telemetry import log
-from streammon_agents.gateway.otlp import http, rpc
+from streammon_agents.gateway.otlp import http
 from streammon_agents.gateway.otlp.intake import Intake
 from streammon_agents.source import Finding, Outlet
 
 BACKOFF = Backoff(longest_s=30.0)
 
 Serving = Callable[[Intake, str, int], AbstractAsyncContextManager[int]]
-_SERVING: dict[str, Serving] = {"gRPC": rpc.serving, "HTTP": http.serving}
+
+
+def _grpc() -> Serving:
+    from streammon_agents.gateway.otlp import rpc  # 20 MB, which whoever takes HTTP alone does not need
+
+    return rpc.serving
+
+
+_SERVING: dict[str, Callable[[], Serving]] = {"gRPC": _grpc, "HTTP": lambda: http.serving}
 
 
 class OtlpSource:
@@ -63,7 +71,7 @@ class OtlpSource:
         failures = 0
         while True:
             try:
-                async with _SERVING[way](intake, self._host, self._wanted[way]) as port:
+                async with _SERVING[way]()(intake, self._host, self._wanted[way]) as port:
                     failing.pop(way, None)
                     out.degraded("; ".join(failing.values()) or None)
                     self.ports[way] = port
