@@ -28,8 +28,12 @@ from streammon_agents.statsd.lines import Refusal
 from streammon_agents.statsd.series import Aggregate
 
 MAX_PACKET = 65_536
-TURN = 200
-"""Packets that are read before others have their turn."""
+TURN_BYTES = 65_536
+"""About what is read before others have their turn: 2 ms of work."""
+PACKET_BYTES = 256
+"""What a packet costs beside its bytes, as if it were bytes."""
+LAST_TURNS = 100
+"""How much is read at the end of what has come until then."""
 MAX_CLIENTS = 200
 SILENT_S = 600.0
 DROPS_SHOWN_S = 60.0
@@ -124,14 +128,20 @@ class Statsd:
                 self._listening(self._open[what].getsockname()[1])
         return "; ".join(problems) or None
 
-    def _receive(self, receiving: socket.socket) -> None:
-        with suppress(BlockingIOError, InterruptedError):
-            for _ in range(TURN):
+    def _receive(self, receiving: socket.socket) -> bool:
+        """One turn; whether there may be more."""
+        read = 0
+        while read < TURN_BYTES:
+            try:
                 packet = receiving.recv(MAX_PACKET)
-                if len(packet) == MAX_PACKET:  # and perhaps cut
-                    self._aggregate.refused[Refusal.OVERSIZED] += 1
-                    packet = packet[: packet.rfind(b"\n") + 1]
-                self._aggregate.packet(packet)
+            except (BlockingIOError, InterruptedError):
+                return False
+            read += len(packet) + PACKET_BYTES
+            if len(packet) == MAX_PACKET:  # and perhaps cut
+                self._aggregate.refused[Refusal.OVERSIZED] += 1
+                packet = packet[: packet.rfind(b"\n") + 1]
+            self._aggregate.packet(packet)
+        return True
 
     def _accept(self, listening: socket.socket) -> None:
         with suppress(OSError):  # it may be gone already
@@ -192,8 +202,9 @@ class Statsd:
                 self._end(client)
         for what, opened in self._open.items():
             asyncio.get_running_loop().remove_reader(opened)
-            if not what.startswith("tcp"):
-                self._receive(opened)
+            turns = 0 if what.startswith("tcp") else LAST_TURNS
+            while turns and self._receive(opened):
+                turns -= 1
             opened.close()
             self._remove(what)
         self._open.clear()
