@@ -346,6 +346,8 @@ class StatsdSettings(Section):
     """UDP port; 0 takes a free one, null listens on none."""
     socket_path: UserPath | None = None
     """Path of a Unix datagram socket to listen on as well, as DogStatsD's clients know it."""
+    tcp_port: int | None = Field(None, ge=0, le=65535)
+    """TCP port to listen on as well, for lines without packets."""
     flush_s: float = Field(1.0, gt=0)
     """Over how long values are added up into one event."""
     service: str | None = None

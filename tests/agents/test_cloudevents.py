@@ -180,6 +180,13 @@ async def test_seldons_events_are_joined_by_requestid_and_its_feedback_is_a_labe
     }
 
 
+@pytest.mark.parametrize("mode", [binary, structured])
+async def test_attributes_may_hold_any_text(client: Client, out: Kept, mode: Mode) -> None:
+    for kind, data in (("request", {"instances": [1]}), ("response", {"predictions": [1]})):
+        await send(client, kserve(kind, data, inferenceservicename="Größe 100%"), mode=mode)
+    assert out.of(EventType.INFERENCE)[0]["service"] == "Größe 100%"
+
+
 async def test_feedback_with_a_reward_alone_is_a_score(client: Client, out: Kept) -> None:
     assert await send(client, seldon("feedback", {"reward": 0.5})) == [200]
     [label] = out.of(EventType.LABEL)

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, StreamReader, web
 from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from streammon.broker import Outgoing, Record
@@ -405,3 +408,17 @@ async def test_a_failed_append_says_whether_to_come_back(
     assert detail in str(failure)
     log.failure = None
     assert (await post(client, typed())).status == 202
+
+
+# --- fuzz -----------------------------------------------------------------------------------------------------
+
+
+@examples(max_examples=100)
+@given(st.lists(st.binary(max_size=40) | st.sampled_from([lines(typed()), lines([typed()]), b"", b"NaN"]), max_size=8))
+def test_any_lines_are_taken_or_refused_and_all_are_counted(values: list[bytes]) -> None:
+    body = b"\n".join(values)
+    routed = ndjson.route_lines(body)
+    assert routed.accepted + routed.rejected >= sum(bool(line.strip()) for line in body.split(b"\n"))
+    assert routed.accepted == sum(
+        len(batch.rows) for record in routed.records for batch in decode(EventType.INFERENCE, record.value or b"")
+    )

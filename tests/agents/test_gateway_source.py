@@ -17,10 +17,12 @@ from streammon.broker.embedded import EmbeddedBroker
 from streammon.config import load
 from streammon.errors import Backpressure, Retryable, StreammonError
 from streammon.topics import INPUT_TOPICS, topic_specs
-from streammon.wire import decode
+from streammon.wire import Fault, decode
 from streammon_agents.agent import run_agent
 from streammon_agents.gateway import cloudevents, http
 from streammon_agents.gateway import events as gateway
+from streammon_agents.gateway.gathering import Gathering
+from streammon_agents.gateway.ndjson import single_of
 from streammon_agents.gateway.serving import Gateway
 from tests.outlets import Kept
 from tests.support import eventually
@@ -46,15 +48,20 @@ async def listening(out: Kept, **gateway_settings: Any) -> AsyncIterator[int]:
         assert running.cancelled()
 
 
-async def post(port: int, *events: dict[str, Any]) -> list[int]:
-    """The statuses of as many requests at the same time."""
+async def answers(port: int, *events: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """To as many requests at the same time."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def one(event: dict[str, Any]) -> int:
+        async def one(event: dict[str, Any]) -> tuple[int, dict[str, Any]]:
             async with session.post(f"http://127.0.0.1:{port}/v1/events", json=event) as response:
-                return response.status
+                return response.status, await response.json()
 
         return await asyncio.gather(*map(one, events))
+
+
+async def post(port: int, *events: dict[str, Any]) -> list[int]:
+    """The statuses alone."""
+    return [status for status, _ in await answers(port, *events)]
 
 
 def sent(records: list[Outgoing]) -> list[list[dict[str, Any]]]:
@@ -76,36 +83,57 @@ class Held(Kept):
         await super().append(records)
 
 
+def take(gathering: Gathering, **fields: Any) -> asyncio.Task[Fault | None]:
+    value = json.dumps(typed(**fields)).encode()
+    event = single_of(value, None)
+    assert event is not None
+    return asyncio.create_task(gathering.take(value, event))
+
+
 async def test_events_that_come_while_an_append_is_under_way_are_the_next_one() -> None:
     out = Held()
+    gathering = Gathering(out)
+    first = take(gathering, event_id="first")
+    await eventually(lambda: out.appends == 1)
+    others = [take(gathering, event_id=f"e{n}", model=f"m{n % 2}", duration_s=-(n % 3 == 1)) for n in range(40)]
+    await asyncio.sleep(0)  # each has its turn
+    out.go.set()
+    faults = [fault and fault.reason for fault in await asyncio.gather(first, *others)]
+    assert out.appends == 2
+    [[alone], *groups] = sent(out.records)
+    assert (alone["event_id"], [len(group) for group in groups]) == ("first", [20, 20])
+    assert [{event["model"] for event in group} for group in groups] == [{"m0"}, {"m1"}]
+    ids = sorted(int(event["event_id"][1:]) for group in groups for event in group)
+    assert ids == list(range(40))
+    assert faults == [None, *("negative" if n % 3 == 1 else None for n in range(40))], "each its own"
+
+
+async def test_an_event_with_an_identity_is_a_record_of_its_own() -> None:
+    out = Held()
     async with listening(out) as port:
-        first = asyncio.create_task(post(port, typed(event_id="first")))
+        first = asyncio.create_task(post(port, typed()))
         await eventually(lambda: out.appends == 1)
-        others = [typed(event_id=f"e{n}", model=f"m{n % 2}") for n in range(40)]
-        waiting = asyncio.create_task(post(port, *others, typed(duration_s=-1, model="m0")))
-        alone = asyncio.create_task(post(port, typed(agent="a", boot="b", seq=0)))
-        await eventually(lambda: out.appends == 2)  # that with an identity goes its own way
-        await asyncio.sleep(0.2)  # all the others are there by now, whatever the order
-        assert not first.done()
+        numbered = asyncio.create_task(post(port, typed(agent="a", boot="b", seq=0)))
+        await eventually(lambda: out.appends == 2)  # it waits for nobody
         out.go.set()
-        assert (await first, set(await waiting), await alone) == ([202], {202}, [202])
-    assert out.appends <= 4
-    groups = sent(out.records)
-    assert sum(map(len, groups)) == 43
-    assert sorted(event["event_id"] for group in groups for event in group if "event_id" in event) == sorted(
-        ["first", *(f"e{n}" for n in range(40))]
-    )
-    assert all(len({event["model"] for event in group}) == 1 for group in groups), "one record, one key"
-    assert [group for group in groups if "seq" in group[0]] == [[typed(agent="a", boot="b", seq=0)]]
+        assert (await first, await numbered) == ([202], [202])
+    assert sent(out.records) == [[typed()], [typed(agent="a", boot="b", seq=0)]]
+
+
+async def test_what_is_wrong_with_an_event_is_told_to_its_own_sender() -> None:
+    async with listening(Kept()) as port:
+        told = await answers(port, typed(), typed(duration_s=-1), typed())
+    good = {"accepted": 1, "rejected": 0, "reasons": {}}
+    assert [answer for _, answer in told] == [good, {"accepted": 0, "rejected": 1, "reasons": {"negative": 1}}, good]
 
 
 async def test_a_failed_append_is_told_to_everybody_whose_events_were_in_it() -> None:
     out = Held(Backpressure("full", 2.0))
     async with listening(out) as port:
-        answers = asyncio.create_task(post(port, *[typed()] * 5))
+        told = asyncio.create_task(post(port, *[typed()] * 5))
         await eventually(lambda: out.appends)
         out.go.set()
-        assert await answers == [429] * 5
+        assert await told == [429] * 5
         out.failure = Retryable("away")
         assert await post(port, typed()) == [503]
         out.failure = None

@@ -7,7 +7,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from streammon.config import StatsdSettings
 from streammon.events import EventType
 from streammon.sketch import Sketch
-from streammon_agents.statsd import series
+from streammon_agents.statsd import series, serving
 from streammon_agents.statsd.lines import Refusal
 from streammon_agents.statsd.series import OTHER, Aggregate
 from streammon_agents.statsd.serving import Statsd
@@ -347,6 +347,25 @@ async def test_a_taken_port_is_degraded_and_the_socket_works_meanwhile(tmp_path:
         running.cancel()
         await asyncio.wait({running})
     assert not path.exists()
+
+
+async def test_lines_over_tcp_are_cut_anywhere_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_CLIENTS", 2)
+    out = Kept()
+    async with listening(out, port=None, tcp_port=0) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"s.n:1|c\ns.n:2")
+        await eventually(lambda: counted(out, "s.n") == 1)
+        endless, other = await asyncio.open_connection("127.0.0.1", port)
+        third, _ = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(third.read(), 5) == b""
+        other.write(b"x" * 200_000)
+        with suppress(ConnectionResetError):
+            assert await asyncio.wait_for(endless.read(), 5) == b""
+        writer.write(b"0|c\n\ns.n:300|c")
+        writer.close()
+        await eventually(lambda: counted(out, "s.n") == 321)
+    assert out.refused == {Refusal.CONNECTIONS: 1, Refusal.OVERSIZED: 1}
 
 
 async def test_what_came_before_the_end_is_published(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class Refusal(StrEnum):
     NON_FINITE = "non_finite"
     IGNORED = "ignored_event"
     KERNEL = "kernel_dropped_packet"
+    CONNECTIONS = "too_many_connections"
 
 
 class NotUnderstood(ValueError):  # noqa: N818 - a verdict on a line

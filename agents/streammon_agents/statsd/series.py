@@ -313,6 +313,8 @@ class Aggregate:
 
     def _sketch_all(self) -> None:
         """Turn the values of all timings into sketches, in one go, because each call of numpy has its price."""
+        if not self._values:
+            return
         bag, parts = SketchBag(), list[tuple[Series, float, int, Floats]]()
         slot = 0
         for series in self._touched:

@@ -1,9 +1,10 @@
-"""The source ``statsd``: listens on UDP, and on a Unix datagram socket if asked, and publishes what it added up.
+"""The source ``statsd``: listens on UDP (if asked, on a Unix datagram socket and TCP), and publishes what it added up.
 
 UDP promises nothing, so what is lost is made visible: packets that the kernel dropped because its buffer was full are
 counted from ``/proc/net/udp``, and are a degraded state for `DROPS_SHOWN_S`. An address that cannot be had is a
 degraded state as well, and is tried again at every flush. A packet is read whole, up to `MAX_PACKET` bytes; of a larger
-one, which only a Unix socket can carry, the lines that are whole are taken.
+one, which only a Unix socket can carry, the lines that are whole are taken. Over TCP, `MAX_CLIENTS` may be connected;
+one that is silent for `SILENT_S`, or sends a line longer than a packet, is let go.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from streammon.clock import Clock, system_clock
 from streammon.config import Settings, StatsdSettings
@@ -27,8 +28,14 @@ from streammon_agents.statsd.lines import Refusal
 from streammon_agents.statsd.series import Aggregate
 
 MAX_PACKET = 65_536
-TURN = 200
-"""Packets that are read before others have their turn."""
+TURN_BYTES = 65_536
+"""About what is read before others have their turn: 2 ms of work."""
+PACKET_BYTES = 256
+"""What a packet costs beside its bytes, as if it were bytes."""
+LAST_TURNS = 100
+"""How much is read at the end of what has come until then."""
+MAX_CLIENTS = 200
+SILENT_S = 600.0
 DROPS_SHOWN_S = 60.0
 EVENTS_AT_ONCE = 1000
 
@@ -39,7 +46,7 @@ def statsd_source(settings: Settings, clock: Clock = system_clock) -> Statsd:
 
 
 class Statsd:
-    """A `streammon_agents.source.Source`. ``listening``: called with the UDP port, once there is one."""
+    """A `streammon_agents.source.Source`. ``listening``: called with every port, once there is one."""
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class Statsd:
         self._settings, self._listening, self._procfs = settings, listening, procfs
         self._aggregate = Aggregate(settings, host, clock)
         self._open: dict[str, socket.socket] = {}
+        self._clients: dict[socket.socket, _Client] = {}
         self._dropped: Counter[str] = Counter()  # by socket, as far as it is told
         self._lossy_until = 0.0
 
@@ -75,6 +83,7 @@ class Statsd:
         try:
             while True:
                 out.degraded(self._listen() or self._losses(out, now()))
+                self._let_go(now())
                 await asyncio.sleep(until_beat_s(now() - started, self._settings.flush_s))
                 self._flush(out)
         finally:
@@ -98,6 +107,8 @@ class Statsd:
             wanted[f"udp {settings.host}:{settings.port}"] = lambda: _udp(settings)
         if settings.socket_path is not None:
             wanted[f"unix {settings.socket_path}"] = lambda: _unix(settings)
+        if settings.tcp_port is not None:
+            wanted[f"tcp {settings.host}:{settings.tcp_port}"] = lambda: _tcp(settings)
         return wanted
 
     def _listen(self) -> str | None:
@@ -111,25 +122,70 @@ class Statsd:
             except OSError as error:
                 problems.append(f"cannot listen on {what}: {_said(error)}")
                 continue
-            asyncio.get_running_loop().add_reader(self._open[what], self._receive, self._open[what])
-            if what.startswith("udp"):
+            read = self._accept if what.startswith("tcp") else self._receive
+            asyncio.get_running_loop().add_reader(self._open[what], read, self._open[what])
+            if not what.startswith("unix"):
                 self._listening(self._open[what].getsockname()[1])
         return "; ".join(problems) or None
 
-    def _receive(self, receiving: socket.socket) -> None:
-        with suppress(BlockingIOError, InterruptedError):
-            for _ in range(TURN):
+    def _receive(self, receiving: socket.socket) -> bool:
+        """One turn; whether there may be more."""
+        read = 0
+        while read < TURN_BYTES:
+            try:
                 packet = receiving.recv(MAX_PACKET)
-                if len(packet) == MAX_PACKET:  # and perhaps cut
-                    self._aggregate.refused[Refusal.OVERSIZED] += 1
-                    packet = packet[: packet.rfind(b"\n") + 1]
-                self._aggregate.packet(packet)
+            except (BlockingIOError, InterruptedError):
+                return False
+            read += len(packet) + PACKET_BYTES
+            if len(packet) == MAX_PACKET:  # and perhaps cut
+                self._aggregate.refused[Refusal.OVERSIZED] += 1
+                packet = packet[: packet.rfind(b"\n") + 1]
+            self._aggregate.packet(packet)
+        return True
+
+    def _accept(self, listening: socket.socket) -> None:
+        with suppress(OSError):  # it may be gone already
+            client, _ = listening.accept()
+            if len(self._clients) >= MAX_CLIENTS:
+                self._aggregate.refused[Refusal.CONNECTIONS] += 1
+                client.close()
+                return
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            self._clients[client] = _Client(b"", loop.time())
+            loop.add_reader(client, self._read, client)
+
+    def _read(self, client: socket.socket) -> None:
+        try:
+            more = client.recv(MAX_PACKET)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            more = b""
+        whole, _, rest = (self._clients[client].begun + more).rpartition(b"\n")
+        self._aggregate.packet(whole)
+        self._clients[client] = _Client(rest, asyncio.get_running_loop().time())
+        if not more:
+            self._aggregate.packet(rest)
+            self._end(client)
+        elif len(rest) > MAX_PACKET:
+            self._aggregate.refused[Refusal.OVERSIZED] += 1
+            self._end(client)
+
+    def _let_go(self, now: float) -> None:
+        for client in [client for client, (_, since) in self._clients.items() if now - since > SILENT_S]:
+            self._end(client)
+
+    def _end(self, client: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(client)
+        client.close()
+        del self._clients[client]
 
     def _losses(self, out: Outlet, now: float) -> str | None:
         """Count what the kernel dropped since the last time."""
         for what, receiving in self._open.items():
-            if receiving.family == socket.AF_UNIX:
-                continue  # its senders wait, or are told
+            if not what.startswith("udp"):
+                continue  # their senders wait, or are told
             dropped = udp_drops(self._procfs, os.fstat(receiving.fileno()).st_ino)
             if dropped > self._dropped[what]:
                 out.refuse(Refusal.KERNEL, dropped - self._dropped[what])
@@ -140,9 +196,15 @@ class Statsd:
         return None
 
     def _close(self) -> None:
+        for client in list(self._clients):
+            self._read(client)  # what came already, as below
+            if client in self._clients:
+                self._end(client)
         for what, opened in self._open.items():
             asyncio.get_running_loop().remove_reader(opened)
-            self._receive(opened)  # what came already
+            turns = 0 if what.startswith("tcp") else LAST_TURNS
+            while turns and self._receive(opened):
+                turns -= 1
             opened.close()
             self._remove(what)
         self._open.clear()
@@ -152,9 +214,23 @@ class Statsd:
             self._settings.socket_path.unlink(missing_ok=True)
 
 
+class _Client(NamedTuple):
+    """A TCP connection: the line it has begun, and when it last said something."""
+
+    begun: bytes
+    since: float
+
+
 def _udp(settings: StatsdSettings) -> socket.socket:
     [(family, *_, address), *_] = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_DGRAM)
     return _bound(socket.socket(family, socket.SOCK_DGRAM), address, settings)
+
+
+def _tcp(settings: StatsdSettings) -> socket.socket:
+    [(family, *_, address), *_] = socket.getaddrinfo(settings.host, settings.tcp_port, type=socket.SOCK_STREAM)
+    opened = socket.create_server(address[:2], family=family, backlog=MAX_CLIENTS)
+    opened.setblocking(False)
+    return opened
 
 
 def _unix(settings: StatsdSettings) -> socket.socket:
