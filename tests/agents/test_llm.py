@@ -14,6 +14,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
@@ -478,6 +479,23 @@ def test_client_that_is_watched_twice_is_watched_once() -> None:
 def test_what_is_no_client_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match=r"dict is no client .* chat\.completions\.create"):
         watch_client({}, lambda fields: None)
+
+
+def test_client_that_makes_its_resources_anew_at_each_look_is_refused() -> None:
+    class Client:
+        @property
+        def messages(self) -> Any:
+            return SimpleNamespace(create=lambda **_: MESSAGE)
+
+    with pytest.raises(TypeError, match="no client that can be watched"):
+        watch_client(Client(), lambda fields: None)
+
+
+def test_answer_that_can_be_entered_is_still_the_answer() -> None:
+    answer = MagicMock()
+    with monitored() as (monitor, only):
+        assert monitor.llm(shaped(lambda **_: answer)).chat.completions.create(**ASKED) is answer
+        only()
 
 
 # --- content ------------------------------------------------------------------------------------------------------

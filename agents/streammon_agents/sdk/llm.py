@@ -26,7 +26,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from streammon_agents.sdk import trace
@@ -67,10 +67,9 @@ def watch_client(client: Client, record: Record, *, provider: str | None = None,
     """
     found = provider or _provider(client)
     watched = [
-        _watch(resource, name, method, _Describe(record, found, name, content))
+        _watch(root, name, method, _Describe(record, found, name, content))
         for root in (client, getattr(client, "beta", None))
         for name, methods in _ASKING.items()
-        if (resource := _resource(root, name)) is not None
         for method in methods
     ]
     if not any(watched):
@@ -100,18 +99,22 @@ class _Describe:
     provider: str | None
     endpoint: str
     content: bool
+    in_a_block: bool = False
+    """Whether what it gives is entered first: ``with client.messages.stream(…) as stream``."""
 
 
-def _watch(resource: Any, name: str, method: str, about: _Describe) -> bool:
-    """Put a watched method in the place of one; whether there was one."""
+def _watch(root: Any, name: str, method: str, about: _Describe) -> bool:
+    """Put a watched method in the place of one; whether there is one now."""
+    resource = _resource(root, name)
     original = getattr(resource, method, None)
     if not callable(original):
         return False
     if not getattr(original, "_streammon", False):  # a client that is watched twice is watched once
+        about = replace(about, in_a_block=method == "stream")
         watched = (_async_call if inspect.iscoroutinefunction(original) else _call)(original, about)
         watched._streammon = True
         setattr(resource, method, watched)
-    return True
+    return getattr(getattr(_resource(root, name), method), "_streammon", False)  # not if it is made anew at each look
 
 
 def _call(original: Callable[..., Any], about: _Describe) -> Any:
@@ -202,11 +205,9 @@ class _Call:
 
     def answered(self, answer: Any) -> Any:
         """The answer as the service gets it; a stream goes on, and anything else is the end."""
-        if hasattr(answer, "__enter__") and not hasattr(answer, "__next__"):
-            return _watched_manager(answer, self)
-        if hasattr(answer, "__aenter__") and not hasattr(answer, "__anext__"):
-            return _watched_manager(answer, self)
-        if hasattr(answer, "__next__") or hasattr(answer, "__anext__"):
+        if self._about.in_a_block:
+            return _AsyncManager(answer, self) if hasattr(answer, "__aenter__") else _Manager(answer, self)
+        if self._request.get("stream") and (hasattr(answer, "__next__") or hasattr(answer, "__anext__")):
             return self.streaming(answer)
         self._learn(answer)
         self.ended()
@@ -302,11 +303,6 @@ def _quietly(read: Callable[[], Any]) -> Any:
 # --- streams, as the service sees them ----------------------------------------------------------------------------
 
 
-def _watched_manager(manager: Any, call: _Call) -> Any:
-    """``with client.messages.stream(…) as stream``: the call begins when the block is entered."""
-    return _AsyncManager(manager, call) if hasattr(manager, "__aenter__") else _Manager(manager, call)
-
-
 class _Wrapped:
     """All of another object, but for what a subclass does itself."""
 
@@ -318,6 +314,8 @@ class _Wrapped:
 
 
 class _Manager(_Wrapped):
+    """What a stream is read in; the call began when it was asked for."""
+
     def __enter__(self) -> Any:
         with self._call.failing():
             return self._call.streaming(_alone(self._wrapped.__enter__))
@@ -402,11 +400,11 @@ def _get(value: Any, *path: str) -> Any:
     return value
 
 
-def _learn(answer: Any, learned: _Learned, *, content: bool) -> None:
+def _learn(answer: Any, learned: _Learned, *, content: bool, depth: int = 1) -> None:
     """Of a whole answer, a piece, or an event with one of them inside."""
     for inner in ("message", "response", "chunk"):  # Anthropic's message_start, OpenAI's response.*, helpers' events
-        if (inside := _get(answer, inner)) is not None and not isinstance(inside, str):
-            _learn(inside, learned, content=False)
+        if depth and (inside := _get(answer, inner)) is not None:
+            _learn(inside, learned, content=False, depth=depth - 1)
     for name in ("id", "model"):
         if isinstance(value := _get(answer, name), str) and value and getattr(learned, name) is None:
             setattr(learned, name, value)
@@ -456,8 +454,7 @@ _CONTENT = ("content", "tool_calls", "function_call", "refusal", "reasoning_cont
 
 def _has_content(piece: Any) -> bool:
     """Whether a piece of a stream brings something of the answer itself."""
-    if (chunk := _get(piece, "chunk")) is not None:
-        return _has_content(chunk)
+    piece = _get(piece, "chunk") or piece
     if isinstance(kind := _get(piece, "type"), str):
         return bool(_get(piece, "delta")) and (kind == "content_block_delta" or kind.endswith(".delta"))
     return any(

@@ -39,14 +39,15 @@ class HttpTransport:
 
     def send(self, batch: Batch) -> None:
         try:
-            answer, text = self._post(batch.value)
+            answer, text = self._post(batch)
         except (OSError, HTTPException) as error:
             self.close()  # the next request opens it again
             raise Retryable(f"{self._url}: {error!r}") from error
         judge(answer.status, answer.reason, answer.headers.get("Retry-After", ""), text)
 
-    def _post(self, body: bytes) -> tuple[HTTPResponse, str]:
-        self._connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+    def _post(self, batch: Batch) -> tuple[HTTPResponse, str]:
+        headers = {"Content-Type": "application/json", **{name: value.decode() for name, value in batch.headers}}
+        self._connection.request("POST", self._path, batch.value, headers)
         answer = self._connection.getresponse()
         text = answer.read(_LONGEST_ANSWER_BYTES).decode(errors="replace").strip()
         if not answer.isclosed():
