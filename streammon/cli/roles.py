@@ -129,6 +129,7 @@ async def _agent(settings: Settings, sources: Sequence[Source], stop: asyncio.Ev
 
     async with health_server(settings.metrics_port, lambda: carrier.waiting_for):
         link = asyncio.create_task(linked())
+        link.add_done_callback(lambda _: stop.set())
         try:
             await run_agent(uplink, settings, stop=stop, sources=sources, carrier=carrier)
         finally:
@@ -136,6 +137,8 @@ async def _agent(settings: Settings, sources: Sequence[Source], stop: asyncio.Ev
             if uplink.broker is None:
                 link.cancel()
             await asyncio.wait({link})
+    if not link.cancelled():
+        link.result()
 
 
 @asynccontextmanager

@@ -183,6 +183,18 @@ async def test_backlog_is_not_starved_by_what_is_new(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
 
 
+async def test_log_that_is_slower_than_events_come_is_relieved_by_the_spool(tmp_path: Path) -> None:
+    log = Log()
+    log.delay_s = lambda _: 0.3
+    async with running(carrier := carrier_on(log, tmp_path, limits=Limits(events=40))):
+        for number in range(100):
+            put(carrier, number)
+            await asyncio.sleep(0.02)
+        assert not carrier.tallies, "nothing was dropped"
+        log.delay_s = lambda _: 0.0
+        await eventually(lambda: log.counted == list(range(100)))
+
+
 async def test_append_is_durable_when_it_returns_and_many_share_one_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,8 +337,15 @@ async def test_what_a_person_has_to_change_ends_the_agent_only_if_nothing_ever_a
     put(carrier, 1)
     with pytest.raises(ConfigError):
         await asyncio.wait_for(delivery, 5)
+    put(carrier, 5)
     await carrier.finish(delivery)
+    with pytest.raises(ConfigError):
+        async with running(carrier_on(log, tmp_path)) as delivery:
+            await delivery  # now it is the backlog that finds out
     log.wrong = False
+    async with running(carrier_on(log, tmp_path)):
+        await eventually(lambda: log.counted == [1, 5])
+    log.appended.clear()
     async with running(carrier := carrier_on(log, tmp_path / "other")):
         put(carrier, 2)
         await eventually(lambda: log.counted == [2])
