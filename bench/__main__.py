@@ -10,8 +10,9 @@ import sys
 from itertools import takewhile
 
 ALL = (
+    "agent",
     "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "drift", "evidence",
-    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "agent", "join", "profiles",
+    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

@@ -19,6 +19,7 @@ class Kept:
 
     def __init__(self, failure: StreammonError | None = None) -> None:
         self.failure = failure
+        self.backlog = 0
         self.events: list[tuple[EventType, dict[str, Any]]] = []
         """In the order they came, as a reader of the log has them."""
         self.records: list[Outgoing] = []
@@ -44,6 +45,9 @@ class Kept:
         if self.failure is not None:
             raise self.failure
         self.records += records
+
+    async def backlog_bytes(self) -> int:
+        return self.backlog
 
     def drop(self, reason: StrEnum, events: int = 1) -> None:
         self.dropped[reason] += events

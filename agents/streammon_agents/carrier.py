@@ -134,6 +134,8 @@ class Carrier:
         self._tallies: dict[str, Tally] = {}
         self.away: str | None = None
         """Why the log cannot be reached; None while it can, as far as we know."""
+        self.backlog_bytes = 0
+        """Given to `append`, and not yet durable."""
 
     @property
     def waiting(self) -> int:
@@ -177,6 +179,14 @@ class Carrier:
         await durable
 
     async def append(self, records: Sequence[Outgoing]) -> None:
+        size = sum(len(record.value or b"") for record in records)
+        self.backlog_bytes += size
+        try:
+            await self._append_as_it_is(records)
+        finally:
+            self.backlog_bytes -= size
+
+    async def _append_as_it_is(self, records: Sequence[Outgoing]) -> None:
         if self.away is None or not self._can_spool():
             try:
                 await self._uplink.append(records)
@@ -512,6 +522,9 @@ class CarrierOutlet:
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         await self._carrier.append(records)
+
+    async def backlog_bytes(self) -> int:
+        return self._carrier.backlog_bytes
 
     def drop(self, reason: StrEnum, events: int = 1) -> None:
         self._carrier.drop(self._source, reason, events)

@@ -68,6 +68,10 @@ class Outlet(Protocol):
         """
         ...
 
+    async def backlog_bytes(self) -> int:
+        """Bytes given to `append` and not yet durable: what back-pressure on senders is judged by."""
+        ...
+
     def drop(self, reason: StrEnum, events: int = 1) -> None:
         """Count events that were lost on the way; the next batch reports them, and windows count them as dropped."""
         ...
