@@ -270,6 +270,26 @@ async def test_spool_that_cannot_be_used_leaves_memory_and_is_used_once_it_can(
     assert sum(batch.dropped for batch in log.batches) == 7
 
 
+async def test_losses_are_not_forgotten_when_the_spool_does_not_take_their_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object, **__: object) -> int:
+        raise Retryable("no space left")
+
+    log = Log()
+    log.away = True
+    async with running(carrier := carrier_on(log, tmp_path)):
+        put(carrier, 1)
+        await spooled(carrier)
+        monkeypatch.setattr(Spooling, "put", full)
+        carrier.drop("test", Reason.TOO_LARGE, 5)
+        put(carrier, 2)
+        await eventually(lambda: carrier.spooled_records == 2)
+        log.away = False
+        await eventually(lambda: log.counted == [1, 2])
+    assert sum(batch.dropped for batch in log.batches) == 5
+
+
 async def test_end_while_the_log_is_away_or_hangs_keeps_everything_for_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
