@@ -197,6 +197,21 @@ class EmbeddedSettings(Section):
     """How often retention is applied."""
 
 
+LISTENING: tuple[str, ...] = ("gateway", "otlp", "statsd")
+"""Sources that open ports: `streammon up` runs them only where ``agent.sources`` names them."""
+
+
+class SpoolSettings(Section):
+    """What an agent keeps on disk while Kafka, or the gateway before it, is away."""
+
+    directory: UserPath | None = None
+    """Where; ``data_dir``/spool if not given. It has to outlive the process: in Kubernetes, a ``hostPath``."""
+    max_bytes: int = Field(1024**3, ge=16 * 1024**2)
+    """How much. Beyond it, the oldest of what nobody waits for is dropped, and counted; who waits is refused."""
+    after_s: float = Field(5.0, gt=0)
+    """An append that takes longer is given up, and what comes goes to the spool until Kafka answers again."""
+
+
 class TopicSettings(Section):
     """How topics are made."""
 

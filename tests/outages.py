@@ -23,12 +23,14 @@ STEP_S = 0.02
 
 
 class Load:
-    """A source of so many inference events a second, numbered in ``request_id``."""
+    """A source of so many inference events a second, numbered in ``request_id`` from ``first`` on.
 
-    name = "load"
+    ``awaited``: each hand-over waits until it is durable.
+    """
 
-    def __init__(self, per_second: int, *, awaited: bool = False) -> None:
-        self._per_second, self._awaited = per_second, awaited
+    def __init__(self, per_second: int, *, first: int = 0, awaited: bool = False) -> None:
+        self.name = f"load-{first}"
+        self._per_second, self._first, self._awaited = per_second, first, awaited
         self.sent = 0
         self.latest_s = 0.0
         """The longest that handing events over has taken: what a service would wait."""
@@ -40,7 +42,9 @@ class Load:
         began, given = asyncio.get_running_loop().time(), 0
         while True:
             due = int((asyncio.get_running_loop().time() - began) * self._per_second) - given
-            events = [self._event(number) for number in range(self.sent, self.sent + due)]
+            events = [self._event(number) for number in range(self._first + self.sent, self._first + self.sent + due)]
+            self.sent += due
+            given += due
             if events:
                 before = time.perf_counter()
                 if self._awaited:
@@ -48,9 +52,11 @@ class Load:
                 else:
                     out.put(EventType.INFERENCE, events)
                 self.latest_s = max(self.latest_s, time.perf_counter() - before)
-                self.sent += due
-                given += due
             await asyncio.sleep(STEP_S)
+
+    @property
+    def numbers(self) -> range:
+        return range(self._first, self._first + self.sent)
 
     @staticmethod
     def _event(number: int) -> dict[str, Any]:

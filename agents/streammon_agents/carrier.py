@@ -7,9 +7,9 @@
     append ────────────┬────────────────────────────────► appended as it is
                        └─ it is away ─► spool, fsync ─►
 
-* **Live first.** While the log answers, nothing touches the disk. What waits in the spool is sent beside what is new,
-  which it never has to wait for: the backlog takes at most `BACKLOG_SHARE` of the time, and waits while something new
-  waits, though not for more than `PATIENCE_S` at once.
+* **Live first.** While the log answers, and as fast as events come, nothing touches the disk. What waits in the spool
+  is sent beside what is new, which it never has to wait for: the backlog takes at most `BACKLOG_SHARE` of the time,
+  and waits while something new waits, though not for more than `PATIENCE_S` at once.
 * **Numbered once.** An append whose answer did not come may have arrived. Its batches keep their bytes and their
   numbers wherever they go from there: tried again from memory, or through the spool and a restart of the agent. What
   was not yet tried is numbered when it is written to the spool, under a boot id of its segment's own (docs/adr/0035).
@@ -34,7 +34,7 @@ from prometheus_client import Gauge
 
 from streammon.broker import Outgoing
 from streammon.clock import Clock, system_clock
-from streammon.errors import Backpressure, ConfigError, Rejected, Retryable
+from streammon.errors import Backpressure, ConfigError, Rejected, Retryable, StreammonError
 from streammon.events import EventType
 from streammon.telemetry import DROPPED, log
 from streammon.topics import TOPIC_OF
@@ -135,6 +135,8 @@ class Carrier:
         self._tallies: dict[str, Tally] = {}
         self.away: str | None = None
         """Why the log cannot be reached; None while it can, as far as we know."""
+        self.backlog_bytes = 0
+        """Given to `append`, and not yet durable."""
 
     @property
     def waiting(self) -> int:
@@ -189,6 +191,13 @@ class Carrier:
         return self._appending_bytes
 
     async def _append_or_keep(self, records: Sequence[Outgoing]) -> None:
+        self.backlog_bytes += size
+        try:
+            await self._append_as_it_is(records)
+        finally:
+            self.backlog_bytes -= size
+
+    async def _append_as_it_is(self, records: Sequence[Outgoing]) -> None:
         if self.away is None or not self._can_spool():
             try:
                 await self._uplink.append(records)
@@ -228,12 +237,17 @@ class Carrier:
         if self._spooling is not None:
             await self._spooling.start()
         self._observe()
-        backlog = asyncio.create_task(self._catch_up())
+        working = {asyncio.create_task(self._deliver())}
+        if self._spooling is not None:
+            working.add(asyncio.create_task(self._catch_up(self._spooling)))
         try:
-            await self._deliver()
+            ended, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
         finally:
-            backlog.cancel()
-            await asyncio.wait({backlog})
+            for task in working:
+                task.cancel()
+            await asyncio.wait(working)
 
     async def finish(self, delivery: asyncio.Task[None]) -> None:
         """Let `run`, of which ``delivery`` is the task, end: what the log does not take soon goes to the spool."""
@@ -247,9 +261,14 @@ class Carrier:
             await asyncio.wait({delivery}, timeout=FLUSH_S)
         if self._spooling is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._close(self._spooling), FLUSH_S)
+                await asyncio.wait_for(self._leave_in(self._spooling), FLUSH_S)
 
-    async def _close(self, spooling: Spooling) -> None:
+    async def _leave_in(self, spooling: Spooling) -> None:
+        """What an error has left in memory, and losses that no batch reports."""
+        if self._in_flight:
+            await self._held(self._in_flight)
+        while self._ring and await self._into_spool(self._ring.take()):
+            pass
         if self._unreported and self._last is not None:
             with suppress(Retryable):
                 await spooling.report(TOPIC_OF[self._last.event_type], self._last.key, self._unreported)
@@ -271,7 +290,7 @@ class Carrier:
                 return
 
     async def _carry(self, chunk: Chunk) -> None:
-        if self.away is not None and self._can_spool() and await self._into_spool(chunk):
+        if (self.away is not None or self._ring.is_filling) and self._can_spool() and await self._into_spool(chunk):
             return
         await self._into_log(self._pack(chunk))
         chunk.settle()
@@ -332,7 +351,6 @@ class Carrier:
         return True
 
     async def _append(self, records: Sequence[Outgoing]) -> None:
-        """Raises `Retryable` also where a person has to do something, but for the very first time."""
         if self._hurry.is_set():
             raise Retryable("the agent ends")
         self._appending = asyncio.ensure_future(self._uplink.append(records))
@@ -343,11 +361,13 @@ class Carrier:
                 raise Retryable("the agent ends") from None
             raise
         except ConfigError as wrong:
-            if not self._ever_reached:
-                raise
-            raise Retryable(str(wrong)) from wrong
+            raise self._may_pass(wrong) from wrong
         finally:
             self._appending = None
+
+    def _may_pass(self, wrong: ConfigError) -> StreammonError:
+        """What worked before may work again, once a person has put it right; what never did ends the start."""
+        return Retryable(str(wrong)) if self._ever_reached else wrong
 
     async def _held(self, batches: Sequence[Batch]) -> bool:
         """Whether they are in the spool now, as they are."""
@@ -384,23 +404,21 @@ class Carrier:
 
     # --- the backlog --------------------------------------------------------------------------------------
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, spooling: Spooling) -> None:
         """Send what is in the spool, oldest first; while the log is away, this is what tries it."""
-        if self._spooling is None:
-            return
         failures = 0
         now = asyncio.get_running_loop().time
         while True:
-            await self._spooling.filled.wait()
+            await spooling.filled.wait()
             try:
-                entries = await self._spooling.take(BACKLOG_BYTES)
+                entries = await spooling.take(BACKLOG_BYTES)
                 if not entries:
                     self.away = None  # nothing is left to try it with but what is new
                     continue
                 await self._let_pass()
                 started = now()
                 await self._append_backlog(entries)
-                await self._spooling.done()
+                await spooling.done()
                 failures = 0
                 pause = (now() - started) * (1 / BACKLOG_SHARE - 1)
             except Retryable as failure:
@@ -426,7 +444,7 @@ class Carrier:
             log.error("the log refused a record of the spool", topic=entries[0].topic, error=str(refusal))
             self.drop(OURS, Loss.REFUSED, entries[0].events)
         except ConfigError as wrong:
-            raise Retryable(str(wrong)) from wrong
+            raise self._may_pass(wrong) from wrong
         self._in_touch()
 
     # --- what is known of the log and the spool -----------------------------------------------------------
@@ -518,6 +536,7 @@ class CarrierOutlet:
 
     async def backlog_bytes(self) -> int:
         return await self._carrier.backlog_bytes()
+        return self._carrier.backlog_bytes
 
     def drop(self, reason: StrEnum, events: int = 1) -> None:
         self._carrier.drop(self._source, reason, events)

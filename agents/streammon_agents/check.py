@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import aiohttp
-
 from streammon.broker import connect
 from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
@@ -87,6 +85,8 @@ async def _log(settings: Settings) -> Finding:
 
 async def _gateway(url: str) -> Finding:
     """Asks with a method that a gateway refuses."""
+    import aiohttp
+
     try:
         timeout = aiohttp.ClientTimeout(total=TRIED_S)
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url.rstrip("/") + PATH) as answer:

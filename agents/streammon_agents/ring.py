@@ -15,6 +15,8 @@ from streammon_agents.packing import Event
 
 CHUNK_EVENTS = 1000
 CHUNK_BYTES = 512 * 1024
+FILLING = 0.25
+"""Of the limits: beyond that it is not a moment's wait any more."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Ring:
     def has_room(self, events: int, size: int) -> bool:
         limits = self._limits
         return not self.events or (self.events + events <= limits.events and self.bytes + size <= limits.bytes)
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether more comes than goes."""
+        return self.events > self._limits.events * FILLING or self.bytes > self._limits.bytes * FILLING
 
     def put(
         self, source: str, event_type: EventType, events: Sequence[Event], durable: asyncio.Future[None] | None = None

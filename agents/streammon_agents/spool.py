@@ -405,12 +405,13 @@ class Spool:
             (int(match[1]), path) for path in self._directory.iterdir() if (match := _NAME.fullmatch(path.name))
         )
         number, start = self._remembered()
+        self._next = number + 1  # a number that comes again would be taken for the one of which so much was sent
         removed: set[int] = set()
         for each, path in found:
             segment = _Segment(each, path, path.suffix == ".kept", path.stat().st_mtime, path.stat().st_size)
             segment.start = start if each == number else 0
             self._segments[each] = segment
-            self._next = each + 1
+            self._next = max(self._next, each + 1)
             removed |= self._survey(segment)
         for each in removed & self._segments.keys():
             self._delete(self._segments[each])

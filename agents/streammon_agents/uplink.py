@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from streammon.broker import Broker, Outgoing
 from streammon.errors import Retryable
 from streammon.topics import INPUT_TOPICS
 from streammon_agents.sdk.transport import judge
+
+if TYPE_CHECKING:
+    import aiohttp  # 6 MB, and most agents do not send by HTTP
 
 PATH = "/v1/events"
 COMPRESSED_BYTES = 1024
@@ -59,11 +61,15 @@ class Gateway:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, timeout_s: float) -> AsyncIterator[Gateway]:
+        import aiohttp
+
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             yield cls(url, session)
 
     async def append(self, records: Sequence[Outgoing]) -> None:
+        import aiohttp
+
         for record in records:
             try:
                 await self._post(record)

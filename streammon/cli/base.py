@@ -9,8 +9,9 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -219,8 +220,14 @@ async def together(stop: asyncio.Event, *coroutines: Coroutine[Any, Any, None]) 
             tasks.create_task(ending(coroutine))
 
 
-async def retrying(attempt: Callable[[], Coroutine[Any, Any, T]], stop: asyncio.Event) -> T:
-    """Wait for a broker that is still starting: try again until it answers or we are stopped."""
+async def retrying(
+    attempt: Callable[[], Coroutine[Any, Any, T]], stop: asyncio.Event, pauses: Iterator[float] | None = None
+) -> T:
+    """Wait for a broker that is still starting: try again until it answers or we are stopped.
+
+    ``pauses``: seconds between two tries, one if not given.
+    """
+    pauses = pauses or repeat(1.0)
     said = ""
     while True:
         try:
@@ -232,7 +239,7 @@ async def retrying(attempt: Callable[[], Coroutine[Any, Any, T]], stop: asyncio.
                 said = str(error)
                 log.warning("waiting for the broker", error=said)
             try:
-                await asyncio.wait_for(stop.wait(), 1.0)
+                await asyncio.wait_for(stop.wait(), next(pauses))
             except TimeoutError:
                 continue
 

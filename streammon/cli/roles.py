@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from streammon_processors.task import Processor
     from streammon_sinks.delivery import Sink
 
+RECONNECT = Backoff(first_s=1.0, longest_s=10.0)
+"""Of an agent, which may be without Kafka for long, and has to cost nothing then either."""
 RESULTS_FILE = "results.sqlite"
 RESULT_TOPICS = ("windows", "alerts", "slos", "drift", "quality", "loops")
 """What is delivered to stores."""
@@ -129,6 +131,7 @@ async def _agent(settings: Settings, sources: Sequence[Source], stop: asyncio.Ev
 
     async with health_server(settings.metrics_port, lambda: carrier.waiting_for):
         link = asyncio.create_task(linked())
+        link.add_done_callback(lambda _: stop.set())
         try:
             await run_agent(uplink, settings, stop=stop, sources=sources, carrier=carrier)
         finally:
@@ -136,13 +139,15 @@ async def _agent(settings: Settings, sources: Sequence[Source], stop: asyncio.Ev
             if uplink.broker is None:
                 link.cancel()
             await asyncio.wait({link})
+    if not link.cancelled():
+        link.result()
 
 
 @asynccontextmanager
 async def _connected(settings: Settings, stop: asyncio.Event, uplink: Awaited) -> AsyncIterator[Broker]:
     """The broker with all topics there; who waits for it is told what a person has to change first."""
     try:
-        broker = await retrying(lambda: connect(settings), stop)
+        broker = await retrying(lambda: connect(settings), stop, RECONNECT.pauses())
         try:
             await retrying(lambda: broker.create_topics(topics_of(settings), if_permitted=True), stop)
         except BaseException:

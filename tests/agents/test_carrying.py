@@ -183,6 +183,18 @@ async def test_backlog_is_not_starved_by_what_is_new(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
 
 
+async def test_log_that_is_slower_than_events_come_is_relieved_by_the_spool(tmp_path: Path) -> None:
+    log = Log()
+    log.delay_s = lambda _: 0.3
+    async with running(carrier := carrier_on(log, tmp_path, limits=Limits(events=40))):
+        for number in range(100):
+            put(carrier, number)
+            await asyncio.sleep(0.02)
+        assert not carrier.tallies, "nothing was dropped"
+        log.delay_s = lambda _: 0.0
+        await eventually(lambda: log.counted == list(range(100)))
+
+
 async def test_append_is_durable_when_it_returns_and_many_share_one_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +270,26 @@ async def test_spool_that_cannot_be_used_leaves_memory_and_is_used_once_it_can(
     assert sum(batch.dropped for batch in log.batches) == 7
 
 
+async def test_losses_are_not_forgotten_when_the_spool_does_not_take_their_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object, **__: object) -> int:
+        raise Retryable("no space left")
+
+    log = Log()
+    log.away = True
+    async with running(carrier := carrier_on(log, tmp_path)):
+        put(carrier, 1)
+        await spooled(carrier)
+        monkeypatch.setattr(Spooling, "put", full)
+        carrier.drop("test", Reason.TOO_LARGE, 5)
+        put(carrier, 2)
+        await eventually(lambda: carrier.spooled_records == 2)
+        log.away = False
+        await eventually(lambda: log.counted == [1, 2])
+    assert sum(batch.dropped for batch in log.batches) == 5
+
+
 async def test_end_while_the_log_is_away_or_hangs_keeps_everything_for_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,8 +357,15 @@ async def test_what_a_person_has_to_change_ends_the_agent_only_if_nothing_ever_a
     put(carrier, 1)
     with pytest.raises(ConfigError):
         await asyncio.wait_for(delivery, 5)
+    put(carrier, 5)
     await carrier.finish(delivery)
+    with pytest.raises(ConfigError):
+        async with running(carrier_on(log, tmp_path)) as delivery:
+            await delivery  # now it is the backlog that finds out
     log.wrong = False
+    async with running(carrier_on(log, tmp_path)):
+        await eventually(lambda: log.counted == [1, 5])
+    log.appended.clear()
     async with running(carrier := carrier_on(log, tmp_path / "other")):
         put(carrier, 2)
         await eventually(lambda: log.counted == [2])

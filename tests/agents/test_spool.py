@@ -121,6 +121,21 @@ def test_a_new_life_numbers_under_a_boot_id_of_its_own(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_place_in_a_segment_that_is_gone_is_not_taken_for_one_in_another(tmp_path: Path) -> None:
+    for life in range(2):
+        spool = open_spool(tmp_path)
+        for number in range(3):
+            put(spool, event(number))
+        if life == 0:
+            spool.take(1)
+            spool.done()
+            drained(spool)
+        spool.close()
+    spool = open_spool(tmp_path)
+    assert numbers(drained(spool)) == [0, 1, 2]
+    spool.close()
+
+
 def times_until(refusal: type[Exception], act: Callable[[int], None]) -> int:
     """How often it could be done."""
     for number in range(10_000):

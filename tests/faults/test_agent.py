@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ async def test_nothing_is_lost_or_counted_twice_while_kafka_freezes_and_dies_and
 ) -> None:
     settings = settings_of(own_kafka, unique, tmp_path)
     async with opened(settings) as broker:
-        stop, source = asyncio.Event(), Load(1000)
+        stop, source, senders = asyncio.Event(), Load(1000), Load(100, first=10_000_000, awaited=True)
         carrier = carrier_of(broker, settings)
-        agent = asyncio.create_task(run_agent(broker, settings, stop=stop, sources=[source], carrier=carrier))
+        agent = asyncio.create_task(run_agent(broker, settings, stop=stop, sources=[source, senders], carrier=carrier))
         await eventually(lambda: source.sent > 1000)
         os.kill(own_kafka.pid, signal.SIGSTOP)
         await eventually(lambda: carrier.details()["spool"] != "empty", 20, "the spool")
@@ -90,14 +91,15 @@ async def test_nothing_is_lost_or_counted_twice_while_kafka_freezes_and_dies_and
         await close_windows(broker)
         found, log = await arrived(broker)
     sums = counted(log, settings)
-    assert {int(each) for each in found.requests if each != "end"} == set(range(source.sent))
-    assert sums["count"] == source.sent
+    assert {int(each) for each in found.requests if each != "end"} == {*source.numbers, *senders.numbers}
+    assert sums["count"] == source.sent + senders.sent
     assert (sums["missing"], sums["dropped"], sums["rejected"]) == (0, 0, 0)
     assert source.latest_s < 0.5, "whoever hands over does not wait for Kafka"
+    assert senders.latest_s < 8, "who waits for it to be durable waits until the disk takes over"
     assert found.slowest_s(back + 0.5, 0.99) < 1.0
 
 
-async def test_agent_killed_with_a_backlog_loses_nothing_of_what_was_spooled(
+async def test_agent_stopped_or_killed_while_kafka_is_away_loses_nothing_of_what_was_spooled(
     own_kafka: Server, unique: str, tmp_path: Path
 ) -> None:
     settings = settings_of(own_kafka, unique, tmp_path)
@@ -109,11 +111,13 @@ async def test_agent_killed_with_a_backlog_loses_nothing_of_what_was_spooled(
         )
         os.kill(own_kafka.pid, signal.SIGSTOP)
         try:
-            process = cli("agent", "--config", config)
             spool = tmp_path / "spool"
-            await asyncio.to_thread(wait_until, lambda: _bytes(spool) > 100_000, 60, "the spool")
-            process.kill()
-            await asyncio.to_thread(process.wait)
+            for ended_by, size in ((signal.SIGTERM, 30_000), (signal.SIGKILL, 100_000)):
+                process = cli("agent", "--config", config)
+                await asyncio.to_thread(wait_until, partial(_holds, spool, size), 60, "the spool")
+                process.send_signal(ended_by)
+                status = await asyncio.to_thread(process.wait, 10)
+                assert status == (0 if ended_by is signal.SIGTERM else -signal.SIGKILL)
         finally:
             os.kill(own_kafka.pid, signal.SIGCONT)
         spooled = _moments_in(spool, tmp_path / "copy")
@@ -135,8 +139,8 @@ async def test_agent_killed_with_a_backlog_loses_nothing_of_what_was_spooled(
     assert len(set(identities)) == len(identities)
 
 
-def _bytes(spool: Path) -> int:
-    return sum(each.stat().st_size for each in spool.glob("[0-9]*"))
+def _holds(spool: Path, size: int) -> bool:
+    return sum(each.stat().st_size for each in spool.glob("[0-9]*")) > size
 
 
 def _moments_in(directory: Path, copy: Path) -> set[float]:
