@@ -10,14 +10,9 @@ import sys
 from itertools import takewhile
 
 ALL = (
-    "agent",
     "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "drift", "evidence",
-    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "gpus", "join", "profiles", "otlp", "intake",
-    "agent",
-    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "resources",
-    "quality", "scale_out", "paging", "sdk_overhead", "node_agent", "gpus", "join", "profiles",
-    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "scrape",
-    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles",
+    "quality", "scale_out", "paging", "sdk_overhead", "node_agent", "gpus", "join", "profiles", "resources", "otlp",
+    "intake", "scrape", "agent",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

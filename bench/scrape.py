@@ -17,7 +17,7 @@ from typing import Any, cast
 from aiohttp import web
 from prometheus_client import parser
 
-from bench.host_agent import Nowhere
+from bench.otlp import Nowhere
 from streammon.broker import Broker
 from streammon.config import load
 from streammon.events import EventType

@@ -197,21 +197,6 @@ class EmbeddedSettings(Section):
     """How often retention is applied."""
 
 
-LISTENING: tuple[str, ...] = ("gateway", "otlp", "statsd")
-"""Sources that open ports: `streammon up` runs them only where ``agent.sources`` names them."""
-
-
-class SpoolSettings(Section):
-    """What an agent keeps on disk while Kafka, or the gateway before it, is away."""
-
-    directory: UserPath | None = None
-    """Where; ``data_dir``/spool if not given. It has to outlive the process: in Kubernetes, a ``hostPath``."""
-    max_bytes: int = Field(1024**3, ge=16 * 1024**2)
-    """How much. Beyond it, the oldest of what nobody waits for is dropped, and counted; who waits is refused."""
-    after_s: float = Field(5.0, gt=0)
-    """An append that takes longer is given up, and what comes goes to the spool until Kafka answers again."""
-
-
 class TopicSettings(Section):
     """How topics are made."""
 
@@ -392,8 +377,6 @@ class SpoolSettings(Section):
     """An append that takes longer is given up, and what comes goes to the spool until Kafka answers again."""
 
 
-
-
 class ScrapeSettings(Section):
     """Prometheus scraping by the agent (docs/scrape.md)."""
 
@@ -410,7 +393,7 @@ class AgentSettings(Section):
 
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
-    sources: tuple[SourceName, ...] = ("host", "containers", "gpu", "scrape")
+    sources: tuple[SourceName, ...] = ("host", "containers", "gpu", "scrape", "gateway", "otlp", "statsd")
     """What is observed; what is not there is left out, and `streammon agent --check` says why."""
     interval_s: float = Field(1.0, gt=0)
     """How often what is asked (hosts, containers, GPUs) is asked."""
@@ -422,8 +405,6 @@ class AgentSettings(Section):
     """Where the host's file systems are mounted (read-only will do), for their sizes and for names of containers."""
     host_metrics: HostMetricsSettings = HostMetricsSettings()
     containers: ContainerSettings = ContainerSettings()
-    buffer_batches: int = Field(3600, ge=1)
-    """Batches kept while the broker is away; the oldest are dropped, and counted, beyond that."""
     gpu: GpuSettings = GpuSettings()
     otlp: OtlpSettings = OtlpSettings()
     gateway: GatewaySettings = GatewaySettings()

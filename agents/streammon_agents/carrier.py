@@ -121,7 +121,6 @@ class Carrier:
         self._clock = clock
         self._in_flight: list[Batch] = []
         self._carried = 0
-        self._appending_bytes = 0
         self._appending: asyncio.Future[object] | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -181,16 +180,6 @@ class Carrier:
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         size = sum(len(record.value or b"") for record in records)
-        self._appending_bytes += size
-        try:
-            await self._append_or_keep(records)
-        finally:
-            self._appending_bytes -= size
-
-    async def backlog_bytes(self) -> int:
-        return self._appending_bytes
-
-    async def _append_or_keep(self, records: Sequence[Outgoing]) -> None:
         self.backlog_bytes += size
         try:
             await self._append_as_it_is(records)
@@ -535,7 +524,6 @@ class CarrierOutlet:
         await self._carrier.append(records)
 
     async def backlog_bytes(self) -> int:
-        return await self._carrier.backlog_bytes()
         return self._carrier.backlog_bytes
 
     def drop(self, reason: StrEnum, events: int = 1) -> None:

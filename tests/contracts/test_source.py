@@ -89,6 +89,7 @@ def containers(path: Path) -> Source:
     sysfs = tree("v2_kubernetes", path / "sys")
     agent = {"sources": ["containers"], "interval_s": 0.05, "host": "here", "sysfs": str(sysfs)}
     [source] = sources_of(load(data_dir=path, agent=agent))
+    return source
 
 
 def scrape(path: Path) -> Source:
