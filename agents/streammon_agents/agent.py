@@ -30,8 +30,15 @@ def _host(settings: Settings, clock: Clock) -> Source:
     return host_source(settings, clock)
 
 
+def _logs(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.logs.source import log_source
+
+    return log_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
+    "logs": _logs,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 

@@ -27,8 +27,17 @@ def by_name(name: str) -> Callable[[Path], Source]:
     return make
 
 
+def logs(path: Path) -> Source:
+    """Log files, of which there is one."""
+    (path / "app.log").write_text("ready\n")
+    inputs = {"inputs": [{"paths": [str(path / "*.log")]}], "multiline_s": 0.05}
+    [source] = sources_of(load(data_dir=path, agent={"sources": ["logs"], "host": "here", "logs": inputs}))
+    return source
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
+    "logs": logs,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 

@@ -1,0 +1,1 @@
+"""Log files and what containers say: see `streammon_agents.logs.source`."""

@@ -1,0 +1,428 @@
+"""What a log source does in its thread: finds files, reads them in turn, and makes events of what is in them.
+
+Two beats. Files that changed within `HOT_S`, or have something underway, are looked at every time (`collect`); all
+others when files are looked for (`discover`), which also finds out what became of those that are gone. So what an idle
+file costs does not depend on how often busy ones are read. The number of files, of those open, of bytes read and of
+events made at a time is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from glob import iglob
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from streammon.clock import Clock, system_clock
+from streammon.config import LogInput, LogSettings
+from streammon_agents.logs import records
+from streammon_agents.logs.assembly import Assembly, Bounds, Pile
+from streammon_agents.logs.containers import origin
+from streammon_agents.logs.limits import RateLimit
+from streammon_agents.logs.positions import Positions, Remembered
+from streammon_agents.logs.redaction import Redactor
+from streammon_agents.logs.tail import GONE_S, Key, Skip, Skipped, Tail, _key, open_regular
+
+HOT_S: Final = 60.0
+BATCH_BYTES: Final = 4_000_000
+"""Of text in one batch, about."""
+SUMMARY_S: Final = 60.0
+"""How often a service is told how many of its lines were dropped."""
+SERVICES: Final = 1000
+"""Services that lines may name; of more, the file's own name stands."""
+COMPRESSED: Final = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".tgz")
+"""Rotated files that were read before they were packed."""
+LARGEST_PART: Final = 50
+"""Looking for files takes no more than such a part of the time."""
+
+
+class Loss(StrEnum):
+    """Why a line was given up. The values are labels: add, never rename."""
+
+    RATE_LIMIT = "rate_limit"
+    UNSENDABLE = "unsendable"  # an event that no record can hold
+
+
+class Found(NamedTuple):
+    """A path that an input names."""
+
+    path: str
+    input: LogInput
+
+
+def found(settings: LogSettings) -> Iterator[Found]:
+    """Every path that the inputs name, those first that are named first. Not every one is a file that can be read."""
+    for each in settings.inputs:
+        for pattern in each.paths:
+            for path in iglob(str(Path(pattern).expanduser()), recursive=True):
+                if not path.endswith(COMPRESSED) and not _is_excluded(path, each.exclude):
+                    yield Found(path, each)
+
+
+def _is_excluded(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(path if "/" in each else os.path.basename(path), each) for each in patterns)
+
+
+_USUAL: Final[Mapping[str, tuple[str, ...]]] = {
+    "audit": ("*audit*",),
+    "authentication": ("auth.log*", "secure", "secure-*", "secure.*", "faillog*", "*authentication*"),
+    "authorization": ("*authorization*", "sudo*.log*"),
+    "security": ("*security*", "*fail2ban*"),
+    "data_access": ("*data_access*", "*data-access*"),
+}
+
+
+def usual_category(path: str) -> str:
+    """What the name of a file says of its lines.
+
+    >>> [usual_category(name) for name in ("/var/log/audit/audit.log", "/var/log/auth.log", "/var/log/app.log")]
+    ['audit', 'authentication', 'app']
+    """
+    name = os.path.basename(path).lower()
+    for category, patterns in _USUAL.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            return category
+    return "app"
+
+
+@dataclass
+class Collected:
+    """What was read at one time."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    files: list[Remembered] = field(default_factory=list)
+    refused: Counter[Skip] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    """By the rate limit, by service."""
+    more: bool = False
+    """Whether there is more to be read at once."""
+
+
+class Reader:
+    """Follows the files of the inputs. For one thread."""
+
+    def __init__(
+        self,
+        settings: LogSettings,
+        positions: Positions,
+        redactor: Redactor,
+        *,
+        clock: Clock = system_clock,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._positions, self._redactor = settings, positions, redactor
+        self._clock, self._monotonic = clock, monotonic
+        self._bounds = Bounds(
+            settings.max_line_bytes, settings.max_event_lines, settings.multiline_s, settings.partial_s
+        )
+        self._limit = RateLimit(settings.rate_per_s, settings.burst)
+        self._summaries: Counter[str] = Counter()
+        self._summarized = monotonic()
+        self._tails: dict[Key, Tail] = {}
+        self._inputs: dict[Key, LogInput] = {}
+        self._readings: dict[Key, records.Reading] = {}
+        self._active: OrderedDict[Key, Tail] = OrderedDict()
+        self._open: OrderedDict[Key, Tail] = OrderedDict()
+        self._services: set[str] = set()
+        self._remembered: dict[Key, Remembered] = {file[:2]: file for file in positions.files()}
+        self._from_end = {
+            each for each in settings.inputs if each.start == "end" and not positions.is_known(each.paths)
+        }
+        self._next_discovery = 0.0
+        self._next_seen = 0.0
+        self._first = True
+        self.skipped: dict[str, Skipped] = {}
+        """Paths that cannot be read now, and why."""
+
+    @property
+    def files(self) -> int:
+        """Files that are followed."""
+        return len(self._tails)
+
+    # --- finding ---
+
+    def discover(self) -> Counter[Skip]:
+        """Look which files there are; returns what is newly not read."""
+        started, refused = self._monotonic(), Counter[Skip]()
+        skipped: dict[str, Skipped] = {}
+        present: set[Key] = set()
+        for path, each in found(self._settings):
+            try:
+                self._discovered(path, each, present)
+            except Skipped as why:
+                if path not in self.skipped or self.skipped[path].reason is not why.reason:
+                    refused[why.reason] += 1
+                skipped[path] = why
+            except OSError:  # it vanished, or there are no more descriptors: next time
+                continue
+        self.skipped = skipped
+        self._gone(present, started)
+        if self._first:
+            self._begun(present)
+        self._remember(present, started)
+        took = self._monotonic() - started
+        self._next_discovery = started + max(self._settings.discover_s, took * LARGEST_PART)
+        return refused
+
+    def _discovered(self, path: str, each: LogInput, present: set[Key]) -> None:
+        status = os.stat(path)
+        key = _key(status)
+        if key in present:
+            return
+        tail = self._tails.get(key)
+        if tail is None:
+            tail = self._begin(path, each, key)
+        present.add(key)
+        if status.st_size < tail.size:
+            tail.refused = None  # written anew, it may be text
+        tail.gone_since, tail.path, tail.size = None, path, status.st_size
+        if tail.refused is not None:
+            raise tail.refused
+        if tail.unread or tail.assembly.waits:
+            self._opened(tail)
+            self._active.setdefault(key, tail)
+
+    def _begin(self, path: str, each: LogInput, key: Key) -> Tail:
+        """Follow one more file, from where it was left, where its original was left, its end, or its beginning."""
+        if len(self._tails) >= self._settings.max_files:
+            raise Skipped(Skip.TOO_MANY_FILES, f"more than {self._settings.max_files} files (agent.logs.max_files)")
+        before = self._remembered.get(key)
+        tail = self._made(key, before.path if before else path, each)
+        tail.path = path
+        self._opened(tail)
+        if before is not None and tail.resume(before):
+            tail.dirty = False
+        elif (read := self._as_copy(tail)) is not None:
+            tail.skip_to(read)
+        elif self._first and each in self._from_end:
+            tail.skip_to(os.stat(path).st_size)
+        return self._follow(tail, each)
+
+    def _made(self, key: Key, path: str, each: LogInput) -> Tail:
+        assembly = Assembly(
+            0,
+            self._bounds,
+            container=each.container,
+            multiline_start=each.multiline_start,
+            joins=each.format != "json",
+        )
+        return Tail(key, path, assembly)
+
+    def _follow(self, tail: Tail, each: LogInput) -> Tail:
+        self._tails[tail.key] = tail
+        self._inputs[tail.key] = each
+        self._readings[tail.key] = _reading(tail.first_path, each)
+        self._active[tail.key] = tail
+        return tail
+
+    def _as_copy(self, tail: Tail) -> int | None:
+        """Where it goes on, if it is what copytruncate made of a file that we have read."""
+        directory, name = os.path.split(tail.path)
+        for other in self._tails.values():
+            its_directory, its_name = os.path.split(other.path)
+            is_named_so = its_directory == directory and name.startswith(its_name)
+            if is_named_so and (read := tail.continues(other)) is not None:
+                return read
+        return None
+
+    def _gone(self, present: set[Key], now: float) -> None:
+        for key, tail in self._tails.items():
+            if key not in present and tail.gone_since is None:
+                tail.gone_since = now
+                self._active.setdefault(key, tail)
+
+    def _begun(self, present: set[Key]) -> None:
+        """Of what another process has followed: what was renamed meanwhile is read to its end."""
+        self._first = False
+        for key, before in self._remembered.items():
+            if key not in present and (each := self._input_of(before.path)) is not None:
+                tail = self._made(key, before.path, each)
+                try:
+                    self._opened(tail)
+                except (Skipped, OSError):
+                    continue
+                if tail.resume(before):
+                    self._follow(tail, each).gone_since = self._monotonic()
+                else:
+                    self._closed(tail)
+        self._remembered = {}
+        for each in self._settings.inputs:
+            self._positions.begin(each.paths)
+
+    def _input_of(self, path: str) -> LogInput | None:
+        for each in self._settings.inputs:
+            if any(fnmatchcase(path, pattern.replace("**/", "*")) for pattern in each.paths):
+                return each
+        return None
+
+    def _remember(self, present: set[Key], now: float) -> None:
+        if now >= self._next_seen:
+            self._positions.seen(present, self._clock())
+            self._next_seen = now + 3600
+
+    # --- reading ---
+
+    def collect(self) -> Collected:
+        """Read from the files in turn, until there is nothing more or the batch is full."""
+        now, collected, taken = self._monotonic(), Collected(), 0
+        if now >= self._next_discovery:
+            collected.refused += self.discover()
+        for key in list(self._active):
+            if len(collected.events) >= self._settings.batch_events or taken >= BATCH_BYTES:
+                break
+            if (tail := self._active.get(key)) is None:
+                continue
+            before = tail.assembly.read
+            self._look(tail, now, collected)
+            taken += max(0, tail.assembly.read - before)
+            if key in self._active:
+                self._active.move_to_end(key)
+        collected.more = any(tail.unread for tail in self._active.values())
+        collected.files = [tail.remembered() for tail in self._tails.values() if tail.dirty]
+        collected.dropped = self._limit.take_dropped()
+        self._summarize(collected, now)
+        return collected
+
+    def _look(self, tail: Tail, now: float, collected: Collected) -> None:
+        """One piece of one file; and what is idle is let go."""
+        try:
+            self._opened(tail)
+            piles = tail.read(now)
+        except Skipped as why:
+            self._refuse(tail, why, collected)
+            return
+        except OSError:
+            self._lost(tail, now, collected)
+            return
+        if tail.refused is not None:
+            self._refuse(tail, tail.refused, collected)
+            return
+        self._events(tail, piles, collected)
+        if tail.unread or tail.assembly.waits:
+            return
+        if tail.gone_since is not None and now - max(tail.gone_since, tail.changed) > GONE_S:
+            self._finish(tail, now, collected)
+        elif tail.gone_since is None and now - tail.changed > HOT_S:
+            del self._active[tail.key]
+
+    def _refuse(self, tail: Tail, why: Skipped, collected: Collected) -> None:
+        self._closed(tail)
+        self._active.pop(tail.key, None)
+        if self.skipped.get(tail.path) is None:
+            collected.refused[why.reason] += 1
+        self.skipped[tail.path] = why
+
+    def _lost(self, tail: Tail, now: float, collected: Collected) -> None:
+        """Nowhere to be found: deleted while it was not open."""
+        if tail.gone_since is None:
+            self._active.pop(tail.key, None)  # looked for again with the others
+            return
+        if tail.unread:
+            collected.refused[Skip.VANISHED] += 1
+        self._finish(tail, now, collected)
+
+    def _finish(self, tail: Tail, now: float, collected: Collected) -> None:
+        self._closed(tail)
+        self._events(tail, tail.finish(now), collected)
+        collected.files.append(tail.remembered())
+        for kept in (self._tails, self._inputs, self._readings, self._active):
+            kept.pop(tail.key, None)
+
+    def _opened(self, tail: Tail) -> None:
+        """Open it, and close another one if too many are."""
+        if not tail.is_open:
+            while len(self._open) >= self._settings.max_open_files:
+                self._closed(next(iter(self._open.values())))
+            tail.open()
+        self._open[tail.key] = tail
+        self._open.move_to_end(tail.key)
+
+    def _closed(self, tail: Tail) -> None:
+        tail.close()
+        self._open.pop(tail.key, None)
+
+    # --- events ---
+
+    def _events(self, tail: Tail, piles: Iterable[Pile], collected: Collected) -> None:
+        reading, read_unix_s = self._readings[tail.key], self._clock()
+        if tail.assembly.binary:
+            collected.refused[Skip.BINARY] += tail.assembly.binary
+            tail.assembly.binary = 0
+        for pile in piles:
+            line = records.Line(pile.text, read_unix_s, pile.time, pile.stream, pile.cut)
+            event = records.event(line, reading)
+            event["service"] = self._service(event["service"], reading)
+            if event["category"] != "app" or self._limit.allows(event["service"], self._monotonic()):
+                collected.events.append(self._redactor.event(event))
+
+    def _service(self, named: str, reading: records.Reading) -> str:
+        if named == reading.service or named in self._services:
+            return named
+        if len(self._services) >= SERVICES:
+            return reading.service
+        self._services.add(named)
+        return named
+
+    def _summarize(self, collected: Collected, now: float) -> None:
+        """Once a minute each service is told what it does not see."""
+        self._summaries += collected.dropped
+        if now - self._summarized < SUMMARY_S:
+            return
+        self._summarized = now
+        for service, lines in self._summaries.items():
+            collected.events.append(self._redactor.event(_summary(service, lines, self._clock())))
+        self._summaries.clear()
+
+    def close(self) -> None:
+        for tail in list(self._open.values()):
+            self._closed(tail)
+
+
+def _reading(path: str, each: LogInput) -> records.Reading:
+    named = origin(path)
+    return records.Reading(
+        service=each.service or named.service,
+        fixed_service=each.service is not None,
+        category=each.category,
+        usual_category=usual_category(path),
+        format=each.format,
+        local=each.timezone == "local",
+        fields={"log.file.path": path, **named.fields},
+    )
+
+
+def _summary(service: str, lines: int, now_unix_s: float) -> dict[str, Any]:
+    return {
+        "time_unix_s": now_unix_s,
+        "service": service,
+        "level": "warn",
+        "category": "app",
+        "message": f"{lines} lines were dropped by the rate limit",
+        "fields": {"log.dropped": lines, "log.dropped_by": Loss.RATE_LIMIT.value},
+    }
+
+
+def looked_at(settings: LogSettings) -> Iterator[tuple[LogInput, int, dict[str, Skipped]]]:
+    """For each input: how many files can be read, and which cannot, and why. Changes nothing."""
+    files: dict[int, int] = {}
+    refused: dict[int, dict[str, Skipped]] = {id(each): {} for each in settings.inputs}
+    seen: set[Key] = set()
+    for path, each in found(settings):
+        try:
+            key = _key(os.stat(path))
+            if key not in seen:
+                seen.add(key)
+                os.close(open_regular(path))
+                files[id(each)] = files.get(id(each), 0) + 1
+        except Skipped as why:
+            refused[id(each)][path] = why
+        except OSError as error:
+            refused[id(each)][path] = Skipped(Skip.UNREADABLE, error.strerror or repr(error))
+    for each in settings.inputs:
+        yield each, files.get(id(each), 0), refused[id(each)]
