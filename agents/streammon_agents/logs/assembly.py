@@ -87,7 +87,7 @@ class Pile:
 
     @property
     def text(self) -> str:
-        return self.texts[0] if len(self.texts) == 1 else "\n".join(self.texts).rstrip("\n")
+        return self.texts[0] if len(self.texts) == 1 else "\n".join(self.texts).rstrip()
 
 
 @dataclass(slots=True)

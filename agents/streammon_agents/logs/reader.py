@@ -27,7 +27,7 @@ from streammon_agents.logs.containers import origin
 from streammon_agents.logs.limits import RateLimit
 from streammon_agents.logs.positions import Positions, Remembered
 from streammon_agents.logs.redaction import Redactor
-from streammon_agents.logs.tail import GONE_S, Key, Skip, Skipped, Tail, _key, open_regular
+from streammon_agents.logs.tail import GONE_S, Key, Skip, Skipped, Tail, _key, open_regular, regular
 
 HOT_S: Final = 60.0
 BATCH_BYTES: Final = 4_000_000
@@ -125,6 +125,7 @@ class Reader:
         self._summaries: Counter[str] = Counter()
         self._summarized = monotonic()
         self._tails: dict[Key, Tail] = {}
+        self._paths: dict[str, Tail] = {}
         self._inputs: dict[Key, LogInput] = {}
         self._readings: dict[Key, records.Reading] = {}
         self._active: OrderedDict[Key, Tail] = OrderedDict()
@@ -171,7 +172,7 @@ class Reader:
         return refused
 
     def _discovered(self, path: str, each: LogInput, present: set[Key]) -> None:
-        status = os.stat(path)
+        status = regular(path)
         key = _key(status)
         if key in present:
             return
@@ -182,6 +183,7 @@ class Reader:
         if status.st_size < tail.size:
             tail.refused = None  # written anew, it may be text
         tail.gone_since, tail.path, tail.size = None, path, status.st_size
+        self._paths[path] = tail
         if tail.refused is not None:
             raise tail.refused
         if tail.unread or tail.assembly.waits:
@@ -224,10 +226,9 @@ class Reader:
     def _as_copy(self, tail: Tail) -> int | None:
         """Where it goes on, if it is what copytruncate made of a file that we have read."""
         directory, name = os.path.split(tail.path)
-        for other in self._tails.values():
-            its_directory, its_name = os.path.split(other.path)
-            is_named_so = its_directory == directory and name.startswith(its_name)
-            if is_named_so and (read := tail.continues(other)) is not None:
+        for length in range(len(name) - 1, 0, -1):
+            original = self._paths.get(f"{directory}/{name[:length]}")
+            if original is not None and (read := tail.continues(original)) is not None:
                 return read
         return None
 
@@ -331,6 +332,8 @@ class Reader:
         self._closed(tail)
         self._events(tail, tail.finish(now), collected)
         collected.files.append(tail.remembered())
+        if self._paths.get(tail.path) is tail:
+            del self._paths[tail.path]
         for kept in (self._tails, self._inputs, self._readings, self._active):
             kept.pop(tail.key, None)
 
@@ -415,14 +418,14 @@ def looked_at(settings: LogSettings) -> Iterator[tuple[LogInput, int, dict[str, 
     seen: set[Key] = set()
     for path, each in found(settings):
         try:
-            key = _key(os.stat(path))
+            key = _key(regular(path))
             if key not in seen:
                 seen.add(key)
                 os.close(open_regular(path))
                 files[id(each)] = files.get(id(each), 0) + 1
         except Skipped as why:
             refused[id(each)][path] = why
-        except OSError as error:
-            refused[id(each)][path] = Skipped(Skip.UNREADABLE, error.strerror or repr(error))
+        except OSError:  # a link to nowhere, or it vanished
+            continue
     for each in settings.inputs:
         yield each, files.get(id(each), 0), refused[id(each)]

@@ -6,6 +6,7 @@ in ``fields``. The message of a text is the whole line, its time and level inclu
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -135,8 +136,21 @@ def _json(text: str) -> dict[str, Any] | None:
     try:
         decoded = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
+        decoded = _with_nan(text)
     return decoded if isinstance(decoded, dict) else None
+
+
+_NAN: Final = re.compile(r"[:\[,]\s*-?(?:NaN|Infinity)\b")
+
+
+def _with_nan(text: str) -> Any:
+    """Python's own `json` writes NaN, which is no JSON, and what trains models writes it often."""
+    if _NAN.search(text) is None or "\\ud" in text.lower():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _logfmt(text: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import re2
 
 MAX_DEPTH: Final = 12
@@ -50,6 +51,8 @@ _TELLING: Final = (
 )
 """How the names of secrets end. ``tokens``, ``max_tokens`` and ``token_count`` are numbers of LLMs."""
 _NAME: Final = rf"[\w.-]*?(?:{_TELLING})"
+_IS: Final = r"\\*[\"']?[\s\\nrt]*[:=]"
+"""Behind a name, in a text as it is or inside of JSON: triggers are looked for in both."""
 _QUOTED: Final = r"""\\?"(?:[^"\\]|\\[^"])*|\\?'(?:[^'\\]|\\[^'])*"""
 
 _KEYS: Final = "|".join([
@@ -97,7 +100,8 @@ _HARMLESS: Final = frozenset({"", "true", "false", "null", "none", "nil", "undef
 
 
 def _is_kept_value(value: str) -> bool:
-    return value.lower().strip("\\\"'") in _HARMLESS or value.startswith("[redacted:")
+    bare = value.strip("\\\"'")
+    return bare.lower() in _HARMLESS or bare.startswith("[redacted:")
 
 
 def _is_value(value: str) -> bool:
@@ -116,17 +120,17 @@ SECRETS: Final = (
         r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY",
         r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\z)",
     ),
-    Detector("jwt", r"\beyJ", r"\beyJ[\w-]{8,}(?:\.[\w-]*){2,4}"),
+    Detector("jwt", r"eyJ", r"\beyJ[\w-]{8,}(?:\.[\w-]*){2,4}"),
     Detector(
         "cookie",
-        r"(?i)cookie\\?[\"']?\s*[:=]",
-        rf"(?i)\b(?:set-)?cookie\\?[\"']?\s*[:=]\s*(?P<v>{_QUOTED}|[^\r\n\"']+)",
+        rf"(?i)cookies?{_IS}",
+        rf"(?i)\b(?:set-)?cookies?\\?[\"']?\s*[:=]\s*(?P<v>{_QUOTED}|[^\r\n\"']+)",
         _is_value,
     ),
-    Detector("authorization", r"(?i)\bbasic\s", r"(?i)\bbasic\s+(?P<v>[A-Za-z0-9+/_-]{6,}={0,2})", _is_basic),
+    Detector("authorization", r"(?i)basic[\s\\]", r"(?i)\bbasic\s+(?P<v>[A-Za-z0-9+/_-]{6,}={0,2})", _is_basic),
     Detector(
         "authorization",
-        r"(?i)\b(?:bearer|digest|negotiate|apikey|api-key)\s",
+        r"(?i)(?:bearer|digest|negotiate|apikey|api-key)[\s\\]",
         r"(?i)\b(?:bearer|digest|negotiate|apikey|api-key)\s+(?P<v>[A-Za-z0-9+/._~=-]{6,})",
         _is_no_word,
     ),
@@ -134,19 +138,19 @@ SECRETS: Final = (
     Detector("password", r"://[^\s/@]*:[^\s]*@", r"://[^\s/:@]*:(?P<v>[^\s/?#]*)@", _is_value),
     Detector(
         "password",
-        r"(?i)(?:passwords?|passwd|pwd|pass_?phrase)\\?[\"']?\s*[:=]",
+        rf"(?i)(?:passwords?|passwd|pwd|pass_?phrase){_IS}",
         rf"(?i)[\w.-]*(?:passwords?|passwd|pwd|pass_?phrase)\\?[\"']?\s*[:=]+>?\s*(?P<v>{_QUOTED}|[^\s,;&\"'}})]+)",
         _is_value,
     ),
     Detector(
         "secret",
-        rf"(?i)(?:{_TELLING})\\?[\"']?\s*[:=]",
+        rf"(?i)(?:{_TELLING}){_IS}",
         rf"(?i){_NAME}\\?[\"']?\s*=+>?\s*(?P<v>{_QUOTED}|[^\s,;&\"'}})]+)",
         _is_value,
     ),
     Detector(
         "secret",
-        rf"(?i)(?:{_TELLING})\\?[\"']?\s*:",
+        rf"(?i)(?:{_TELLING}){_IS}",
         rf"(?i){_NAME}\\?[\"']?\s*:\s*(?:(?:basic|bearer|digest|negotiate|token|aws4-hmac-sha256)\s+)?"
         rf"(?P<v>{_QUOTED}|[^\s,;&\"'}})]+)",
         _is_loose_value,
@@ -233,7 +237,7 @@ PERSONAL: Final = {
     ),
     "iban": Detector(
         "iban",
-        r"\b[A-Z]{2}\d{2} ?[A-Z0-9]{4} ?[A-Z0-9]{3}",
+        r"[A-Z]{2}\d{2} ?[A-Z0-9]{4} ?[A-Z0-9]{3}",
         r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
         is_iban,
     ),
@@ -266,8 +270,10 @@ def _options(*, captures: bool) -> Any:
 class Redactor:
     """Takes out what the detectors find. ``key``: replacements carry a hash with this key."""
 
-    def __init__(self, detectors: Iterable[Detector], key: bytes | None = None) -> None:
+    def __init__(self, detectors: Iterable[Detector], key: bytes | None = None, *, at_once: bool = True) -> None:
+        """``at_once``: whether the triggers may be looked for in all of an event, as JSON."""
         self._detectors = list(detectors)
+        self._at_once = at_once
         self._patterns = [re2.compile(each.pattern, _options(captures=True)) for each in self._detectors]
         self._groups = [1 if "(?P<v>" in each.pattern else 0 for each in self._detectors]
         self._key = key
@@ -277,7 +283,9 @@ class Redactor:
         self._triggers.Compile()
 
     def event(self, event: dict[str, Any]) -> dict[str, Any]:
-        """The same event without them; times and the type are left as they are."""
+        """The same event without them; ``event`` itself where there are none."""
+        if self._at_once and not self._triggers.Match(msgspec.json.encode(event)):
+            return event
         return {name: value if name in _PLAIN else self._value(value, name, 0) for name, value in event.items()}
 
     def text(self, text: str) -> str:
@@ -369,4 +377,4 @@ def redactor(
 ) -> Redactor:
     """Of all secrets, some personal data, and what a person wants taken out besides."""
     own = [Detector(name, pattern, pattern) for name, pattern in (patterns or {}).items()]
-    return Redactor([*SECRETS, *(PERSONAL[name] for name in personal), *own], key)
+    return Redactor([*SECRETS, *(PERSONAL[name] for name in personal), *own], key, at_once=not own)

@@ -48,30 +48,40 @@ class Skipped(Exception):  # noqa: N818 - a verdict on a file, not a failure of 
         self.reason, self.detail = reason, detail
 
 
-def open_regular(path: str) -> int:
-    """A descriptor for reading. Nothing that is no regular file is opened; raises Skipped, or FileNotFoundError."""
+def regular(path: str) -> os.stat_result:
+    """What the system says of a regular file. Raises Skipped for anything else, FileNotFoundError where there is none."""
     try:
-        _refuse_others(os.stat(path))  # opening alone does something to some devices
-        descriptor = os.open(path, _FLAGS)
-    except PermissionError as error:
-        raise Skipped(Skip.UNREADABLE, error.strerror or "not permitted") from None
-    except FileNotFoundError:
-        raise
+        return _regular(os.stat(path))
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise
-        raise Skipped(Skip.UNREADABLE, error.strerror or repr(error)) from None
+        raise _unreadable(error) from None
+
+
+def open_regular(path: str) -> int:
+    """A descriptor for reading. Nothing that is no regular file is opened; raises as `regular`, and OSError."""
+    regular(path)  # opening alone does something to some devices
     try:
-        _refuse_others(os.fstat(descriptor))  # it may have been replaced meanwhile
+        descriptor = os.open(path, _FLAGS)
+    except OSError as error:
+        raise _unreadable(error) from None
+    try:
+        _regular(os.fstat(descriptor))  # it may have been replaced meanwhile
     except Skipped:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _refuse_others(status: os.stat_result) -> None:
+def _unreadable(error: OSError) -> Exception:
+    """What is nobody's fault stays as it is: it vanished, or we have too many open."""
+    if isinstance(error, FileNotFoundError) or error.errno in (errno.EMFILE, errno.ENFILE):
+        return error
+    return Skipped(Skip.UNREADABLE, error.strerror or repr(error))
+
+
+def _regular(status: os.stat_result) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise Skipped(Skip.NOT_A_FILE, f"it is a {_kind(status.st_mode)}")
+    return status
 
 
 def _kind(mode: int) -> str:
