@@ -8,6 +8,7 @@ at most `HELD` wait, and none longer than `Bounds.multiline_s`.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -71,6 +72,20 @@ class Splitter:
             self.start, self._rest, self._cut = self.end, b"", 0
 
 
+_WORD: Final = 512
+_END_OF_WORD: Final = re.compile(r"[\s\"'&;,(){}\[\]<>][^\s\"'&;,(){}\[\]<>]*$")
+
+
+def whole_words(text: str) -> str:
+    """A text that was cut somewhere, without what may be half of a word: half of a secret is not recognised.
+
+    >>> whole_words("password=hunter2 token=swordf")
+    'password=hunter2'
+    """
+    match = _END_OF_WORD.search(text, max(0, len(text) - _WORD))
+    return text if match is None else text[: match.start()]
+
+
 @dataclass(slots=True)
 class Pile:
     """The text of one event, as far as it goes."""
@@ -110,15 +125,13 @@ class Assembly:
         *,
         container: str = "none",
         multiline_start: str | None = None,
-        joins: bool = True,
         skip_first: bool = False,
     ) -> None:
         self._bounds = bounds
-        self._anew = partial(Assembly, bounds=bounds, container=container, multiline_start=multiline_start, joins=joins)
+        self._anew = partial(Assembly, bounds=bounds, container=container, multiline_start=multiline_start)
         self._splitter = Splitter(offset, bounds.line_bytes, skip_first=skip_first)
         self._container = container
         self._multiline_start = multiline_start
-        self._joins = joins
         self._joiners: dict[str, Joiner] = {}
         self._open: dict[str, Pile] = {}
         self._partials: dict[str, _Partial] = {}
@@ -217,9 +230,11 @@ class Assembly:
 
     def _text(self, data: bytes, raw: Raw, stream: str, time: str, now: float) -> None:
         text = data.decode("utf-8", "replace")
+        if raw.cut:
+            text = whole_words(text)
         pile = self._open.get(stream)
         joiner = self._joiners.get(stream) or self._joiners.setdefault(stream, Joiner(self._multiline_start))
-        continues = self._joins and joiner.continues(text)
+        continues = joiner.continues(text)
         if pile is not None and continues and len(pile.texts) < self._bounds.event_lines:
             self._append(pile, text, raw, now)
         elif not text or text.isspace():
@@ -230,7 +245,7 @@ class Assembly:
     def _append(self, pile: Pile, text: str, raw: Raw, now: float) -> None:
         room = self._bounds.line_bytes - pile.size
         if room > 0:
-            pile.texts.append(text[:room])
+            pile.texts.append(text if len(text) <= room else whole_words(text[:room]))
             pile.size += len(text) + 1
         pile.cut += raw.cut + max(0, len(text) - max(room, 0))
         pile.end, pile.touched = raw.end, now
@@ -239,10 +254,9 @@ class Assembly:
         if (before := self._open.pop(stream, None)) is not None:
             before.closed = True
         pile = Pile(raw.start, raw.end, [text], len(text), now, stream, time, raw.cut)
-        if not self._joins or (self._multiline_start is None and text[:1] == "{" and text.rstrip()[-1:] == "}"):
+        if self._multiline_start is None and text[:1] == "{" and text.rstrip()[-1:] == "}":
             pile.closed = True
-            if self._joins:
-                self._joiners[stream].finish()
+            self._joiners[stream].finish()
         else:
             self._open[stream] = pile
         self._enqueue(pile)

@@ -27,7 +27,7 @@ from streammon_agents.logs.containers import origin
 from streammon_agents.logs.limits import RateLimit
 from streammon_agents.logs.positions import Positions, Remembered
 from streammon_agents.logs.redaction import Redactor
-from streammon_agents.logs.tail import GONE_S, Key, Skip, Skipped, Tail, _key, open_regular, regular
+from streammon_agents.logs.tail import GONE_S, Key, Skip, Skipped, Tail, key_of, named_after, open_regular, regular
 
 HOT_S: Final = 60.0
 BATCH_BYTES: Final = 4_000_000
@@ -36,6 +36,8 @@ SUMMARY_S: Final = 60.0
 """How often a service is told how many of its lines were dropped."""
 SERVICES: Final = 1000
 """Services that lines may name; of more, the file's own name stands."""
+COPIED: Final = 64
+"""What has fewer bytes in common with another file is no copy of it."""
 COMPRESSED: Final = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".tgz")
 """Rotated files that were read before they were packed."""
 LARGEST_PART: Final = 50
@@ -54,6 +56,13 @@ class Found(NamedTuple):
 
     path: str
     input: LogInput
+
+
+class Copied(NamedTuple):
+    """That a file has what was read of another one, up to ``read``."""
+
+    read: int
+    since: float
 
 
 def found(settings: LogSettings) -> Iterator[Found]:
@@ -126,11 +135,12 @@ class Reader:
         self._summarized = monotonic()
         self._tails: dict[Key, Tail] = {}
         self._paths: dict[str, Tail] = {}
+        self._copies: dict[Key, Copied] = {}
         self._inputs: dict[Key, LogInput] = {}
         self._readings: dict[Key, records.Reading] = {}
         self._active: OrderedDict[Key, Tail] = OrderedDict()
         self._open: OrderedDict[Key, Tail] = OrderedDict()
-        self._services: set[str] = set()
+        self._services: dict[str, str] = {}
         self._remembered: dict[Key, Remembered] = {file[:2]: file for file in positions.files()}
         self._from_end = {
             each for each in settings.inputs if each.start == "end" and not positions.is_known(each.paths)
@@ -164,6 +174,7 @@ class Reader:
                 continue
         self.skipped = skipped
         self._gone(present, started)
+        self._copies = {key: copied for key, copied in self._copies.items() if key not in self._tails}
         if self._first:
             self._begun(present)
         self._remember(present, started)
@@ -173,12 +184,12 @@ class Reader:
 
     def _discovered(self, path: str, each: LogInput, present: set[Key]) -> None:
         status = regular(path)
-        key = _key(status)
+        key = key_of(status)
         if key in present:
             return
         tail = self._tails.get(key)
-        if tail is None:
-            tail = self._begin(path, each, key)
+        if tail is None and (tail := self._begin(path, each, key)) is None:
+            return
         present.add(key)
         if status.st_size < tail.size:
             tail.refused = None  # written anew, it may be text
@@ -190,20 +201,24 @@ class Reader:
             self._opened(tail)
             self._active.setdefault(key, tail)
 
-    def _begin(self, path: str, each: LogInput, key: Key) -> Tail:
-        """Follow one more file, from where it was left, where its original was left, its end, or its beginning."""
+    def _begin(self, path: str, each: LogInput, key: Key) -> Tail | None:
+        """Follow one more file, from where it was left, its end, or its beginning. None: a copy, which waits."""
         if len(self._tails) >= self._settings.max_files:
             raise Skipped(Skip.TOO_MANY_FILES, f"more than {self._settings.max_files} files (agent.logs.max_files)")
         before = self._remembered.get(key)
         tail = self._made(key, before.path if before else path, each)
         tail.path = path
         self._opened(tail)
-        if before is not None and tail.resume(before):
-            tail.dirty = False
-        elif (read := self._as_copy(tail)) is not None:
-            tail.skip_to(read)
+        if before is not None:
+            if not tail.resume(before):
+                self._follow_copy(before, path, each)
+        elif (copied := self._copied(tail)) is not None:
+            if self._monotonic() - copied.since < GONE_S:
+                self._closed(tail)
+                return None
+            tail.skip_to(copied.read)
         elif self._first and each in self._from_end:
-            tail.skip_to(os.stat(path).st_size)
+            tail.to_its_end()
         return self._follow(tail, each)
 
     def _made(self, key: Key, path: str, each: LogInput) -> Tail:
@@ -212,7 +227,6 @@ class Reader:
             self._bounds,
             container=each.container,
             multiline_start=each.multiline_start,
-            joins=each.format != "json",
         )
         return Tail(key, path, assembly)
 
@@ -223,14 +237,37 @@ class Reader:
         self._active[tail.key] = tail
         return tail
 
-    def _as_copy(self, tail: Tail) -> int | None:
-        """Where it goes on, if it is what copytruncate made of a file that we have read."""
-        directory, name = os.path.split(tail.path)
-        for length in range(len(name) - 1, 0, -1):
-            original = self._paths.get(f"{directory}/{name[:length]}")
-            if original is not None and (read := tail.continues(original)) is not None:
-                return read
-        return None
+    def _copied(self, tail: Tail) -> Copied | None:
+        """Whether this is a copy, as copytruncate makes them: it has the name of another file, and what we read of it.
+
+        It waits for that to be truncated, and then is gone on with (`_follow_copy`). If that was not to be, it is a
+        file of its own, of which the beginning was told already.
+        """
+        if tail.key not in self._copies:
+            directory, name = os.path.split(tail.path)
+            for length in range(len(name) - 1, 0, -1):
+                original = self._paths.get(f"{directory}/{name[:length]}")
+                if original is not None and original.assembly.read >= COPIED and tail.is_same(original.remembered()):
+                    self._copies[tail.key] = Copied(original.assembly.read, self._monotonic())
+        return self._copies.get(tail.key)
+
+    def _follow_copy(self, before: Remembered, path: str, each: LogInput) -> bool:
+        """Go on in the copy of what was truncated, if there is one: what nobody has read of it is there."""
+        for other in named_after(path) if before.read >= COPIED else ():
+            try:
+                copy = self._made(key_of(regular(other)), before.path, each)
+                copy.path = other
+                if copy.key[1] == before.inode or copy.key in self._tails:
+                    continue
+                self._opened(copy)
+            except (Skipped, OSError):
+                continue
+            if copy.resume(before):
+                self._follow(copy, each).gone_since = self._monotonic()
+                self._copies.pop(copy.key, None)
+                return True
+            self._closed(copy)
+        return False
 
     def _gone(self, present: set[Key], now: float) -> None:
         for key, tail in self._tails.items():
@@ -285,7 +322,9 @@ class Reader:
             if key in self._active:
                 self._active.move_to_end(key)
         collected.more = any(tail.unread for tail in self._active.values())
-        collected.files = [tail.remembered() for tail in self._tails.values() if tail.dirty]
+        collected.files += [tail.remembered() for tail in self._tails.values() if tail.dirty]
+        for tail in self._tails.values():
+            tail.dirty = False
         collected.dropped = self._limit.take_dropped()
         self._summarize(collected, now)
         return collected
@@ -294,7 +333,8 @@ class Reader:
         """One piece of one file; and what is idle is let go."""
         try:
             self._opened(tail)
-            piles = tail.read(now)
+            piles = self._replaced(tail, now) if tail.was_replaced() else []
+            piles += tail.read(now)
         except Skipped as why:
             self._refuse(tail, why, collected)
             return
@@ -311,6 +351,12 @@ class Reader:
             self._finish(tail, now, collected)
         elif tail.gone_since is None and now - tail.changed > HOT_S:
             del self._active[tail.key]
+
+    def _replaced(self, tail: Tail, now: float) -> list[Pile]:
+        """What was truncated begins anew; what was underway goes on in the copy, or is all there is."""
+        goes_on = self._follow_copy(tail.remembered(), tail.path, self._inputs[tail.key])
+        left = tail.restart(now)
+        return [] if goes_on else left
 
     def _refuse(self, tail: Tail, why: Skipped, collected: Collected) -> None:
         self._closed(tail)
@@ -365,12 +411,13 @@ class Reader:
                 collected.events.append(self._redactor.event(event))
 
     def _service(self, named: str, reading: records.Reading) -> str:
-        if named == reading.service or named in self._services:
-            return named
-        if len(self._services) >= SERVICES:
-            return reading.service
-        self._services.add(named)
-        return named
+        """As a line names it, redacted; of too many names, that of the file."""
+        if named == reading.service or len(self._services) >= SERVICES:
+            return self._services.get(named, reading.service)
+        known = self._services.get(named)
+        if known is None:
+            known = self._services[named] = self._redactor.text(named)[:200] or reading.service
+        return known
 
     def _summarize(self, collected: Collected, now: float) -> None:
         """Once a minute each service is told what it does not see."""
@@ -418,7 +465,7 @@ def looked_at(settings: LogSettings) -> Iterator[tuple[LogInput, int, dict[str, 
     seen: set[Key] = set()
     for path, each in found(settings):
         try:
-            key = _key(regular(path))
+            key = key_of(regular(path))
             if key not in seen:
                 seen.add(key)
                 os.close(open_regular(path))

@@ -16,6 +16,7 @@ import msgspec
 
 from streammon.config import LogCategory
 from streammon_agents.logs import levels, times
+from streammon_agents.logs.assembly import whole_words
 from streammon_agents.logs.times import Zone
 
 MAX_FIELDS: Final = 100
@@ -58,7 +59,10 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
                     "stack_trace", "stacktrace", "stack", "@x", "thrown.extendedStackTrace", "exc_text"),
 }  # fmt: skip
 _WANTED: Final = {name: (target, at) for target, names in NAMES.items() for at, name in enumerate(names)}
-_OPENED: Final = frozenset(name.rpartition(".")[0] for name in _WANTED if "." in name) | {"attributes", "resource"}
+_OPENED: Final = {name[:at] for name in _WANTED for at, letter in enumerate(name) if letter == "." and at} | {
+    "attributes",
+    "resource",
+}
 """Objects whose members are looked at, too."""
 
 
@@ -313,7 +317,7 @@ class Bounded:
             )
         self._left -= 1
         if kind is str:
-            return value if len(value) <= MAX_TEXT else f"{value[:MAX_TEXT]}…"
+            return value if len(value) <= MAX_TEXT else f"{whole_words(value[:MAX_TEXT])}…"
         if kind is float and not math.isfinite(value):
             return str(value)
         return value if kind is not int or -(2**53) <= value <= 2**53 else str(value)

@@ -49,7 +49,7 @@ class Skipped(Exception):  # noqa: N818 - a verdict on a file, not a failure of 
 
 
 def regular(path: str) -> os.stat_result:
-    """What the system says of a regular file. Raises Skipped for anything else, FileNotFoundError where there is none."""
+    """What the system says of a regular file. Raises Skipped for all else; FileNotFoundError where nothing is."""
     try:
         return _regular(os.stat(path))
     except OSError as error:
@@ -113,8 +113,6 @@ class Tail:
         self.changed = 0.0
         self.gone_since: float | None = None
         self.refused: Skipped | None = None
-        self.past: tuple[int, bytes, bytes] | None = None
-        """Up to where its former content was read, and the mark of that: a copy may go on there."""
         self.dirty = True
         """Whether there is something new to be remembered."""
         self._descriptor: int | None = None
@@ -148,7 +146,7 @@ class Tail:
     def _places(self) -> Iterator[str]:
         """Where it was, then where a rotation may have put it."""
         try:
-            if _key(os.stat(self.path)) == self.key:
+            if key_of(os.stat(self.path)) == self.key:
                 yield self.path
                 return
         except OSError:
@@ -163,15 +161,24 @@ class Tail:
 
     # --- reading ---
 
-    def read(self, now: float, bytes_: int = CHUNK) -> list[Pile]:
-        """The events that are whole in the next ``bytes_``, in order. Must be open."""
+    def was_replaced(self) -> bool:
+        """Whether it was truncated, and perhaps written anew, since the last look. Must be open."""
         assert self._descriptor is not None
-        status = os.fstat(self._descriptor)
+        status, read = os.fstat(self._descriptor), self.assembly.read
         self.size = status.st_size
-        piles = self._restart(now) if self._was_replaced(status.st_mtime_ns) else []
+        if self.size < read:
+            return True
+        if status.st_mtime_ns == self._verified and self.size == read:
+            return False
+        self._verified = status.st_mtime_ns
+        return digest(*self._marked(len(self._head), read)) != digest(self._head, self._tail)
+
+    def read(self, now: float) -> list[Pile]:
+        """The events that are whole in what comes next, in order. Must be open."""
+        assert self._descriptor is not None
         if self.size > self.assembly.read:
-            self._take(os.pread(self._descriptor, bytes_, self.assembly.read), now)
-        piles += self.assembly.ready(now)
+            self._take(os.pread(self._descriptor, CHUNK, self.assembly.read), now)
+        piles = list(self.assembly.ready(now))
         self.dirty = self.dirty or bool(piles)
         return piles
 
@@ -186,27 +193,15 @@ class Tail:
         self.changed = now
         self.dirty = True
 
-    def _was_replaced(self, modified_ns: int) -> bool:
-        """Whether it was truncated, and perhaps written anew, since the last look."""
-        read = self.assembly.read
-        if self.size < read:
-            return True
-        if modified_ns == self._verified and self.size == read:
-            return False
-        self._verified = modified_ns
-        return not self._has(self._head, read, self._tail)
-
-    def _has(self, head: bytes, read: int, tail: bytes) -> bool:
+    def _marked(self, head: int, read: int) -> tuple[bytes, bytes]:
+        """Its first bytes, and the last ones before ``read``."""
         assert self._descriptor is not None
-        return (
-            os.pread(self._descriptor, len(head), 0) == head
-            and os.pread(self._descriptor, len(tail), read - len(tail)) == tail
-        )
+        tail = min(TAIL, read)
+        return os.pread(self._descriptor, head, 0), os.pread(self._descriptor, tail, read - tail)
 
-    def _restart(self, now: float) -> list[Pile]:
-        """From the beginning; what was underway is as whole as it will ever be."""
+    def restart(self, now: float) -> list[Pile]:
+        """From the beginning; what was underway, which is returned, is as whole as it will ever be."""
         piles = list(self.assembly.end(now))
-        self.past = (self.assembly.read, self._head, self._tail)
         self.assembly = self.assembly.anew(0)
         self._head = self._tail = b""
         self.refused = None
@@ -222,45 +217,49 @@ class Tail:
     # --- remembering ---
 
     def remembered(self) -> Remembered:
-        self.dirty = False
         head, tail = self._head, self._tail
         return Remembered(
             *self.key, self.first_path, self.assembly.position, self.assembly.read, len(head), digest(head, tail)
         )
 
+    def is_same(self, before: Remembered) -> bool:
+        """Whether it has what was read of such a file. Must be open."""
+        return digest(*self._marked(before.head, before.read)) == before.mark
+
     def resume(self, before: Remembered) -> bool:
-        """Go on where another process has ended, if it is the file that it was. Must be open."""
-        assert self._descriptor is not None
-        head = os.pread(self._descriptor, before.head, 0)
-        tail = os.pread(self._descriptor, min(TAIL, before.read), max(0, before.read - TAIL))
-        if digest(head, tail) != before.mark:
+        """Go on where that was left, if it has what was read of it. Must be open."""
+        if not self.is_same(before):
             return False
         self._go_on(before.position)
         return True
 
     def skip_to(self, offset: int) -> None:
         """Begin there, and not before. Must be open."""
-        assert self._descriptor is not None
-        begins_line = offset == 0 or os.pread(self._descriptor, 1, offset - 1) == b"\n"
+        begins_line = offset == 0 or self._marked(0, offset)[1][-1:] == b"\n"
         self._go_on(offset, skip_first=not begins_line)
 
     def _go_on(self, offset: int, *, skip_first: bool = False) -> None:
-        assert self._descriptor is not None
         self.assembly = self.assembly.anew(offset, skip_first=skip_first)
-        self._head = os.pread(self._descriptor, min(HEAD, offset), 0)
-        self._tail = os.pread(self._descriptor, min(TAIL, offset), max(0, offset - TAIL))
+        self._head, self._tail = self._marked(min(HEAD, offset), offset)
 
-    def continues(self, original: Tail) -> int | None:
-        """Where this copy of ``original`` goes on: up to there that one was read. None: it is no copy. Must be open."""
-        here = (original.assembly.read, original._head, original._tail)
-        for read, head, tail in (here, original.past or here):
-            if read and self._has(head, read, tail):
-                return read
-        return None
+    def to_its_end(self) -> None:
+        """Begin at the end. Must be open."""
+        assert self._descriptor is not None
+        self.skip_to(os.fstat(self._descriptor).st_size)
 
 
-def _key(status: os.stat_result) -> Key:
+def key_of(status: os.stat_result) -> Key:
     return status.st_dev, status.st_ino
+
+
+def named_after(path: str) -> Iterator[str]:
+    """The files in the directory of ``path`` whose names begin with its name: rotated ones, and copies."""
+    directory, name = os.path.split(os.path.realpath(path))
+    try:
+        with os.scandir(directory) as entries:
+            yield from [entry.path for entry in entries if entry.name.startswith(name) and entry.name != name]
+    except OSError:
+        pass
 
 
 def beside(path: str, key: Key) -> str | None:
@@ -269,7 +268,7 @@ def beside(path: str, key: Key) -> str | None:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.inode() == key[1] and _key(entry.stat(follow_symlinks=False)) == key:
+                if entry.inode() == key[1] and key_of(entry.stat(follow_symlinks=False)) == key:
                     return entry.path
     except OSError:
         pass

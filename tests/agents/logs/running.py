@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streammon.config import Settings, load
+from streammon.errors import StreammonError
 from streammon.events import EventType
 from streammon.wire import decode
 from streammon_agents.logs.source import LogSource
@@ -16,6 +17,19 @@ from streammon_agents.source import ended
 from tests.outlets import Kept
 
 QUICK = {"poll_s": 0.02, "discover_s": 0.05, "multiline_s": 0.1, "partial_s": 0.3, "rate_per_s": 1e9, "burst": 10**9}
+
+
+class Refusing(Kept):
+    """Takes nothing for a while, with such an error."""
+
+    def __init__(self, *errors: StreammonError) -> None:
+        super().__init__()
+        self.errors = [*errors]
+
+    async def append(self, records: object) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        await super().append(records)  # type: ignore[arg-type]
 
 
 def settings(data: Path, *inputs: dict[str, Any], **more: Any) -> Settings:

@@ -7,14 +7,20 @@ import json
 import random
 import string
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
+from streammon.errors import Backpressure, Reason, Rejected
 from streammon_agents.logs.redaction import MAX_DEPTH, is_card, is_iban, luhn, redactor
+from tests.agents.logs.running import Refusing, messages, running
+from tests.agents.logs.running import settings as files
+from tests.support import eventually
 
 chance = random.Random(7)  # every run has the same samples
 
@@ -260,6 +266,29 @@ def test_the_quick_look_overlooks_nothing(data: st.DataObject) -> None:
     slow = redactor()
     slow._at_once = False
     assert redactor().event(event) == slow.event(event)
+
+
+async def test_no_sample_leaves_the_node_nor_is_told_by_the_agent_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [around.format(secret) for secret, _, around in SAMPLES]
+    lines = [f"ERROR {text}" for text in texts]
+    lines += [json.dumps({"message": text, "k": {text: [text]}, "error": text, "user": text}) for text in texts]
+    lines += [json.dumps({"event": "x", "service": text, "category": "audit"}) for text in texts]
+    (tmp_path / "app.log").write_text("".join(f"{line}\n" for line in lines))
+    wanted = files(tmp_path / "data", {"paths": [str(tmp_path / "*.log")]}, rate_per_s=1, burst=100)
+    with caplog.at_level("DEBUG"):
+        async with running(wanted, Refusing(Backpressure("full", 0.01), Rejected(Reason.TOO_LARGE, "no"))) as out:
+            await eventually(lambda: out.dropped)
+            with (tmp_path / "app.log").open("a") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+            await eventually(lambda: len(messages(out)) >= len(texts))
+    said = b"".join(record.value or b"" for record in out.records).decode()
+    told = f"{capfd.readouterr()}{caplog.text}{out.states}{generate_latest().decode()}"
+    for secret, _, _ in SAMPLES:
+        for part in secret.split("\n"):
+            assert part not in said
+            assert part not in told
 
 
 def timed(act: Callable[[], object]) -> float:
