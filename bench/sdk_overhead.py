@@ -8,10 +8,15 @@ it, ``CPU`` is what the caller's thread itself spends.
 from __future__ import annotations
 
 import functools
+import logging
+import os
+import socket
 import statistics
 import time
+from array import array
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from streammon_agents import Monitor
@@ -20,6 +25,7 @@ from streammon_agents.sdk.courier import Limits
 
 CALLS = 5_000
 ROUNDS = 20
+OUTAGE_S = float(os.environ.get("OUTAGE_S", "20"))
 
 
 class Nowhere:
@@ -102,8 +108,42 @@ def main() -> None:
         cpu, wall = cost(call, settle)
         print(f"{name:<36} {cpu:7.0f} ns {wall:7.0f} ns")
     monitor.close()
+    while_kafka_is_down()
     background()
     print(f"dropped: {monitor.stats.dropped}")
+
+
+PACE_S = 0.001
+"""Between calls while Kafka is down: 1,000 a second."""
+
+
+def while_kafka_is_down(seconds: float = OUTAGE_S) -> None:
+    """What each single call costs, and what the process grows by, while nobody takes an event."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monitor = Monitor(service="bench", model="m", bootstrap=f"127.0.0.1:{unused.getsockname()[1]}")
+    logging.disable()
+    took = array("q")
+    sizes = []
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        at = time.perf_counter_ns()
+        monitor.record(duration_s=0.01, endpoint="/rank", input_tokens=310, prediction=0.7, event_id="a1")
+        took.append(time.perf_counter_ns() - at)
+        if len(took) % 5000 == 0:
+            sizes.append(resident_bytes() - 8 * len(took))
+        time.sleep(PACE_S)
+    ranked = sorted(took)
+    quantiles = {name: ranked[int(q * (len(took) - 1))] / 1000 for name, q in (("p50", 0.5), ("p99.9", 0.999))}
+    print(f"Kafka down for {seconds:g} s, {len(took)} calls of record(), 4 fields: {quantiles} us")
+    if len(sizes) > 2:
+        third = len(sizes) // 3
+        print(f"  RSS after a third {sizes[third] / 2**20:.1f} MB, at the end {sizes[-1] / 2**20:.1f} MB")
+    monitor.close(timeout_s=0.1)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def background() -> None:

@@ -107,7 +107,8 @@ COMMANDS = {
     "rules run": ["--rules"], "rules check": [], "rules default": [], "sink": ["sqlite", "elasticsearch"],
     "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],
     "topics create": [], "topics check": ["--output"], "setup elasticsearch": [], "servers start": ["--directory"],
-    "emit": ["--batch", "--density", "inference"], "tail": ["--from", "--exit", "--envelope", "--ticks"],
+    "emit": ["--batch", "--density", "--url", "inference", "FIELD=VALUE"],
+    "tail": ["--from", "--exit", "--envelope", "--ticks"],
     "query": ["--since", "--until", "--where", "--limit", "--output"], "schema": ["--asyncapi"],
     "replay": ["--from", "--to", "--verify", "--envelope", "--rules", "--output"],
     "ack": ["--note", "--by", "--output"], "silence": ["--for", "--note", "--by", "--output"],
@@ -264,6 +265,35 @@ def test_results_of_ones_own_are_sent_under_the_key_of_their_series(empty: Path)
     run = {"type": "run", "job": "train", "run_id": "a", "state": "failed", "ended_unix_s": 1700001200.0}
     assert program("emit", "run", "--data-dir", empty, stdin=lines(run)).stderr == b"1 result sent to runs\n"
     assert [each["key"] for each in tailed(empty, "runs", "--envelope")] == ["train"]
+
+
+def test_a_change_is_sent_from_ci_in_one_line_with_the_commit_and_who_made_it(empty: Path) -> None:
+    fields = ("service=shop", "kind=deploy", "model=ranker", "model_version=4")
+    ci = {"GITHUB_SHA": "", "CI_COMMIT_SHA": "c0ffee", "GITLAB_USER_LOGIN": "ann", "GITHUB_ACTOR": ""}
+    done = program("emit", "change", *fields, "--data-dir", empty, stdin=b"", **ci)
+    assert (done.returncode, done.stderr) == (0, b"1 event sent to changes\n")
+    program("emit", "change", *fields, "ref=mine", "time_unix_s=1700000000", "--data-dir", empty, stdin=b"", **ci)
+    first, second = tailed(empty, "changes")
+    assert first.pop("time_unix_s") == pytest.approx(time.time(), abs=60)
+    expected = {"schema": 1, "type": "change", **dict(field.split("=") for field in fields), "actor": "ann"}
+    assert first == expected | {"ref": "c0ffee"}
+    assert second == expected | {"ref": "mine", "time_unix_s": 1700000000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (["service=shop", "knd=deploy"], b"there is no field 'knd'; allowed: service, kind"),
+        (["service=shop", "kind=deply"], b"'kind=deply': Invalid enum value 'deply'"),
+        (["service=shop"], b"required field `kind`"),
+        (["service"], b"'service' is no FIELD=VALUE"),
+        (["service=shop", "kind=deploy", "time_unix_s=noon"], b"time_unix_s=noon"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(fields: list[str], named: bytes, empty: Path) -> None:
+    done = program("emit", "change", *fields, "--data-dir", empty)
+    assert done.returncode == 2
+    assert named in done.stderr
 
 
 def test_a_line_that_no_record_can_hold_is_cut_off_in_its_dead_letter_and_the_others_are_sent(empty: Path) -> None:

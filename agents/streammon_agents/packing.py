@@ -9,12 +9,13 @@ the number.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streammon.backoff import Backoff
-from streammon.broker import Outgoing
+from streammon.broker import Headers, Outgoing
 from streammon.errors import Backpressure, Retryable
 from streammon.events import KEYS, EventType, record_key
 from streammon.topics import MAX_RECORD_BYTES, TOPIC_OF
@@ -29,6 +30,8 @@ LONGEST_RETRY_AFTER_S = 60.0
 
 Event = Mapping[str, Any]
 
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
 
 class Batch(NamedTuple):
     """Events on their way: the bytes, and what is lost if they never arrive."""
@@ -39,11 +42,13 @@ class Batch(NamedTuple):
     events: int
     dropped: int
     """Events lost before, which this batch reports."""
+    headers: Headers = ()
+    """Beside the version of the schema: ``traceparent``, where all events are of one span."""
 
     @property
     def outgoing(self) -> Outgoing:
         """The batch as a record."""
-        return Outgoing(TOPIC_OF[self.event_type], self.key, self.value, (SCHEMA_HEADER,))
+        return Outgoing(TOPIC_OF[self.event_type], self.key, self.value, (SCHEMA_HEADER, *self.headers))
 
 
 class Packed(NamedTuple):
@@ -74,7 +79,7 @@ class Packer:
         """Add the events as one batch, or as their halves; the losses not yet reported."""
         value = self._encode(event_type, key, events, dropped)
         if value is not None:
-            batches.append(Batch(event_type, key, value, len(events), dropped))
+            batches.append(Batch(event_type, key, value, len(events), dropped, _trace_headers(events)))
             self._next[event_type, key] += 1
             return 0
         if len(events) == 1:
@@ -101,6 +106,17 @@ class Packer:
     def _start_over(self) -> None:
         self._boot = secrets.token_hex(8)
         self._next: dict[tuple[EventType, bytes], int] = {}
+
+
+def _trace_headers(events: Sequence[Event]) -> Headers:
+    """W3C Trace Context, for consumers that go on with the trace; ids of another form are left out."""
+    trace_id, span_id = events[0].get("trace_id"), events[0].get("span_id")
+    if not (trace_id and span_id) or any(
+        event.get("span_id") != span_id or event.get("trace_id") != trace_id for event in events
+    ):
+        return ()
+    value = f"00-{trace_id}-{span_id}-01"
+    return (("traceparent", value.encode()),) if TRACEPARENT.fullmatch(value) else ()
 
 
 def _by_key(event_type: EventType, events: Sequence[Event]) -> dict[bytes, list[Event]]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from datetime import datetime
 from enum import StrEnum
@@ -21,13 +21,13 @@ import msgspec
 import typer
 
 from streammon import wire
-from streammon.broker import Broker, Outgoing, Record, Start, TopicPartition, connect
+from streammon.broker import Outgoing, Record, Start, TopicPartition, connect
 from streammon.broker.reading import unread
 from streammon.cli.base import app, command
 from streammon.config import Settings
 from streammon.deadletter import dead_letter
 from streammon.errors import ConfigError, Rejected
-from streammon.events import KEYS, SCHEMA, EventType, record_key
+from streammon.events import KEYS, SCHEMA, STRUCTS, EventType, record_key
 from streammon.results import Drift, Run
 from streammon.tick import TICK
 from streammon.topics import TOPIC_OF, topic_specs
@@ -57,33 +57,124 @@ class Emitted(StrEnum):
 async def emit(
     settings: Settings,
     what: Annotated[Emitted, typer.Argument(metavar="TYPE", help="Type of the events or results.", show_default=False)],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FIELD=VALUE", help="One event, instead of standard input.", show_default=False),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, max=wire.MAX_EVENTS, help="Events of one record.")] = 200,
     density: Annotated[
         Density, typer.Option(help="How events are packed; `object` is one event a record.")
     ] = Density.OBJECT,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send to this gateway, or `up`, instead of the log.", show_default=False),
+    ] = None,
 ) -> int:
-    """Send events from standard input, one JSON object a line, to their topic.
+    """Send events from standard input, one JSON object a line, to their topic; or one event, field by field.
+
+    A deployment says so from CI with one line, which knows the commit and who is behind it from the environment of
+    GitHub, GitLab, Jenkins and others:
+
+        streammon emit change service=shop kind=deploy model=ranker model_version=4 --url http://gateway:8080
 
     A line may also hold a whole batch (array, columns or packed); it is sent as it is. A line that cannot be sent
     goes to the dead letter topic with its reason; it is reported, the others are sent, and the exit status is 1.
     Results of your own, drift and run, are sent likewise, each as a record.
     """
-    broker = await connect(settings)
-    try:
-        await broker.create_topics(topic_specs(partitions=settings.topics.partitions), if_permitted=True)
-        emitter = _emitter(what, density, 1 if density is Density.OBJECT else batch)
-        async for lines in _stdin_lines():
-            await _append(broker, emitter.take(lines))
-        await _append(broker, emitter.flush())
-    finally:
-        await broker.close()
+    if url is not None and what in (Emitted.DRIFT, Emitted.RUN):
+        raise ConfigError(f"--url takes events only, and {what} is a result: send it to the log")
+    given = None if fields is None else [event_line(EventType(what), fields, os.environ)]
+    emitter = _emitter(what, density, 1 if density is Density.OBJECT else batch)
+    async with _append_to(settings) if url is None else _post_to(url, EventType(what)) as append:
+        async for lines in _stdin_lines() if given is None else _once(given):
+            await append(emitter.take(lines))
+        await append(emitter.flush())
     print(emitter.report(), file=sys.stderr)
     return 1 if emitter.refused else 0
 
 
-async def _append(broker: Broker, records: list[Outgoing]) -> None:
-    if records:
-        await broker.append(records)
+Append = Callable[[list[Outgoing]], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def _append_to(settings: Settings) -> AsyncIterator[Append]:
+    """Into the log."""
+    broker = await connect(settings)
+
+    async def append(records: list[Outgoing]) -> None:
+        if records:
+            await broker.append(records)
+
+    try:
+        await broker.create_topics(topic_specs(partitions=settings.topics.partitions), if_permitted=True)
+        yield append
+    finally:
+        await broker.close()
+
+
+@contextlib.asynccontextmanager
+async def _post_to(url: str, event_type: EventType) -> AsyncIterator[Append]:
+    """To a gateway, for as long as somebody at a terminal or a CI job would wait; what was refused is only reported."""
+    from streammon_agents.sdk.transport import HttpTransport, send_patiently
+
+    transport = HttpTransport(url)
+
+    async def append(records: list[Outgoing]) -> None:
+        for record in records:
+            if record.topic == TOPIC_OF[event_type]:
+                await asyncio.to_thread(send_patiently, transport, event_type, record)
+
+    try:
+        yield append
+    finally:
+        transport.close()
+
+
+async def _once(lines: list[bytes]) -> AsyncIterator[list[bytes]]:
+    yield lines
+
+
+CI = {
+    "ref": ("GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT", "BUILDKITE_COMMIT", "CIRCLE_SHA1", "BITBUCKET_COMMIT"),
+    "actor": ("GITHUB_ACTOR", "GITLAB_USER_LOGIN", "BUILD_USER_ID", "BUILDKITE_BUILD_CREATOR", "CIRCLE_USERNAME"),
+}
+"""Where systems of continuous integration say what is built, and for whom."""
+
+
+def event_line(event_type: EventType, fields: Sequence[str], environment: Mapping[str, str]) -> bytes:
+    """The event that these ``FIELD=VALUE`` make, as a line of JSON. Its time is now unless it is given.
+
+    Raises:
+        ConfigError: no such field, or a value that it cannot have.
+    """
+    known = STRUCTS[event_type]
+    types = {field.name: field.type for field in msgspec.structs.fields(known)}
+    given = dict(_given(field, types) for field in fields)
+    event: dict[str, Any] = {"time_unix_s": time.time()}
+    if event_type is EventType.CHANGE:
+        found = {name: next((environment[v] for v in vs if environment.get(v)), None) for name, vs in CI.items()}
+        event |= {name: value for name, value in found.items() if value}
+    event |= given
+    try:
+        msgspec.convert(event, known)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"no {event_type} event: {error}") from None
+    return msgspec.json.encode(event)
+
+
+def _given(field: str, types: Mapping[str, Any]) -> tuple[str, Any]:
+    """A field and its value: a text where the field takes one, else as in JSON."""
+    name, equals, text = field.partition("=")
+    if not equals:
+        raise ConfigError(f"{field!r} is no FIELD=VALUE")
+    if name not in types:
+        raise ConfigError(f"{field!r}: there is no field {name!r}; allowed: {', '.join(types)}")
+    try:
+        return name, msgspec.convert(text, types[name])
+    except msgspec.ValidationError as error:
+        with contextlib.suppress(msgspec.ValidationError, msgspec.DecodeError):
+            return name, msgspec.convert(msgspec.json.decode(text), types[name])
+        raise ConfigError(f"{field!r}: {error}") from None
 
 
 async def _stdin_lines() -> AsyncIterator[list[bytes]]:

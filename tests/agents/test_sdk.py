@@ -32,6 +32,7 @@ from streammon.topics import MAX_RECORD_BYTES, topic_specs
 from streammon.wire import Batch, decode
 from streammon_agents import Monitor
 from streammon_agents.packing import Packer
+from streammon_agents.sdk import traced
 from streammon_agents.sdk.courier import Limits
 from streammon_agents.sdk.summaries import Embedding, Text
 from streammon_agents.sdk.transport import BrokerTransport, HttpTransport
@@ -290,6 +291,45 @@ def test_label_is_an_event_of_its_own_type() -> None:
     assert label.items() >= {"event_id": "e1", "label": "cat", "score": 0.5, "source": "review"}.items()
     assert_gapless(told.batches[:1])
     assert_gapless(told.batches[1:])
+
+
+def test_feedback_is_a_label_with_a_rating() -> None:
+    with intake() as told, monitor(told) as watching:
+        watching.feedback("e1", True)
+        watching.feedback("e2", 3.5, source="support", model="other")
+    first, second = sorted(told.events, key=lambda event: str(event["event_id"]))
+    assert first.items() >= {"event_id": "e1", "rating": 1.0, "source": "user", "model": "ranker"}.items()
+    assert second.items() >= {"event_id": "e2", "rating": 3.5, "source": "support", "model": "other"}.items()
+
+
+def test_events_belong_to_the_trace_of_the_request() -> None:
+    trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with intake() as told, monitor(told) as watching:
+        with traced({"traceparent": f"00-{trace_id}-{span_id}-01"}), watching.measure():
+            pass
+        watching.record(duration_s=0.2)
+        watching.record(duration_s=0.3, trace_id="mine")
+    found = [(event.get("trace_id"), event.get("span_id")) for event in told.events]
+    assert found == [(trace_id, span_id), (None, None), ("mine", None)]
+
+
+def test_features_of_a_share_of_the_calls_are_sent() -> None:
+    with intake() as told, monitor(told, features=0.25) as watching:
+        for _ in range(2000):
+            watching.record(duration_s=0.1, features={"x": 1.0}, confidence=0.5)
+    assert len(told.events) == 2000
+    assert 400 < sum("features" in event for event in told.events) < 600, "a binomial beyond 5 sigma"
+    assert all(event["confidence"] == 0.5 for event in told.events)
+
+
+def test_monitor_without_a_model_takes_the_one_of_the_call() -> None:
+    with intake() as told:
+        watching = Monitor(service="shop", url=told.url, limits=FAST)
+        watching.record(duration_s=0.1, model="a")
+        watching.record(duration_s=0.1)
+        watching.close(timeout_s=10)
+    assert [event["model"] for event in told.events] == ["a"]
+    assert watching.stats.dropped == 1
 
 
 def test_each_model_gets_batches_and_numbers_of_its_own() -> None:

@@ -32,6 +32,7 @@ from streammon.errors import ConfigError, Rejected, Retryable
 from streammon.events import EventType
 from streammon_agents.packing import Batch, Packer, pause_s
 from streammon_agents.sdk.fields import admit
+from streammon_agents.sdk.metrics import Metrics, Sample
 from streammon_agents.sdk.transport import Transport
 
 log = logging.getLogger("streammon.sdk")
@@ -96,13 +97,14 @@ class Courier:
         self._transport = connect()
         self._limits = limits
         self._capacity = limits.capacity
-        self._ring: deque[tuple[EventType, dict[str, Any]]] = deque()
+        self._ring: deque[tuple[EventType, dict[str, Any] | Sample]] = deque()
         self._overflow = Tally()
         self._wake: SimpleQueue[None] = SimpleQueue()  # reentrant, unlike threading.Event
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = self._given_up = False
         # From here on, what the thread alone changes.
+        self._metrics = Metrics()
         self._packer = Packer(agent)
         self._outbox: deque[Batch] = deque()
         self._unsent = self._sent = self._dropped = self._unreported = self._overflowed = 0
@@ -115,8 +117,8 @@ class Courier:
         """What became of the events so far."""
         return Stats(self._sent, self._dropped, len(self._ring) + self._unsent, self._bad_fields)
 
-    def put(self, event_type: EventType, fields: dict[str, Any]) -> None:
-        """Take an event; its fields are read later, and must not be changed any more."""
+    def put(self, event_type: EventType, fields: dict[str, Any] | Sample) -> None:
+        """Take an event, or a sample of a metric; what is in it is read later, and must not be changed any more."""
         if len(self._ring) >= self._capacity:
             self._overflow.add()
             return
@@ -183,10 +185,26 @@ class Courier:
             taken = [self._ring.popleft() for _ in range(count)]
             for event_type, events in self._admitted(taken).items():
                 self._enqueue(event_type, events)
+        if self._unsent < self._limits.capacity:
+            self._pack_metrics()
 
-    def _admitted(self, taken: Iterable[tuple[EventType, dict[str, Any]]]) -> dict[EventType, list[dict[str, Any]]]:
+    def _pack_metrics(self) -> None:
+        constant = self._constant[EventType.RESOURCE]
+        events = self._metrics.take(time.time(), all_=self._closing)
+        if events:
+            present = [{name: value for name, value in event.items() if value is not None} for event in events]
+            self._enqueue(EventType.RESOURCE, [{**constant, **event} for event in present])
+
+    def _admitted(
+        self, taken: Iterable[tuple[EventType, dict[str, Any] | Sample]]
+    ) -> dict[EventType, list[dict[str, Any]]]:
         admitted: dict[EventType, list[dict[str, Any]]] = {}
         for event_type, fields in taken:
+            if isinstance(fields, Sample):
+                if not self._metrics.add(fields):
+                    self._drop(1)
+                    self._say(f"metrics that are no numbers are dropped, such as {fields.name!r}")
+                continue
             event, refused = admit(event_type, {**self._constant[event_type], **fields})
             self._bad_fields += len(refused)
             for name in refused:

@@ -12,13 +12,17 @@
     with monitor.measure(endpoint="/rank") as call:   # `async with` too
         call.set(prediction=0.7, event_id="a1")
 
-    monitor.record(duration_s=0.012, status="ok", input_tokens=310)
-    monitor.label("a1", label=1.0)
+    monitor.record(duration_s=0.012, status="ok", input_tokens=310, queue_length=3, cache_hit=True)
+    monitor.count("refunds", shop="berlin")       # and gauge, observe: metrics of your own
+    monitor.label("a1", label=1.0)                # when the truth is known; `feedback` is what people say
     monitor.change("deploy", model_version="4")
+
+    client = monitor.llm(OpenAI())                # every call of a language model, streams too
 
 Fields are those of `streammon.events.Inference`, `Label` and `Change`. Events go to the HTTP intake of ``streammon
 up`` or the gateway (``url``, or ``STREAMMON_URL``), or straight to Kafka (``bootstrap``, or
-``STREAMMON_BOOTSTRAP``).
+``STREAMMON_BOOTSTRAP``). They belong to the trace of the request that is being answered, if that is known: see
+`streammon_agents.sdk.trace`.
 
 An event carries the time at which its call *ended*: a long answer is then not a late event. What happens to
 it between here and there, and what is dropped when nobody takes it, is told in `streammon_agents.sdk.courier`. A
@@ -32,6 +36,7 @@ import atexit
 import functools
 import inspect
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -44,7 +49,10 @@ from streammon.errors import ConfigError
 from streammon.events import EventType
 from streammon_agents.sdk.courier import Courier, Limits, Stats
 from streammon_agents.sdk.fields import admit
+from streammon_agents.sdk.llm import Client, watch_client
+from streammon_agents.sdk.metrics import Sample
 from streammon_agents.sdk.summaries import Summary, summarized
+from streammon_agents.sdk.trace import Trace, current
 from streammon_agents.sdk.transport import HttpTransport, Transport, kafka_transport
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -56,8 +64,10 @@ R = TypeVar("R")
 class Monitor:
     """Reports the calls of one model of one service.
 
-    ``summaries`` say what is sent of features that are embeddings or free text: see `streammon_agents.sdk.summaries`.
-    ``limits`` bound what waits; ``transport`` makes the way out, for tests and other intakes.
+    Without ``model`` every call has to name its own, as those of `llm` do. ``summaries`` say what is sent of features
+    that are embeddings or free text: see `streammon_agents.sdk.summaries`; ``features`` is the share of calls, drawn
+    at random, whose features are sent at all. ``limits`` bound what waits; ``transport`` makes the way out, for tests
+    and other intakes.
 
     Raises:
         ConfigError: from the constructor only, when a value cannot be sent or the address is none.
@@ -67,11 +77,12 @@ class Monitor:
         self,
         *,
         service: str,
-        model: str,
+        model: str | None = None,
         model_version: str | None = None,
         endpoint: str | None = None,
         host: str | None = None,
         summaries: Mapping[str, Summary] | None = None,
+        features: float = 1.0,
         url: str | None = None,
         bootstrap: str | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
@@ -81,11 +92,20 @@ class Monitor:
         host = host or socket.gethostname()
         call: dict[str, Any] = {"model_version": model_version, "endpoint": endpoint, "host": host}
         model_key: dict[str, Any] = {"service": service, "model": model}
-        constant = {EventType.INFERENCE: model_key | call, EventType.LABEL: model_key, EventType.CHANGE: model_key}
+        constant = {
+            EventType.INFERENCE: model_key | call,
+            EventType.LABEL: model_key,
+            EventType.CHANGE: model_key,
+            EventType.RESOURCE: {"host": host, "entity": "service", "id": service},
+        }
         _check(constant[EventType.INFERENCE])
+        if not 0 <= features <= 1:
+            raise ConfigError(f"features is {features!r}, expected the share of calls whose features are sent, 0 to 1")
         connect = transport or _transport(url, bootstrap)
         self._clock = clock
         self._summaries = dict(summaries or {})
+        self._features = features
+        self._own = {name: value for name, value in (model_key | call).items() if value is not None}
         self._new_courier = functools.partial(Courier, f"sdk@{host}", constant, connect, limits)
         self._courier = self._new_courier()
         _OPEN.add(self)
@@ -102,10 +122,15 @@ class Monitor:
         score: float | None = None,
         rating: float | None = None,
         source: str | None = None,
+        model: str | None = None,
     ) -> None:
-        """Report what the truth turned out to be for the call with this ``event_id``."""
+        """Report what the truth turned out to be for the call with this ``event_id``, of this monitor's model."""
         fields = {"event_id": event_id, "label": label, "score": score, "rating": rating, "source": source}
-        self._put(EventType.LABEL, fields)
+        self._put(EventType.LABEL, fields | ({} if model is None else {"model": model}))
+
+    def feedback(self, event_id: str, rating: float, *, source: str = "user", model: str | None = None) -> None:
+        """Report what somebody thought of the answer with this ``event_id``: stars, or True and False for thumbs."""
+        self.label(event_id, rating=float(rating), source=source, model=model)
 
     def change(
         self, kind: str, *, model_version: str | None = None, actor: str | None = None, ref: str | None = None
@@ -113,6 +138,33 @@ class Monitor:
         """Report that something was done to the model: ``deploy``, ``rollback``, ``config``, ``retrain``, ``scale``."""
         fields = {"kind": kind, "model_version": model_version, "actor": actor, "ref": ref}
         self._put(EventType.CHANGE, fields)
+
+    def count(self, name: str, value: float = 1, /, **labels: Any) -> None:
+        """Add to a counter of the service's own. Like all metrics it is added up here, and sent once a second."""
+        self._courier.put(EventType.RESOURCE, Sample("count", name, value, labels))
+
+    def gauge(self, name: str, value: float, /, **labels: Any) -> None:
+        """Say what a quantity of the service's own is now."""
+        self._courier.put(EventType.RESOURCE, Sample("gauge", name, value, labels))
+
+    def observe(self, name: str, value: float, /, **labels: Any) -> None:
+        """Add a value to a distribution of the service's own, such as a size: windows have its quantiles."""
+        self._courier.put(EventType.RESOURCE, Sample("observe", name, value, labels))
+
+    def llm(self, client: Client, *, provider: str | None = None, content: bool = False) -> Client:
+        """Watch a client of language models, in place: see `streammon_agents.sdk.llm`.
+
+        Its calls are events of this monitor's model, or of the one that was asked for if the monitor has none.
+        ``content``: also send what was asked and answered.
+
+        Raises:
+            TypeError: a client of another shape.
+        """
+        return watch_client(client, self._record_llm, provider=provider, content=content)
+
+    def _record_llm(self, fields: dict[str, Any]) -> None:
+        """What the monitor was told itself comes first."""
+        self._put(EventType.INFERENCE, fields | self._own)
 
     def measure(self, /, **fields: Any) -> Call:
         """A context manager that reports its block; an exception passes through, and makes it an error."""
@@ -143,9 +195,18 @@ class Monitor:
 
     def _put(self, event_type: EventType, fields: dict[str, Any]) -> None:
         fields.setdefault("time_unix_s", self._clock())
-        if self._summaries and isinstance(features := fields.get("features"), Mapping):
-            fields["features"] = summarized(features, self._summaries)
+        if event_type is EventType.INFERENCE:
+            if "trace_id" not in fields and (trace := _current_trace()) is not None:
+                fields["trace_id"], fields["span_id"] = trace.trace_id, trace.span_id
+            if fields.get("features") is not None:
+                self._choose_features(fields)
         self._courier.put(event_type, fields)
+
+    def _choose_features(self, fields: dict[str, Any]) -> None:
+        if self._features < 1 and random.random() >= self._features:
+            del fields["features"]
+        elif self._summaries and isinstance(features := fields["features"], Mapping):
+            fields["features"] = summarized(features, self._summaries)
 
     def _forked(self) -> None:
         """In the child: what waits is the parent's to send; its numbers and its connection are not ours."""
@@ -236,6 +297,13 @@ _WRAPPERS = (
 )
 
 
+def _current_trace() -> Trace | None:
+    try:
+        return current()
+    except Exception:  # another library's mistake is not the service's
+        return None
+
+
 def _transport(url: str | None, bootstrap: str | None) -> Callable[[], Transport]:
     if url and bootstrap:
         raise ConfigError(f"url ({url}) and bootstrap ({bootstrap}) are both given: choose one")
@@ -249,8 +317,10 @@ def _transport(url: str | None, bootstrap: str | None) -> Callable[[], Transport
 def _check(constant: dict[str, Any]) -> None:
     """What goes with every event must be right from the start."""
     _, refused = admit(EventType.INFERENCE, constant)
-    missing = [name for name in ("service", "model") if not constant[name]]
-    for name in (*refused, *missing):
+    empty = [
+        name for name in ("service", "model") if not constant[name] and (name == "service" or constant[name] == "")
+    ]
+    for name in (*refused, *empty):
         raise ConfigError(f"{name} is {constant[name]!r}, expected a text")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import Awaitable, Callable
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from streammon.broker import Broker
+from streammon.broker import Broker, Outgoing
 from streammon.errors import Backpressure, ConfigError, Reason, Rejected, Retryable
-from streammon_agents.packing import Batch
+from streammon.events import EventType
+from streammon_agents.packing import Batch, pause_s
 
 HTTP_TIMEOUT_S = 5.0
 _LONGEST_ANSWER_BYTES = 65_536
@@ -36,14 +39,15 @@ class HttpTransport:
 
     def send(self, batch: Batch) -> None:
         try:
-            answer, text = self._post(batch.value)
+            answer, text = self._post(batch)
         except (OSError, HTTPException) as error:
             self.close()  # the next request opens it again
             raise Retryable(f"{self._url}: {error!r}") from error
         _judge(answer, text)
 
-    def _post(self, body: bytes) -> tuple[HTTPResponse, str]:
-        self._connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+    def _post(self, batch: Batch) -> tuple[HTTPResponse, str]:
+        headers = {"Content-Type": "application/json", **{name: value.decode() for name, value in batch.headers}}
+        self._connection.request("POST", self._path, batch.value, headers)
         answer = self._connection.getresponse()
         text = answer.read(_LONGEST_ANSWER_BYTES).decode(errors="replace").strip()
         if not answer.isclosed():
@@ -77,6 +81,27 @@ def _judge(answer: HTTPResponse, text: str) -> None:
         retry_after = answer.headers.get("Retry-After", "")
         raise Backpressure(said, float(retry_after) if retry_after.isdecimal() else 1.0)
     raise Retryable(said)
+
+
+PATIENCE_S = 30.0
+
+
+def send_patiently(
+    transport: Transport, event_type: EventType, record: Outgoing, patience_s: float = PATIENCE_S
+) -> None:
+    """Send one record, again and again for so long. Raises what the last try raised."""
+    batch = Batch(event_type, record.key or b"", record.value or b"", events=1, dropped=0)
+    deadline = time.monotonic() + patience_s
+    for attempt in itertools.count():
+        try:
+            transport.send(batch)
+        except Retryable as failure:
+            pause = pause_s(failure, attempt)
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+        else:
+            return
 
 
 class BrokerTransport:
