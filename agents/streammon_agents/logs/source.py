@@ -24,6 +24,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -46,8 +47,10 @@ from streammon_agents.source import Finding, Outlet
 
 T = TypeVar("T")
 
-LOCK_S: Final = 1.0
-"""How often a data directory that another process reads for is asked for."""
+LOCK_S: Final = 0.1
+"""How often a data directory that somebody else reads for is asked for."""
+PATIENCE: Final = 10
+"""After so many times it is no former life of ours that is about to end."""
 TOLD: Final = 5
 """Files that cannot be read are named up to this number."""
 
@@ -141,8 +144,11 @@ class LogSource:
         """Two processes that read for one directory would say everything twice."""
         self._directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._directory / "lock")
-        while not lock.take():
-            out.degraded(f"another process reads log files for {self._directory}")
+        for tries in count():
+            if lock.take():
+                break
+            if tries >= PATIENCE:
+                out.degraded(f"another process reads log files for {self._directory}")
             await asyncio.sleep(LOCK_S)
         return lock
 
