@@ -230,6 +230,8 @@ class Assembly:
 
     def _text(self, data: bytes, raw: Raw, stream: str, time: str, now: float) -> None:
         text = data.decode("utf-8", "replace")
+        if raw.start == 0:
+            text = text.removeprefix("\ufeff")
         if raw.cut:
             text = whole_words(text)
         pile = self._open.get(stream)

@@ -96,16 +96,20 @@ class Positions:
         row = self._db.execute("SELECT 1 FROM inputs WHERE paths = ?", ("\n".join(paths),)).fetchone()
         return row is not None
 
-    def begin(self, paths: Sequence[str]) -> None:
-        self._db.execute("INSERT OR IGNORE INTO inputs VALUES (?)", ("\n".join(paths),))
-
-    def commit(self, files: Iterable[Remembered], sending: Sequence[Sending], now_unix_s: float) -> None:
-        """Both or neither."""
+    def commit(
+        self,
+        files: Iterable[Remembered],
+        sending: Iterable[Sending],
+        now_unix_s: float,
+        inputs: Iterable[Sequence[str]] = (),
+    ) -> None:
+        """All or nothing. ``inputs``: the patterns of those that are begun."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             rows = [(*file, now_unix_s) for file in files]
             self._db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT INTO outbox (key, value, events) VALUES (?, ?, ?)", sending)
+            self._db.executemany("INSERT OR IGNORE INTO inputs VALUES (?)", [("\n".join(paths),) for paths in inputs])
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")

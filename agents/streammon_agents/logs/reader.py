@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from glob import iglob
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from streammon.clock import Clock, system_clock
@@ -27,7 +26,18 @@ from streammon_agents.logs.containers import origin
 from streammon_agents.logs.limits import RateLimit
 from streammon_agents.logs.positions import Positions, Remembered
 from streammon_agents.logs.redaction import Redactor
-from streammon_agents.logs.tail import GONE_S, Key, Skip, Skipped, Tail, key_of, named_after, open_regular, regular
+from streammon_agents.logs.tail import (
+    GONE_S,
+    Key,
+    Skip,
+    Skipped,
+    Tail,
+    inodes,
+    key_of,
+    named_after,
+    open_regular,
+    regular,
+)
 
 HOT_S: Final = 60.0
 BATCH_BYTES: Final = 4_000_000
@@ -69,9 +79,13 @@ def found(settings: LogSettings) -> Iterator[Found]:
     """Every path that the inputs name, those first that are named first. Not every one is a file that can be read."""
     for each in settings.inputs:
         for pattern in each.paths:
-            for path in iglob(str(Path(pattern).expanduser()), recursive=True):
+            for path in iglob(_expanded(pattern), recursive=True):
                 if not path.endswith(COMPRESSED) and not _is_excluded(path, each.exclude):
                     yield Found(path, each)
+
+
+def _expanded(pattern: str) -> str:
+    return os.path.expanduser(pattern)
 
 
 def _is_excluded(path: str, patterns: Iterable[str]) -> bool:
@@ -109,6 +123,8 @@ class Collected:
     refused: Counter[Skip] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     """By the rate limit, by service."""
+    inputs: list[tuple[str, ...]] = field(default_factory=list)
+    """The patterns of inputs that are begun now."""
     more: bool = False
     """Whether there is more to be read at once."""
 
@@ -278,24 +294,35 @@ class Reader:
     def _begun(self, present: set[Key]) -> None:
         """Of what another process has followed: what was renamed meanwhile is read to its end."""
         self._first = False
+        directories: dict[str, dict[int, str]] = {}
         for key, before in self._remembered.items():
-            if key not in present and (each := self._input_of(before.path)) is not None:
-                tail = self._made(key, before.path, each)
-                try:
-                    self._opened(tail)
-                except (Skipped, OSError):
-                    continue
-                if tail.resume(before):
-                    self._follow(tail, each).gone_since = self._monotonic()
-                else:
-                    self._closed(tail)
+            if key not in present and key not in self._tails and len(self._tails) < self._settings.max_files:
+                directory = os.path.dirname(os.path.realpath(before.path))
+                if directory not in directories:
+                    directories[directory] = inodes(directory)
+                path = directories[directory].get(before.inode)
+                if path is not None and (each := self._input_of(before.path)) is not None:
+                    self._resume(before, path, each)
         self._remembered = {}
-        for each in self._settings.inputs:
-            self._positions.begin(each.paths)
+
+    def _resume(self, before: Remembered, path: str, each: LogInput) -> None:
+        """Read a renamed file to its end, unless it was."""
+        try:
+            if os.stat(path).st_size == before.read == before.position:
+                return
+            tail = self._made((before.device, before.inode), before.path, each)
+            tail.path = path
+            self._opened(tail)
+        except (Skipped, OSError):
+            return
+        if tail.resume(before):
+            self._follow(tail, each).gone_since = self._monotonic()
+        else:
+            self._closed(tail)
 
     def _input_of(self, path: str) -> LogInput | None:
         for each in self._settings.inputs:
-            if any(fnmatchcase(path, pattern.replace("**/", "*")) for pattern in each.paths):
+            if any(fnmatchcase(path, _expanded(pattern).replace("**/", "*")) for pattern in each.paths):
                 return each
         return None
 
@@ -309,6 +336,8 @@ class Reader:
     def collect(self) -> Collected:
         """Read from the files in turn, until there is nothing more or the batch is full."""
         now, collected, taken = self._monotonic(), Collected(), 0
+        if self._first:
+            collected.inputs = [each.paths for each in self._settings.inputs]
         if now >= self._next_discovery:
             collected.refused += self.discover()
         for key in list(self._active):
@@ -321,7 +350,7 @@ class Reader:
             taken += max(0, tail.assembly.read - before)
             if key in self._active:
                 self._active.move_to_end(key)
-        collected.more = any(tail.unread for tail in self._active.values())
+        collected.more = taken > 0 and any(tail.unread for tail in self._active.values())
         collected.files += [tail.remembered() for tail in self._tails.values() if tail.dirty]
         for tail in self._tails.values():
             tail.dirty = False
@@ -338,8 +367,12 @@ class Reader:
         except Skipped as why:
             self._refuse(tail, why, collected)
             return
-        except OSError:
+        except FileNotFoundError:
             self._lost(tail, now, collected)
+            return
+        except OSError as error:  # a disk that fails, too many open files: it may pass
+            if tail.gone_since is None:
+                self._refuse(tail, Skipped(Skip.UNREADABLE, error.strerror or repr(error)), collected)
             return
         if tail.refused is not None:
             self._refuse(tail, tail.refused, collected)

@@ -20,6 +20,7 @@ What it promises:
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,8 @@ LOCK_S: Final = 0.1
 """How often a data directory that somebody else reads for is asked for."""
 PATIENCE: Final = 10
 """After so many times it is no former life of ours that is about to end."""
+FORGETFUL: Final = "after a restart files are read again, because their positions cannot be written"
+KEEP: Final = "let data_dir be a directory that the agent may write to, and that outlives it"
 TOLD: Final = 5
 """Files that cannot be read are named up to this number."""
 
@@ -74,25 +77,38 @@ class LogSource:
         self._directory = settings.data_dir / "logs"
         self._agent = f"agent@{host_name(settings)}"
         self._clock = clock
+        self._forgetful: str | None = None
+        """Why positions cannot be kept."""
 
     def check(self) -> Iterable[Finding]:
         """Which files each input has, and which of them cannot be read."""
         if not self._settings.inputs:
             return [Finding("log files", False, "no inputs are configured", "set agent.logs.inputs")]
-        return [finding for each in looked_at(self._settings) for finding in _findings(*each)]
+        kept = () if _is_writable(self._directory) else [Finding("positions of log files", False, FORGETFUL, KEEP)]
+        return [*(finding for each in looked_at(self._settings) for finding in _findings(*each)), *kept]
 
     async def run(self, out: Outlet) -> None:
         if not self._settings.inputs:
             await asyncio.Event().wait()
         redact = self._redactor()
         with _Thread() as thread:
-            lock = await self._locked(out)
-            thread.at_end(lock.release)
-            positions = await thread(self._positions)
-            thread.at_end(positions.close)
+            positions = await self._positions(out, thread)
             reader = await thread(lambda: Reader(self._settings, positions, redact, clock=self._clock))
             thread.at_end(reader.close)
             await self._follow(out, thread, positions, reader)
+
+    async def _positions(self, out: Outlet, thread: _Thread) -> Positions:
+        """What was remembered. Where nothing can be written, it is as long as the process lives."""
+        self._forgetful = None
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            thread.at_end((await self._locked(out)).release)
+            positions = await thread(lambda: open_positions(self._directory / "positions.sqlite"))
+        except (OSError, sqlite3.OperationalError) as error:
+            self._forgetful = f"{FORGETFUL}: {self._directory}: {getattr(error, 'strerror', None) or error}"
+            positions = Positions(None)
+        thread.at_end(positions.close)
+        return positions
 
     async def _follow(self, out: Outlet, thread: _Thread, positions: Positions, reader: Reader) -> None:
         """Read, remember, hand over; for ever."""
@@ -105,7 +121,7 @@ class LogSource:
             await self._send(out, undelivered.sending)
             if undelivered.sending:
                 await thread(positions.sent)
-            out.degraded(_degraded(reader.skipped))
+            out.degraded("; ".join(filter(None, [self._forgetful, _named(reader.skipped)])) or None)
             if not collected.more:
                 await asyncio.sleep(self._settings.poll_s)
 
@@ -113,8 +129,8 @@ class LogSource:
         """Number what was read, and remember it and how far that is, both or neither."""
         batches, lost = packer.pack(EventType.LOG, collected.events)
         sending = [Sending(batch.key, batch.value, batch.events) for batch in batches]
-        if sending or collected.files:
-            positions.commit(collected.files, sending, self._clock())
+        if sending or collected.files or collected.inputs:
+            positions.commit(collected.files, sending, self._clock(), collected.inputs)
         return Undelivered(sending, lost)
 
     async def _send(self, out: Outlet, sending: Sequence[Sending]) -> None:
@@ -142,7 +158,6 @@ class LogSource:
 
     async def _locked(self, out: Outlet) -> FileLock:
         """Two processes that read for one directory would say everything twice."""
-        self._directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._directory / "lock")
         for tries in count():
             if lock.take():
@@ -151,9 +166,6 @@ class LogSource:
                 out.degraded(f"another process reads log files for {self._directory}")
             await asyncio.sleep(LOCK_S)
         return lock
-
-    def _positions(self) -> Positions:
-        return open_positions(self._directory / "positions.sqlite")
 
 
 def open_positions(path: Path) -> Positions:
@@ -200,8 +212,10 @@ def _account(out: Outlet, collected: Collected, undelivered: Undelivered) -> Non
         out.drop(Loss.UNSENDABLE, undelivered.lost)
 
 
-def _degraded(skipped: dict[str, Skipped]) -> str | None:
-    return _named(skipped) if skipped else None
+def _is_writable(directory: Path) -> bool:
+    """Whether it is, or could be made, a directory to write in."""
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def _named(skipped: dict[str, Skipped]) -> str:

@@ -14,7 +14,6 @@ import os
 import stat
 from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 from streammon_agents.logs.assembly import Assembly, Pile
@@ -262,14 +261,19 @@ def named_after(path: str) -> Iterator[str]:
         pass
 
 
-def beside(path: str, key: Key) -> str | None:
-    """The file with this key in the directory of ``path``, whatever it is called now."""
-    directory = Path(os.path.realpath(path)).parent  # where a link points, the rotated ones are
+def inodes(directory: str) -> dict[int, str]:
+    """The paths of what is in a directory."""
     try:
         with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.inode() == key[1] and key_of(entry.stat(follow_symlinks=False)) == key:
-                    return entry.path
+            return {entry.inode(): entry.path for entry in entries}
     except OSError:
-        pass
-    return None
+        return {}
+
+
+def beside(path: str, key: Key) -> str | None:
+    """The file with this key in the directory of ``path``, whatever it is called now."""
+    found = inodes(os.path.dirname(os.path.realpath(path))).get(key[1])  # where a link points, the rotated ones are
+    try:
+        return found if found is not None and key_of(os.lstat(found)) == key else None
+    except OSError:
+        return None

@@ -342,6 +342,29 @@ async def test_what_the_log_never_takes_is_counted(tmp_path: Path) -> None:
     assert out.dropped == {Reason.TOO_LARGE: 2}
 
 
+async def test_where_nothing_can_be_written_it_reads_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("\ufeffone\n")
+    (tmp_path / "data").write_text("no directory")
+    async with running(settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})) as out:
+        await eventually(lambda: messages(out) == ["one"])
+        await eventually(lambda: "read again" in str(out.states))
+    told = list(LogSource(settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})).check())
+    assert [(finding.what, finding.seen) for finding in told] == [
+        (f"log files {tmp_path}/*.log", True),
+        ("positions of log files", False),
+    ]
+
+
+async def test_broken_positions_are_put_aside(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("one\n")
+    file = tmp_path / "data" / "logs" / "positions.sqlite"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no database at all, however long one looks at it" * 100)
+    async with running(settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})) as out:
+        await eventually(lambda: messages(out) == ["one"])
+    assert file.with_suffix(".broken").exists()
+
+
 async def test_two_sources_do_not_read_for_one_directory(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text("one\n")
     wanted = settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})
