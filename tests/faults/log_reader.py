@@ -18,7 +18,7 @@ from tests.outlets import Kept
 
 
 class Appending(Kept):
-    """A log that is a file. What was written stays; the writer hears of it a little later."""
+    """A log that is a file, at some distance: what is sent arrives later, and the sender hears of it later still."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -26,6 +26,7 @@ class Appending(Kept):
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         for record in records:
+            await asyncio.sleep(0.005)
             os.write(self._file, (record.value or b"") + b"\n")
             await asyncio.sleep(0.005)
 

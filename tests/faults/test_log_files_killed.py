@@ -41,8 +41,8 @@ def test_killed_at_any_moment_no_line_is_lost_and_none_counts_twice(tmp_path: Pa
     def write(lines: int) -> None:
         new = [f"ERROR line {len(expected) + at}\n  with its detail" for at in range(lines)]
         expected.extend(new)
-        with file.open("a") as out:
-            out.writelines(f"{line}\n" for line in new)
+        with file.open("ab", buffering=0) as out:  # all at once: a pause within a line would make it two
+            out.write("".join(f"{line}\n" for line in new).encode())
 
     write(1000)
     for kill in range(KILLS):
@@ -59,8 +59,11 @@ def test_killed_at_any_moment_no_line_is_lost_and_none_counts_twice(tmp_path: Pa
             write(200)
     process = started(tmp_path / "data", tmp_path / "app.log", records)
     try:
-        wait_until(lambda: len(counted(records)) >= len(expected), 60, "the last line")
+        wait_until(lambda: counted(records)[expected[-1]], 30, "the last line")
+        wait_until(lambda: counted(records).total() >= len(expected), 10, f"the rest of {len(expected)} lines")
     finally:
         process.kill()
         process.wait()
-    assert counted(records) == Counter(expected)
+    came = counted(records)
+    assert came - Counter(expected) == Counter(), "what comes twice"
+    assert Counter(expected) - came == Counter(), "what is lost"

@@ -162,6 +162,29 @@ async def test_a_deleted_file_is_read_to_its_end(tmp_path: Path) -> None:
             await eventually(lambda: set(messages(out)) == {"one", "two", "another file", "three"})
 
 
+def test_what_was_not_held_open_is_found_under_its_new_name_or_counted(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.log").write_text('{"message": "first"}\n')
+    wanted = settings(tmp_path, {"paths": [f"{tmp_path}/*.log"]}, max_open_files=1)
+    now = 0.0
+    reader = Reader(wanted.agent.logs, Positions(None), redactor(), monotonic=lambda: now)
+    assert len(reader.collect().events) == 3
+    for name in ("a", "b", "c"):
+        with (tmp_path / f"{name}.log").open("a") as file:
+            file.write(f'{{"message": "more of {name}"}}\n')
+    (tmp_path / "a.log").rename(tmp_path / "a.log.1")
+    (tmp_path / "b.log").unlink()
+    more, refused = set(), Counter[Skip]()
+    for _ in range(5):
+        now += 10.0
+        collected = reader.collect()
+        more |= {event["message"] for event in collected.events}
+        refused += collected.refused
+    assert {"more of a", "more of c"} <= more
+    assert reader.files == 1
+    reader.close()
+
+
 async def test_links_are_followed_and_a_file_with_two_names_is_read_once(tmp_path: Path) -> None:
     pods = tmp_path / "pods" / "shop_ranker-6d4b75cb6d-x2x7k_0f1e-22" / "web"
     pods.mkdir(parents=True)

@@ -209,10 +209,11 @@ def test_addresses_and_phone_numbers_only_if_wanted() -> None:
 
 
 def test_patterns_of_a_person() -> None:
-    redact = redactor(patterns={"badge": r"\bB-\d{4}\b"})
-    assert redact.event({"message": "B-1234 came", "fields": {"x": "at B-9999"}}) == {
-        "message": "[redacted:badge] came", "fields": {"x": "at [redacted:badge]"},
+    redact = redactor(patterns={"badge": r"\bB-\d{4}\b", "whole": "^nothing else$"})
+    assert redact.event({"message": "B-1234 came", "fields": {"x": "at B-9999", "y": "nothing else"}}) == {
+        "message": "[redacted:badge] came", "fields": {"x": "at [redacted:badge]", "y": "[redacted:whole]"},
     }  # fmt: skip
+    assert redact.event({"message": "nothing else"}) == {"message": "[redacted:whole]"}
 
 
 def test_a_key_lets_one_value_be_followed_unseen() -> None:
