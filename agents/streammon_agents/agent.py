@@ -31,7 +31,7 @@ def _host(settings: Settings, clock: Clock) -> Source:
 
 
 def _logs(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.logs.source import log_source
+    from streammon_agents.logs import log_source
 
     return log_source(settings, clock)
 

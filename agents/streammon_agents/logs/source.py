@@ -82,14 +82,10 @@ class LogSource:
 
     def check(self) -> Iterable[Finding]:
         """Which files each input has, and which of them cannot be read."""
-        if not self._settings.inputs:
-            return [Finding("log files", False, "no inputs are configured", "set agent.logs.inputs")]
         kept = () if _is_writable(self._directory) else [Finding("positions of log files", False, FORGETFUL, KEEP)]
         return [*(finding for each in looked_at(self._settings) for finding in _findings(*each)), *kept]
 
     async def run(self, out: Outlet) -> None:
-        if not self._settings.inputs:
-            await asyncio.Event().wait()
         redact = self._redactor()
         with _Thread() as thread:
             positions = await self._positions(out, thread)
@@ -236,8 +232,3 @@ def _findings(each: LogInput, files: int, refused: dict[str, Skipped]) -> Iterat
             f"{len(refused)} cannot be read: {_named(refused)}",
             "exclude them, or permit the agent to read",
         )
-
-
-def log_source(settings: Settings, clock: Clock = system_clock) -> LogSource:
-    """The log files of this node."""
-    return LogSource(settings, clock)

@@ -12,7 +12,7 @@ from streammon.config import Settings, load
 from streammon.errors import StreammonError
 from streammon.events import EventType
 from streammon.wire import decode
-from streammon_agents.logs.source import LogSource
+from streammon_agents.logs import log_source
 from streammon_agents.source import ended
 from tests.outlets import Kept
 
@@ -56,7 +56,7 @@ def messages(out: Kept) -> list[str]:
 async def running(wanted: Settings, out: Kept | None = None) -> AsyncIterator[Kept]:
     """The source runs until the block ends; yields what it has said."""
     kept = Kept() if out is None else out
-    task = asyncio.create_task(LogSource(wanted).run(kept))
+    task = asyncio.create_task(log_source(wanted).run(kept))
     try:
         yield kept
         if task.done():

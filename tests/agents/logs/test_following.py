@@ -10,19 +10,25 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from streammon.broker import Outgoing
+from streammon.broker.embedded import EmbeddedBroker
 from streammon.errors import Backpressure, Reason, Rejected, Retryable
+from streammon.events import EventType
+from streammon.topics import topic_specs
+from streammon.wire import Batch, decode
+from streammon_agents.logs import log_source
 from streammon_agents.logs.positions import Positions
 from streammon_agents.logs.reader import Loss, Reader
 from streammon_agents.logs.redaction import redactor
-from streammon_agents.logs.source import LogSource
 from streammon_agents.logs.tail import Skip
 from tests.agents.logs.running import Refusing, events, messages, running, settings
+from tests.outlets import Kept
 from tests.support import eventually
 
 
@@ -42,6 +48,8 @@ async def test_without_inputs_nothing_is_touched(tmp_path: Path) -> None:
         await asyncio.sleep(0)
     assert not out.records
     assert not (tmp_path / "data").exists()
+    [finding] = log_source(settings(tmp_path / "data")).check()
+    assert (finding.seen, finding.fix) == (False, "set agent.logs.inputs")
 
 
 class Writer:
@@ -273,7 +281,7 @@ async def test_whatever_is_no_readable_text_file_is_counted_once_and_harms_nobod
     told = out.states[-1]
     assert told is not None
     assert "FIFO" in told
-    findings = {finding.seen: finding for finding in LogSource(wanted).check()}
+    findings = {finding.seen: finding for finding in log_source(wanted).check()}
     assert findings[True].detail == "3 files"
     assert "fifo.log: it is a FIFO" in findings[False].detail
 
@@ -365,13 +373,49 @@ async def test_what_the_log_never_takes_is_counted(tmp_path: Path) -> None:
     assert out.dropped == {Reason.TOO_LARGE: 2}
 
 
+class IntoLog(Kept):
+    """Hands over to a real log, as the carrier does while that answers."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        super().__init__()
+        self.broker = broker
+
+    async def append(self, records: Sequence[Outgoing]) -> None:
+        await self.broker.append(records)
+
+
+async def test_events_of_services_arrive_in_the_log_under_numbers_without_gaps(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.log").write_text("".join(f'{{"message": "{at}"}}\n' for at in range(500)))
+    wanted = settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]}, batch_events=100)
+    broker = await EmbeddedBroker.open(wanted)
+    await broker.create_topics(topic_specs(partitions=2))
+    reader, came = await broker.reader(["logs"]), list[Batch]()
+
+    async def arrived() -> bool:
+        for record in [record for polled in (await reader.poll(0.1)).values() for record in polled]:
+            came.extend(decode(EventType.LOG, record.value or b""))
+        return sum(len(batch.rows) for batch in came) >= 1000
+
+    async with running(wanted, IntoLog(broker)):
+        await eventually(arrived)
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for batch in came:
+        assert batch.identity is not None
+        numbers.setdefault((batch.identity.agent, batch.identity.boot), []).append(batch.identity.seq)
+    assert {agent for agent, _ in numbers} == {"agent@here"}
+    assert all(seqs == list(range(len(seqs))) for seqs in numbers.values())
+    await reader.close()
+    await broker.close()
+
+
 async def test_where_nothing_can_be_written_it_reads_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text("\ufeffone\n")
     (tmp_path / "data").write_text("no directory")
     async with running(settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})) as out:
         await eventually(lambda: messages(out) == ["one"])
         await eventually(lambda: "read again" in str(out.states))
-    told = list(LogSource(settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})).check())
+    told = list(log_source(settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})).check())
     assert [(finding.what, finding.seen) for finding in told] == [
         (f"log files {tmp_path}/*.log", True),
         ("positions of log files", False),
