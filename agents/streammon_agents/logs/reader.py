@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from streammon.clock import Clock, system_clock
 from streammon.config import LogInput, LogSettings
+from streammon.telemetry import log
 from streammon_agents.logs import records
 from streammon_agents.logs.assembly import Assembly, Bounds, Pile
 from streammon_agents.logs.containers import origin
@@ -58,6 +59,7 @@ class Loss(StrEnum):
     """Why a line was given up. The values are labels: add, never rename."""
 
     RATE_LIMIT = "rate_limit"
+    FAILED = "failed"  # what we did not foresee; nothing leaves that could not be redacted
     UNSENDABLE = "unsendable"  # an event that no record can hold
 
 
@@ -123,6 +125,7 @@ class Collected:
     refused: Counter[Skip] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     """By the rate limit, by service."""
+    failed: int = 0
     inputs: list[tuple[str, ...]] = field(default_factory=list)
     """The patterns of inputs that are begun now."""
     more: bool = False
@@ -438,10 +441,17 @@ class Reader:
             tail.assembly.binary = 0
         for pile in piles:
             line = records.Line(pile.text, read_unix_s, pile.time, pile.stream, pile.cut)
-            event = records.event(line, reading)
-            event["service"] = self._service(event["service"], reading)
-            if event["category"] != "app" or self._limit.allows(event["service"], self._monotonic()):
-                collected.events.append(self._redactor.event(event))
+            try:
+                self._event(line, reading, collected)
+            except Exception as error:  # one line that we did not foresee must not stop all that follow
+                collected.failed += 1
+                log.error("a line of a log file is left out", file=tail.path, error=type(error).__name__)
+
+    def _event(self, line: records.Line, reading: records.Reading, collected: Collected) -> None:
+        event = records.event(line, reading)
+        event["service"] = self._service(event["service"], reading)
+        if event["category"] != "app" or self._limit.allows(event["service"], self._monotonic()):
+            collected.events.append(self._redactor.event(event))
 
     def _service(self, named: str, reading: records.Reading) -> str:
         """As a line names it, redacted; of too many names, that of the file."""

@@ -110,6 +110,7 @@ class LogSource:
         """Read, remember, hand over; for ever."""
         packer = Packer(self._agent)
         await self._send(out, await thread(positions.outbox))
+        await thread(positions.sent)
         while True:
             collected = await thread(reader.collect)
             undelivered = await thread(partial(self._prepare, positions, packer, collected))
@@ -140,11 +141,19 @@ class LogSource:
                 await asyncio.sleep(pause_s(failure, attempt))
                 attempt += 1
             except Rejected as refusal:
-                log.error("the log refused events of log files", reason=refusal.reason)
-                out.drop(refusal.reason, sum(each.events for each in sending))
-                return
+                return await self._refused(out, sending, refusal)
             else:
-                return
+                return None
+        return None
+
+    async def _refused(self, out: Outlet, sending: Sequence[Sending], refusal: Rejected) -> None:
+        """One of them will never be taken: the others are."""
+        if len(sending) > 1:
+            for each in sending:
+                await self._send(out, [each])
+        else:
+            log.error("the log refused events of log files", reason=refusal.reason)
+            out.drop(refusal.reason, sending[0].events)
 
     def _redactor(self) -> Redactor:
         """Raises ConfigError where the key cannot be read."""
@@ -201,6 +210,8 @@ class _Thread:
 def _account(out: Outlet, collected: Collected, undelivered: Undelivered) -> None:
     for reason, inputs in collected.refused.items():
         out.refuse(reason, inputs)
+    if collected.failed:
+        out.drop(Loss.FAILED, collected.failed)
     for service, lines in collected.dropped.items():
         out.drop(Loss.RATE_LIMIT, lines)
         LIMITED.labels(service).inc(lines)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from streammon.wire import Batch, decode
 from streammon_agents.logs import log_source
 from streammon_agents.logs.positions import Positions
 from streammon_agents.logs.reader import Loss, Reader
-from streammon_agents.logs.redaction import redactor
+from streammon_agents.logs.redaction import SECRETS, Redactor, redactor
 from streammon_agents.logs.tail import Skip
 from tests.agents.logs.running import Refusing, events, messages, running, settings
 from tests.outlets import Kept
@@ -360,6 +361,43 @@ async def test_while_there_is_no_room_lines_wait_in_their_files(tmp_path: Path) 
     assert {event["category"] for event in events(out)} == {"audit"}
     assert not out.dropped, "what is not of category app is never dropped"
     assert any(state and "wait" in state for state in out.states)
+
+
+class Picky(Kept):
+    """Never takes records of one service."""
+
+    async def append(self, records: Sequence[Outgoing]) -> None:
+        if any(record.key == b"bad" for record in records):
+            raise Rejected(Reason.TOO_LARGE, "no")
+        await super().append(records)
+
+
+async def test_one_record_that_is_refused_takes_no_other_with_it(tmp_path: Path) -> None:
+    for name in ("a", "bad", "c"):
+        (tmp_path / f"{name}.log").write_text('{"message": "one"}\n{"message": "two"}\n')
+    out = Picky()
+    async with running(settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]}), out):
+        await eventually(lambda: out.dropped == {Reason.TOO_LARGE: 2})
+        await eventually(lambda: len(messages(out)) == 4)
+
+
+def test_a_line_that_nobody_foresaw_stops_no_other_and_is_not_quoted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(Redactor):
+        def event(self, event: dict[str, Any]) -> dict[str, Any]:
+            if "swordfish" in event["message"]:
+                raise ValueError(event["message"])
+            return super().event(event)
+
+    (tmp_path / "a.log").write_text('{"message": "one"}\n{"message": "swordfish"}\n{"message": "two"}\n')
+    wanted = settings(tmp_path, {"paths": [f"{tmp_path}/*.log"]})
+    reader = Reader(wanted.agent.logs, Positions(None), Failing(SECRETS))
+    collected = reader.collect()
+    assert [event["message"] for event in collected.events] == ["one", "two"]
+    assert collected.failed == 1
+    assert "swordfish" not in str(capfd.readouterr())
+    reader.close()
 
 
 async def test_what_the_log_never_takes_is_counted(tmp_path: Path) -> None:
