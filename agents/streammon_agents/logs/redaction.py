@@ -93,7 +93,15 @@ def _is_basic(value: str) -> bool:
 
 
 def _is_no_word(value: str) -> bool:
-    return len(value) >= 24 or not value.isalpha()
+    return len(value) >= 24 or not value.rstrip(".!?)`").isalpha()
+
+
+def _is_mailbox(value: str) -> bool:
+    """``getty@tty1.service`` is a unit of systemd."""
+    return value.rpartition(".")[2] not in _UNITS
+
+
+_UNITS: Final = frozenset({"service", "socket", "timer", "slice", "mount", "target", "scope", "device", "swap", "path"})
 
 
 _HARMLESS: Final = frozenset({"", "true", "false", "null", "none", "nil", "undefined", "***", "****", "*****", "<nil>"})
@@ -111,7 +119,7 @@ def _is_value(value: str) -> bool:
 
 def _is_loose_value(value: str) -> bool:
     """Of ``name: value``, which may be prose: "invalid token: expected a bracket"."""
-    return not _is_kept_value(value) and (value[0] in "\\\"'" or not value.rstrip(".!?)").isalpha())
+    return not _is_kept_value(value) and (value[0] in "\\\"'" or _is_no_word(value))
 
 
 SECRETS: Final = (
@@ -228,6 +236,7 @@ PERSONAL: Final = {
         "email",
         r"@|%40",
         r"(?i)[\p{L}\p{N}._%+'-]*[\p{L}\p{N}_+-](?:@|%40)(?:[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?\.)+[\p{L}]{2,24}",
+        _is_mailbox,
     ),
     "card": Detector(
         "card",

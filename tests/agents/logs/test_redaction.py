@@ -127,6 +127,8 @@ HARMLESS = [
     "basic authentication failed for the bearer of bad news",
     "invalid token: expected a bracket",
     "the secret: patience",
+    "who we are: a name and a password, or a bearer token. `token: expired` is a sentence",
+    "Started getty@tty1.service - Getty on tty1.",
     "password=null token=None secret=true",
     "loss=0.4111111111111111 lr=4.539578763621486e-05",
     f"order {VISA[:-1]}{(int(VISA[-1]) + 1) % 10} is no card",
