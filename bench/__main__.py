@@ -12,7 +12,7 @@ from itertools import takewhile
 ALL = (
     "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "drift", "evidence",
     "quality", "scale_out", "paging", "sdk_overhead", "node_agent", "gpus", "join", "profiles", "resources", "otlp",
-    "intake", "scrape", "agent",
+    "intake", "scrape", "agent", "log_files",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

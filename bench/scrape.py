@@ -123,14 +123,14 @@ async def share(port: int, samples: int) -> None:
     settings = load(agent={"sources": ["scrape"], "scrape": {"jobs": [job]}})
     agent = asyncio.create_task(run_agent(cast(Broker, broker), settings, stop=stop))
     await asyncio.sleep(2 * INTERVAL_S)  # what series there are is learnt at the first page
-    started, cpu, before = time.monotonic(), time.process_time(), len(broker.values)
+    started, cpu, before = time.monotonic(), time.process_time(), len(broker.sizes)
     await asyncio.sleep(SECONDS)
     spent = (time.process_time() - cpu) / (time.monotonic() - started)
     stop.set()
     await agent
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{TARGETS} targets of {samples} samples every {INTERVAL_S:g} s: {spent:.2%} of a core, {rss:.0f} MB at most")
-    print(f"  {len(broker.values) - before} records, {sum(broker.values[before:]) / SECONDS / 1e3:.0f} kB/s")
+    print(f"  {len(broker.sizes) - before} records, {sum(broker.sizes[before:]) / SECONDS / 1e3:.0f} kB/s")
 
 
 def main() -> None:

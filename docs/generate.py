@@ -24,9 +24,8 @@ DOCS = Path(__file__).parent
 COMPUTED = {
     "data_dir": "`$XDG_STATE_HOME/streammon`, else `~/.local/state/streammon`",
     "procfs": "`$PROCFS_PATH`, else `/proc`",
+    "jobs": "none",
 }
-"""Defaults that depend on the machine, in words."""
-COMPUTED = {"data_dir": "`$XDG_STATE_HOME/streammon`, else `~/.local/state/streammon`", "jobs": "none"}
 """Defaults that depend on the machine, or are not shown, in words."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -95,6 +94,10 @@ def _sections(prefix: str, within: Json, definitions: Json) -> Iterator[str]:
             yield f"## `{prefix}{name}`\n\n{_markdown(section)}\n"
             yield from _table(f"{prefix}{name}.", section["properties"])
             yield from _sections(f"{prefix}{name}.", section, definitions)
+        elif "$ref" in field.get("items", {}):
+            section = definitions[field["items"]["$ref"].rpartition("/")[2]]
+            yield f"## Each of `{prefix}{name}`\n\n{_markdown(section)}\n"
+            yield from _table("", section["properties"])
 
 
 def _table(prefix: str, fields: Mapping[str, Json]) -> Iterator[str]:
@@ -119,6 +122,8 @@ def _escaped(cell: str) -> str:
 def _values(field: Json) -> str:
     if "anyOf" in field:
         return ", or ".join("none" if each["type"] == "null" else _values(each) for each in field["anyOf"])
+    if "$ref" in field:
+        return "sections, see below"
     if "enum" in field:
         return ", ".join(f"`{each}`" for each in field["enum"])
     if field["type"] == "array":
@@ -131,7 +136,7 @@ def _values(field: Json) -> str:
 
 def _default(name: str, field: Json) -> str:
     if "default" not in field:
-        return COMPUTED[name]
+        return COMPUTED.get(name, "required")
     return "none" if field["default"] is None else f"`{_plain(field['default'])}`"
 
 

@@ -236,7 +236,7 @@ class WindowSettings(Section):
     """Lengths of the longer windows made of the base windows; those that are no multiple of them are left out."""
 
 
-SourceName = Literal["host", "gpu", "otlp", "gateway", "statsd", "containers", "scrape"]
+SourceName = Literal["host", "containers", "gpu", "scrape", "logs", "gateway", "otlp", "statsd"]
 
 
 def _default_procfs() -> Path:
@@ -388,12 +388,95 @@ class ScrapeSettings(Section):
     """Name of this node in Kubernetes, whose pods are looked for; ``agent.host`` if not given."""
 
 
+def _expression(pattern: str) -> str:
+    import re2  # only who uses regular expressions loads it
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        re2.compile(pattern, options)
+    except re2.error as error:
+        said = error.args[0] if error.args else error
+        why = said.decode() if isinstance(said, bytes) else said
+        raise ValueError(f"{pattern!r} is no regular expression (RE2): {why}") from None
+    return pattern
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
+LogCategory = Literal["app", "audit", "authentication", "authorization", "data_access", "security"]
+Personal = Literal["email", "card", "iban", "ip", "phone"]
+
+
+class LogInput(Section):
+    """Files that are read alike."""
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Glob patterns of the files, ``**`` for any directories; symbolic links are followed."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns of files that are left out; one without a slash is compared with the name alone."""
+    service: str | None = Field(None, min_length=1, max_length=200)
+    """The service that writes them; if not given: what the line says, the pod's workload, or the file's name."""
+    category: LogCategory | None = None
+    """What kind of lines they are; if not given: what the line says, or names such as audit.log, else ``app``."""
+    format: Literal["auto", "json", "text"] = "auto"
+    """How a line is read; ``auto`` looks whether it is a JSON object."""
+    container: Literal["auto", "docker", "cri", "none"] = "auto"
+    """What a container runtime has put around each line; ``auto`` looks at the first line."""
+    multiline_start: Expression | None = None
+    """Regular expression (RE2) of an event's first line; if not given, stack traces are put together by rules."""
+    start: Literal["beginning", "end"] = "beginning"
+    """Where a file is begun that was there when this input was first seen; later ones are read from the beginning."""
+    timezone: Literal["utc", "local"] = "utc"
+    """Of the times that name none."""
+
+
+class RedactionSettings(Section):
+    """What is taken out of log lines before they leave the node, besides secrets, which always are."""
+
+    personal: tuple[Personal, ...] = ("email", "card", "iban")
+    """Personal data that is taken out."""
+    patterns: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Expression] = {}
+    """More to take out: a name, and a regular expression (RE2)."""
+    key_file: UserPath | None = None
+    """File with a key: replacements then carry a keyed hash, so that one value can be followed unseen."""
+
+
+class LogSettings(Section):
+    """Log files: which are read, and what of them leaves the node."""
+
+    inputs: tuple[LogInput, ...] = ()
+    """The files, by input; a file that several name belongs to the first. None: nothing is read."""
+    poll_s: float = Field(0.5, gt=0)
+    """How often files that changed of late are looked at."""
+    discover_s: float = Field(5.0, gt=0)
+    """How often files are looked for; less often where that takes more than a fiftieth of the time."""
+    multiline_s: float = Field(1.0, gt=0)
+    """How long the next line of an event is waited for."""
+    partial_s: float = Field(5.0, gt=0)
+    """How long the end of a line is waited for."""
+    max_line_bytes: int = Field(65_536, ge=1024, le=524_288)
+    """What is beyond that in a line, or in lines put together, is cut off, and said in the event."""
+    max_event_lines: int = Field(1000, ge=1)
+    """Lines of one event at most."""
+    max_files: int = Field(20_000, ge=1)
+    """Files followed at one time; further ones wait, and the source says that it is degraded."""
+    max_open_files: int = Field(500, ge=1)
+    """Files held open; what is written to others and deleted before the next look at them is lost."""
+    batch_events: int = Field(2000, ge=1, le=100_000)
+    """Events handed over at a time."""
+    rate_per_s: float = Field(1000.0, gt=0)
+    """Lines of category ``app`` that one service may log a second; more are dropped, and counted."""
+    burst: int = Field(10_000, ge=1)
+    """Lines that may come at once, after quiet."""
+    redaction: RedactionSettings = RedactionSettings()
+
+
 class AgentSettings(Section):
     """The agent of a node: what it observes, and how it carries that into the log."""
 
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
-    sources: tuple[SourceName, ...] = ("host", "containers", "gpu", "scrape", "gateway", "otlp", "statsd")
+    sources: tuple[SourceName, ...] = ("host", "containers", "gpu", "scrape", "logs")
     """What is observed; what is not there is left out, and `streammon agent --check` says why."""
     interval_s: float = Field(1.0, gt=0)
     """How often what is asked (hosts, containers, GPUs) is asked."""
@@ -422,6 +505,7 @@ class AgentSettings(Section):
     max_skew_s: float = Field(1.0, gt=0)
     """A clock that is further from the broker's degrades the agent: its events come late, or are refused."""
     scrape: ScrapeSettings = ScrapeSettings()
+    logs: LogSettings = LogSettings()
 
 
 class ElasticsearchSettings(Section):

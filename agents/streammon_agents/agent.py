@@ -79,6 +79,12 @@ def _scrape(settings: Settings, clock: Clock) -> Source:
     return scrape_source(settings, clock)
 
 
+def _logs(settings: Settings, clock: Clock) -> Source:
+    from streammon_agents.logs import log_source
+
+    return log_source(settings, clock)
+
+
 SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "host": _host,
     "containers": _containers,
@@ -87,6 +93,7 @@ SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
     "gateway": _gateway,
     "statsd": _statsd,
     "scrape": _scrape,
+    "logs": _logs,
 }
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 

@@ -99,6 +99,14 @@ def scrape(path: Path) -> Source:
     return source
 
 
+def logs(path: Path) -> Source:
+    """Log files, of which there is one."""
+    (path / "app.log").write_text("ready\n")
+    inputs = {"inputs": [{"paths": [str(path / "*.log")]}], "multiline_s": 0.05}
+    [source] = sources_of(load(data_dir=path, agent={"sources": ["logs"], "host": "here", "logs": inputs}))
+    return source
+
+
 SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "host": by_name("host"),
     "containers": containers,
@@ -107,6 +115,7 @@ SOURCES: Mapping[str, Callable[[Path], Source]] = {
     "gateway": gateway,
     "statsd": statsd,
     "scrape": scrape,
+    "logs": logs,
 }
 """By name, a source that publishes soon after it was started, without further help."""
 
