@@ -86,7 +86,7 @@ _COMMON: dict[str, Any] = {
     "log_level": Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)],
 }
 
-WATCH_S = 0.1
+WATCH_S = 0.25
 
 T = TypeVar("T")
 Command = Callable[..., Any]

@@ -35,13 +35,13 @@ from streammon.broker.kafka.appender import Appender
 from streammon.broker.kafka.catalog import Catalog
 from streammon.broker.kafka.cluster import CONNECT_S, REQUEST_S, RETRY_MS, Cluster, check_address, quieten
 from streammon.broker.kafka.diagnosis import refusal
-from streammon.broker.kafka.member import KafkaMember
 from streammon.broker.kafka.reader import KafkaReader, started, starts
 from streammon.broker.kafka.transactor import KafkaTransactor
 from streammon.errors import ConfigError
 from streammon.topics import TopicSpec
 
 if TYPE_CHECKING:
+    from streammon.broker.kafka.member import KafkaMember
     from streammon.config import Settings
 
 NO_COORDINATOR = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
@@ -119,6 +119,8 @@ class KafkaBroker:
         on_assign: AssignmentCallback,
         on_revoke: AssignmentCallback,
     ) -> KafkaMember:
+        from streammon.broker.kafka.member import KafkaMember  # librdkafka: 4 MB that agents do without
+
         await self._catalog.require(topics)
         return KafkaMember(self._cluster, group, topics, on_assign=on_assign, on_revoke=on_revoke)
 
