@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from threading import Lock
 from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -113,6 +114,7 @@ class Spans:
         named = dict.fromkeys(model_attributes, "named_model") | dict.fromkeys(version_attributes, "model_version")
         self._slots: Mapping[str, str] = {**_CURRENT, **_OLDER, **named}
         self._wrappers: dict[tuple[bytes, str, str], None] = {}
+        self._one_at_a_time = Lock()  # large messages are read in threads
 
     def read(self, request: ExportTraceServiceRequest) -> Read:
         """The events of a request."""
@@ -137,13 +139,14 @@ class Spans:
 
     def _outermost(self, calls: list[Any]) -> list[Any]:
         """The model calls that are no wrappers of others, of this request or of one before."""
-        for span, _, model, origin in calls:
-            if span.parent_span_id:
-                self._wrappers[span.parent_span_id, origin.service, model] = None
-        kept = [call for call in calls if (call[0].span_id, call[3].service, call[2]) not in self._wrappers]
-        for key in list(islice(self._wrappers, max(0, len(self._wrappers) - MAX_REMEMBERED))):
-            del self._wrappers[key]
-        return kept
+        with self._one_at_a_time:
+            for span, _, model, origin in calls:
+                if span.parent_span_id:
+                    self._wrappers[span.parent_span_id, origin.service, model] = None
+            kept = [call for call in calls if (call[0].span_id, call[3].service, call[2]) not in self._wrappers]
+            for key in list(islice(self._wrappers, max(0, len(self._wrappers) - MAX_REMEMBERED))):
+                del self._wrappers[key]
+            return kept
 
     def _found(self, span: Span) -> Found:
         """What the span says, by the names of `_CURRENT`."""
