@@ -99,8 +99,8 @@ async def _run(
     from aiohttp import web
 
     from streammon.alert_log import AlertLog, follow
-    from streammon_agents.agent import run_agent, sources_of
-    from streammon_agents.gateway import events as gateway
+    from streammon_agents.agent import carrier_of, run_agent, sources_of
+    from streammon_agents.gateway import cloudevents, events, otlp
     from streammon_processors.runtime import run_reloading
     from streammon_sinks.delivery import deliver
     from streammon_sinks.diagnosis import GROUP, Diagnosis
@@ -115,9 +115,12 @@ async def _run(
     page_store = ResultStore.open(path, read_only=True)
     site = web.Application(client_max_size=settings.web.max_body_bytes)
     people, groups = AlertLog(), Groups()
+    carrier = carrier_of(broker, settings)
     site.add_routes(
         [
-            *gateway.routes(broker, settings.web),
+            *events.routes(broker, settings.web),
+            *cloudevents.routes(carrier.outlet("cloudevents"), settings.agent.gateway),
+            *otlp.routes(carrier.outlet("otlp"), settings),
             *page_routes(page_store, _status, stop=stop, people=people),
             *command_routes(broker, people, settings.web),
             *callbacks.routes(broker, people, groups),
@@ -129,7 +132,7 @@ async def _run(
         async with _demo(address, demo):
             await together(
                 stop,
-                run_agent(broker, settings, stop=stop, sources=sources_of(settings, listening=False)),
+                run_agent(broker, settings, stop=stop, sources=sources_of(settings, listening=False), carrier=carrier),
                 *(run_reloading(broker, make, settings, stop=stop) for make in makers),
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),
