@@ -362,10 +362,6 @@ class StatsdSettings(Section):
     """Receive buffer asked of the kernel, which gives at most ``net.core.rmem_max``."""
 
 
-LISTENING: tuple[str, ...] = ("gateway", "otlp", "statsd")
-"""Sources that open ports: `streammon up` runs them only where ``agent.sources`` names them."""
-
-
 class SpoolSettings(Section):
     """What an agent keeps on disk while Kafka, or the gateway before it, is away."""
 
@@ -477,7 +473,8 @@ class AgentSettings(Section):
     host: str | None = None
     """Name of this host in the events; the system's host name if not given."""
     sources: tuple[SourceName, ...] = ("host", "containers", "gpu", "scrape", "logs")
-    """What is observed; what is not there is left out, and `streammon agent --check` says why."""
+    """What is observed; what is not there is left out, and `streammon agent --check` says why. ``gateway``, ``otlp``
+    and ``statsd`` open ports, and have to be asked for; the page of `streammon up` takes what they take over HTTP."""
     interval_s: float = Field(1.0, gt=0)
     """How often what is asked (hosts, containers, GPUs) is asked."""
     procfs: UserPath = Field(default_factory=_default_procfs)

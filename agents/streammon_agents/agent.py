@@ -20,7 +20,7 @@ from prometheus_client import Gauge
 from streammon.backoff import Backoff
 from streammon.broker import ClockOffset
 from streammon.clock import Clock, system_clock
-from streammon.config import LISTENING, Settings
+from streammon.config import Settings
 from streammon.errors import ConfigError
 from streammon.heartbeat import host_name
 from streammon.telemetry import log
@@ -98,11 +98,9 @@ SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
 """Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
 
 
-def sources_of(settings: Settings, clock: Clock = system_clock, *, listening: bool = True) -> list[Source]:
-    """The sources that are asked for; without ``listening``, those that open ports only where they are named."""
-    named = "sources" in settings.agent.model_fields_set
-    names = [name for name in settings.agent.sources if listening or named or name not in LISTENING]
-    return [SOURCES[name](settings, clock) for name in names]
+def sources_of(settings: Settings, clock: Clock = system_clock) -> list[Source]:
+    """The sources that are asked for."""
+    return [SOURCES[name](settings, clock) for name in settings.agent.sources]
 
 
 def agent_name(settings: Settings) -> str:

@@ -132,7 +132,7 @@ async def _run(
         async with _demo(address, demo):
             await together(
                 stop,
-                run_agent(broker, settings, stop=stop, sources=sources_of(settings, listening=False), carrier=carrier),
+                run_agent(broker, settings, stop=stop, sources=sources_of(settings), carrier=carrier),
                 *(run_reloading(broker, make, settings, stop=stop) for make in makers),
                 deliver(broker, store.group, STORED, sink, stop=stop),
                 deliver(broker, GROUP, ["alerts"], Diagnosis(broker), stop=stop),

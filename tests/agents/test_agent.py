@@ -168,12 +168,10 @@ def test_brokers_clock_is_known_as_well_as_the_quickest_append_tells() -> None:
     assert clock.offset == pytest.approx((3601.5, 1.501)), "what is minutes old counts no more"
 
 
-def test_sources_that_listen_run_in_up_only_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents, "LISTENING", ("host",))
-    assert [source.name for source in sources_of(load())] == ["host"]
-    assert not sources_of(load(), listening=False)
-    named = load(agent={"sources": ["host"]})
-    assert [source.name for source in sources_of(named, listening=False)] == ["host"]
+def test_sources_that_open_ports_run_only_where_they_are_asked_for() -> None:
+    assert not {"gateway", "otlp", "statsd"} & {source.name for source in sources_of(load())}
+    asked = load(agent={"sources": ["host", "statsd"]})
+    assert [source.name for source in sources_of(asked)] == ["host", "statsd"]
 
 
 # --- what it will see -------------------------------------------------------------------------------------

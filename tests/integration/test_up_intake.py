@@ -103,7 +103,8 @@ def test_what_services_speak_already_becomes_windows_with_the_same_totals(tmp_pa
 
         def windows(**wanted: str) -> list[dict[str, Any]]:
             where = [part for name, value in wanted.items() for part in ("--where", f"{name}={value}")]
-            return queried(tmp_path, "windows", "--since", "10m", *where)
+            source = "resource" if "entity" in wanted else "inference"
+            return queried(tmp_path, "windows", "--since", "10m", "--source", source, *where)
 
         def counted(name: str, **wanted: str) -> float:
             return sum((each.get(name) or 0) for each in windows(**wanted))

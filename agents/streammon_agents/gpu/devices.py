@@ -26,6 +26,10 @@ class LibraryGoneError(Exception):
     """Nothing can be asked any more until NVML is opened anew."""
 
 
+class NoDriverError(LibraryGoneError):
+    """There is no driver: on most machines because there is no GPU."""
+
+
 class DeviceGoneError(Exception):
     """This GPU is not there any more, or can only be reset."""
 

@@ -67,12 +67,13 @@ class Gpus:
         *,
         of_container: Labels = no_labels,
         session: Session | None = None,
+        expected: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._procfs, self._sysfs, self._monotonic = settings, procfs, sysfs, monotonic
         self._seldom = max(1, round(settings.slow_s / interval_s))
         self._now_and_then = max(1, round(settings.processes_s / interval_s))
-        self._of_container, self._session = of_container, session or Session()
+        self._of_container, self._session, self._expected = of_container, session or Session(), expected
         self._pods = Pods(settings.pod_resources)
         self._lock = threading.Lock()
         self._of_pid: dict[int, tuple[dict[str, str], bool]] = {}
@@ -97,6 +98,8 @@ class Gpus:
             things += self._missing({thing.id for thing in things})
             self._beats += 1
             why = [*self._session.why, *self._silent, *filter(None, [self._pods.why])]
+            if self._session.never_was and not self._expected:
+                why = []  # a machine without a GPU misses nothing
             return Seen(things, "; ".join(why) or None, self._left_out)
 
     def check(self) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from ctypes import CDLL
 from typing import Final
 
 from streammon.backoff import Backoff
-from streammon_agents.gpu.devices import Device, LibraryGoneError, devices, raise_if_gone
+from streammon_agents.gpu.devices import Device, LibraryGoneError, NoDriverError, devices, raise_if_gone
 from streammon_agents.gpu.questions import Nvml
 from streammon_agents.gpu.xids import Watcher, Xid
 
@@ -34,6 +34,8 @@ class Session:
         self._retry_s: float | None = float("-inf")
         self._why: dict[str, str] = {}
         self.gpus: list[Device] = []
+        self.never_was = False
+        """Whether there is no driver, and never was a GPU."""
 
     def tend(self, now_s: float) -> None:
         """Open NVML if it is not, or again where something is missing and it is time."""
@@ -42,6 +44,7 @@ class Session:
         self._shut()
         try:
             self._open(load())
+            self.never_was = False
         except LibraryGoneError as error:
             self.fail(error, now_s)
             return
@@ -76,6 +79,7 @@ class Session:
     def fail(self, error: Exception, now_s: float) -> None:
         """None answers any more."""
         self._shut()
+        self.never_was = isinstance(error, NoDriverError) and not self._known
         self._why = {"": str(error)}
         self._try_later(now_s)
 
@@ -133,7 +137,7 @@ def load() -> Nvml:
     try:
         CDLL(LIBRARY)
     except OSError as error:
-        raise LibraryGoneError(f"there is no NVIDIA driver here: {error}") from None
+        raise NoDriverError(f"there is no NVIDIA driver here: {error}") from None
     try:
         import pynvml
     except ImportError:

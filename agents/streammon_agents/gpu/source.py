@@ -116,5 +116,6 @@ def gpu_source(settings: Settings, clock: Clock = system_clock) -> Source:
 
         return GpuSource(Dcgm(agent.gpu.dcgm_url), host, agent.gpu.slow_s, clock)
     names = Known(str(agent.rootfs), agent.containers)
-    eye = Gpus(agent.gpu, agent.interval_s, agent.procfs, agent.sysfs, of_container=names.labels)
+    named = "sources" in agent.model_fields_set
+    eye = Gpus(agent.gpu, agent.interval_s, agent.procfs, agent.sysfs, of_container=names.labels, expected=named)
     return GpuSource(eye, host, agent.interval_s, clock)

@@ -45,6 +45,17 @@ def host(nvml: Nvml, tmp_path: Path) -> Iterator[Host]:
     host.gpus.close()
 
 
+def test_machine_without_a_driver_misses_nothing_unless_gpus_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streammon_agents.gpu.session.LIBRARY", "libno-such-driver.so.1")
+    settings = GpuSettings(pod_resources=None)
+    assert Gpus(settings, 1.0, tmp_path, expected=False).measure() == Seen([], None, 0)
+    why = Gpus(settings, 1.0, tmp_path).measure().why
+    assert why is not None
+    assert "no NVIDIA driver" in why
+
+
 def test_every_answer_is_told_under_its_name_and_in_our_units(nvml: Nvml, host: Host) -> None:
     nvml.say({"count": 1} | gpu(0, **FULL))
     first = host.of(uuid(0))
