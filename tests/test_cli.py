@@ -102,7 +102,7 @@ def silent() -> socket.socket:
 # --- help and mistakes ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "up": ["--demo", "--port", "--rules", "--models", "--notify", "--actions"], "agent": [],
+    "up": ["--demo", "--port", "--rules", "--models", "--notify", "--actions"], "agent": ["--check", "--output"],
     "process": ["--rules", "--models"], "notify": ["--notify"], "notify test": ["--notify"], "doctor": ["--output"],
     "rules run": ["--rules"], "rules check": [], "rules default": [], "sink": ["sqlite", "elasticsearch"],
     "inventory run": ["--expect"], "inventory check": [], "inventory list": ["--output"],

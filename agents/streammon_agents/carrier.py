@@ -44,7 +44,7 @@ from streammon_agents.source import Event
 from streammon_agents.spool import Entry
 from streammon_agents.spooling import Spooling
 
-FLUSH_S = 3.0
+FLUSH_S = 2.0
 """How long the end of the agent may wait for the log; as long again for the disk."""
 BACKLOG_BYTES: Final = 256 * 1024
 """Of one append from the spool."""
@@ -223,9 +223,6 @@ class Carrier:
 
     async def run(self) -> None:
         """Carry everything, until `finish`; raises ConfigError if the log has never taken anything and never will."""
-        if self._spooling is not None:
-            await self._spooling.start()
-        self._observe()
         working = {asyncio.create_task(self._deliver())}
         if self._spooling is not None:
             working.add(asyncio.create_task(self._catch_up(self._spooling)))
@@ -394,7 +391,12 @@ class Carrier:
     # --- the backlog --------------------------------------------------------------------------------------
 
     async def _catch_up(self, spooling: Spooling) -> None:
-        """Send what is in the spool, oldest first; while the log is away, this is what tries it."""
+        """Send what is in the spool, oldest first; while the log is away, this is what tries it.
+
+        To take over a large spool takes seconds; what is new does not wait for that.
+        """
+        await spooling.start()
+        self._observe()
         failures = 0
         now = asyncio.get_running_loop().time
         while True:

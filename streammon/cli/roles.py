@@ -126,7 +126,7 @@ async def _agent(settings: Settings, sources: Sequence[Source], stop: asyncio.Ev
         async with _connected(settings.model_copy(update={"kafka": quick}), stop, uplink) as broker:
             uplink.is_there(broker)
             details = lambda: details_of(carrier, settings, broker.clock_offset())  # noqa: E731
-            async with beating(broker, settings, "agent", lambda: carrier.waiting_for, details=details):
+            async with beating(broker, settings, "agent", details=details):
                 await done.wait()
 
     async with health_server(settings.metrics_port, lambda: carrier.waiting_for):

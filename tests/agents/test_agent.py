@@ -28,7 +28,7 @@ from streammon_agents.carrier import Carrier
 from streammon_agents.check import blind, check
 from streammon_agents.source import Finding, Outlet, Source
 from tests.agents.test_carrier import FakeBroker, event
-from tests.support import cli, eventually
+from tests.support import cli, eventually, wait_until
 
 
 class Why(StrEnum):
@@ -209,3 +209,22 @@ def test_check_is_a_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert {"source", "what", "seen", "detail", "fix"} == rows[0].keys()
     assert {row["source"] for row in rows} >= {"carrying"}
+
+
+async def test_inventory_lists_what_an_agent_says_of_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    agent = cli("agent", "--data-dir", tmp_path)
+    try:
+        await asyncio.to_thread(wait_until, lambda: _listed(tmp_path, capfd), 30, "the agent in the list")
+    finally:
+        agent.terminate()
+    assert await asyncio.to_thread(agent.wait, 10) == 0
+
+
+def _listed(directory: Path, capfd: pytest.CaptureFixture[str]) -> bool:
+    """Whether there is an agent in the list, in the words of its last heartbeat."""
+    capfd.readouterr()
+    list_ = ("inventory", "list", "--output", "json")
+    if not (directory / "log.sqlite").exists() or cli(*list_, "--data-dir", directory).wait(30):
+        return False
+    said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    return any(each["state"] == "running" and "log: reached; spool: none" in each["says"] for each in said)

@@ -89,6 +89,9 @@ async def test_nothing_is_lost_or_counted_twice_while_kafka_freezes_and_dies_and
         stop.set()
         await agent
         await close_windows(broker)
+        offset = broker.clock_offset()
+        assert offset is not None
+        assert abs(offset.offset_s) <= offset.uncertainty_s + 0.002, "it is the same clock"
         found, log = await arrived(broker)
     sums = counted(log, settings)
     assert {int(each) for each in found.requests if each != "end"} == {*source.numbers, *senders.numbers}
