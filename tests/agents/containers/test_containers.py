@@ -184,6 +184,13 @@ def test_container_that_was_made_meanwhile_is_found_and_counted_from_its_beginni
     assert watching.measure()[new[:12]]["counters"]["oom_kills"] == 0
 
 
+def test_containers_whose_ids_begin_alike_are_not_taken_for_one(v2: Path, tmp_path: Path) -> None:
+    pod, alike = v2 / "fs/cgroup" / V2_POD_PATH, f"{V2_ID[:12]}{'0' * 52}"
+    shutil.copytree(pod / f"cri-containerd-{V2_ID}.scope", pod / f"cri-containerd-{alike}.scope")
+    watching = Watching(v2, tmp_path)
+    assert len(watching.containers.read().containers) == 3
+
+
 def test_limits_that_change_are_seen(v2: Path, tmp_path: Path) -> None:
     watching = Watching(v2, tmp_path)
     watching.measure()
