@@ -27,6 +27,7 @@ _RATES = {
 class Sample(NamedTuple):
     """One container at one moment."""
 
+    id: str
     labels: Mapping[str, str]
     reading: Reading
     limits: Limits

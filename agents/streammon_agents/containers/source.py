@@ -32,7 +32,7 @@ LIMITS_EVERY = 6
 
 class Reading(NamedTuple):
     containers: Mapping[str, Sample]
-    """By id."""
+    """By their whole ids."""
     pods: Mapping[str, tuple[Mapping[str, str], Mapping[str, float]]]
     """By uid, labels and OOM kills."""
 
@@ -85,19 +85,19 @@ class Containers:
             reading = one.group.read()
         except OSError:
             return None
-        return Sample(self._known.of(one.container), reading, one.limits, one.is_new)
+        return Sample(one.container.id, self._known.of(one.container), reading, one.limits, one.is_new)
 
     def _look(self) -> None:
         found, pods = self._found()
         watched = list(found.items())[: self._settings.max_containers]
-        self._watched = {container.id: self._watch(path, container) for path, container in watched}
+        self._watched = {container.full_id: self._watch(path, container) for path, container in watched}
         self._pods = {
             uid: file for uid, path in pods.items() if (file := self._pods.get(uid) or self._tree.kills(path))
         }
         self._left_out = len(found) - len(watched)
 
     def _watch(self, path: str, container: Container) -> _Watched:
-        known = self._watched.get(container.id)
+        known = self._watched.get(container.full_id)
         if known is None:
             group = self._tree.group(path)
             return _Watched(container, group, group.limits(), is_new=self._looked > 0)
@@ -120,10 +120,10 @@ class Containers:
 
 def measure(now: Reading, before: Reading | None, elapsed_s: float) -> Iterator[Measured]:
     """Containers; and of pods the OOM kills alone, as ``pod/UID``."""
-    for id_, sample in now.containers.items():
-        old = before.containers.get(id_) if before else None
+    for full_id, sample in now.containers.items():
+        old = before.containers.get(full_id) if before else None
         metrics, counters = metrics_of(sample, old, elapsed_s), counters_of(sample, old)
-        yield Measured("container", id_, metrics, dict(sample.labels) or None, counters or None)
+        yield Measured("container", sample.id, metrics, dict(sample.labels) or None, counters or None)
     for uid, (labels, kills) in now.pods.items():
         if counters := added(kills, _kills_before(before, uid, kills)):
             yield Measured("container", f"pod/{uid}", {}, dict(labels), counters)

@@ -161,6 +161,17 @@ def test_oom_kill_of_a_container_that_is_gone_is_counted_for_its_pod(v2: Path, t
     assert events[f"pod/{V2_POD}"]["metrics"] == {}
 
 
+def test_oom_kills_of_a_pod_that_is_new_count_from_its_beginning(v2: Path, tmp_path: Path) -> None:
+    watching, pod = Watching(v2, tmp_path), v2 / "fs/cgroup" / V2_POD_PATH
+    watching.measure()
+    uid = "11111111-2222-3333-4444-555555555555"
+    new = pod.with_name(f"kubepods-burstable-pod{uid.replace('-', '_')}.slice")
+    new.mkdir()
+    shutil.copy(pod / "memory.events", new)
+    assert watching.measure()[f"pod/{uid}"]["counters"] == {"oom_kills": 3}
+    assert watching.measure()[f"pod/{uid}"]["counters"] == {"oom_kills": 0}
+
+
 def test_counters_that_fell_began_anew(v2: Path, tmp_path: Path) -> None:
     watching, own = Watching(v2, tmp_path), v2 / "fs/cgroup" / V2_PATH
     watching.measure()
@@ -182,6 +193,13 @@ def test_container_that_was_made_meanwhile_is_found_and_counted_from_its_beginni
     assert event["counters"]["oom_kills"] == 1
     assert "cpu_cores" not in event["metrics"]
     assert watching.measure()[new[:12]]["counters"]["oom_kills"] == 0
+
+
+def test_containers_whose_ids_begin_alike_are_not_taken_for_one(v2: Path, tmp_path: Path) -> None:
+    pod, alike = v2 / "fs/cgroup" / V2_POD_PATH, f"{V2_ID[:12]}{'0' * 52}"
+    shutil.copytree(pod / f"cri-containerd-{V2_ID}.scope", pod / f"cri-containerd-{alike}.scope")
+    watching = Watching(v2, tmp_path)
+    assert len(watching.containers.read().containers) == 3
 
 
 def test_limits_that_change_are_seen(v2: Path, tmp_path: Path) -> None:
@@ -239,6 +257,16 @@ def test_version_1_tells_the_same(v1: Path, tmp_path: Path) -> None:
     assert metrics["write_bytes_per_s"] == 4096
     assert metrics["read_bytes_per_s"] == 0
     assert event["counters"] == {"oom_kills": 2, "memory_limit_hits": 42}
+
+
+def test_no_limit_is_none_in_version_1_too(v1: Path, tmp_path: Path) -> None:
+    root = v1 / "fs/cgroup"
+    for path in (V1_PATH, str(Path(V1_PATH).parent)):
+        (root / "memory" / path / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+        (root / "cpu" / path / "cpu.cfs_quota_us").write_text("-1\n")
+        (root / "pids" / path / "pids.max").write_text("max\n")
+    metrics = Watching(v1, tmp_path).measure()[V1_ID[:12]]["metrics"]
+    assert not {name for name in metrics if "limit" in name or "utilization" in name}
 
 
 def test_cpu_and_cpuacct_may_be_one_hierarchy(v1: Path, tmp_path: Path) -> None:

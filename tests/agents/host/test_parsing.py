@@ -139,14 +139,17 @@ def read_network(dev: bytes, snmp: bytes, netstat: bytes) -> network.Reading:
 def test_network_has_interfaces_and_protocols() -> None:
     before = read_network(DEV, SNMP, NETSTAT)
     now = read_network(
-        DEV.replace(b"1296     17    1    2", b"3296     21    2    4"),
+        DEV.replace(b"1296     17    1    2", b"3296     21    2    4").replace(
+            b"4000      40    3    4", b"4200      44    4    8"
+        ),
         SNMP.replace(b"4743000 28", b"4743010 32").replace(b"161 7", b"163 9").replace(b"9 8\n", b"11 8\n"),
         NETSTAT.replace(b"4 6 115", b"5 8 115"),
     )
     measured = by_id(network.measure(now, before, 2.0))
     assert measured["eth0"].metrics == {
         "receive_bytes_per_s": 1000, "receive_packets_per_s": 2, "receive_errors_per_s": 0.5, "receive_drops_per_s": 1,
-        "transmit_bytes_per_s": 0, "transmit_packets_per_s": 0, "transmit_errors_per_s": 0, "transmit_drops_per_s": 0,
+        "transmit_bytes_per_s": 100, "transmit_packets_per_s": 2,
+        "transmit_errors_per_s": 0.5, "transmit_drops_per_s": 2,
     }  # fmt: skip
     tcp = measured["tcp"].metrics
     told = ("retransmits", "transmit_segments", "connection_resets", "listen_overflows", "listen_drops", "timeouts")
@@ -341,6 +344,18 @@ def test_the_top_by_cpu_and_by_memory_are_told(tmp_path: Path) -> None:
     assert told["busy"]["cpu_cores"] == pytest.approx(50 / os.sysconf("SC_CLK_TCK") / 2)
     assert told["big"]["cpu_cores"] == 0
     assert told["big"]["rss_bytes"] == 1000 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_processes_are_labelled_with_their_container_even_if_they_come_into_it_later(tmp_path: Path) -> None:
+    machine, id_ = Machine(tmp_path), "ab" * 32
+    machine.set(10, stat("runc:[2:INIT]"))
+    (tmp_path / "10/cgroup").write_text("0::/system.slice\n")
+    machine.measure()
+    (tmp_path / "10/cgroup").write_text(f"0::/system.slice/docker-{id_}.scope\n")
+    machine.set(10, stat("python"))
+    machine.now += 1
+    [event] = machine.beat.measure()
+    assert event["labels"] == {"name": "python", "container_id": id_[:12], "runtime": "docker"}
 
 
 def test_another_process_of_the_same_number_begins_anew(tmp_path: Path) -> None:
