@@ -57,7 +57,7 @@ class FakeApi:
         self.pods: dict[str, Pod] = {}
         self.version, self.oldest = 1, 1
         self.refusals: list[str] = []
-        self.lists = self.watches = 0
+        self.lists = self.watches = self.refused = 0
         self.status: int | None = None
         self.nonsense = b""
         self._changes: list[tuple[int, str, Pod]] = []
@@ -76,6 +76,7 @@ class FakeApi:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         if self.status is not None:
+            self.refused += 1
             return web.Response(status=self.status)
         if request.headers.get("Authorization") != f"Bearer {self.token}":
             return web.Response(status=401)
@@ -180,6 +181,11 @@ async def test_pods_are_listed_and_followed(tmp_path: Path, monkeypatch: pytest.
             api.ending.clear()
             api.change("ADDED", pod("g"))
             await eventually(lambda: names(reports) == {*"bcdefg"})
+            api.status, lists = 410, api.lists  # as for a list that took too long between its pages
+            api.ending.set()
+            await eventually(lambda: api.refused > 1)
+            api.status = None
+            await eventually(lambda: api.lists > lists)
     assert not api.refusals
     assert all(report.failing is None for report in reports)
 
