@@ -202,7 +202,7 @@ def rate(served: Served, requests: Sequence[bytes], events_each: float = 1) -> t
 
 
 def pairs() -> list[bytes]:
-    """Requests and responses as KServe sends them; the ids are fresh for a million."""
+    """Requests and responses as KServe sends them; an id comes again only after it was forgotten."""
     found = []
     for number in range(20_000):
         for kind, body in (("request", {"instances": [[5.1, 3.5, 1.4, 0.2]]}), ("response", {"predictions": [2]})):
