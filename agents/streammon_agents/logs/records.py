@@ -172,11 +172,13 @@ def _of_fields(found: dict[str, Any], zone: Zone) -> dict[str, Any]:
     chosen: dict[str, tuple[int, str, Any]] = {}
     for name, value in _candidates(found, "", 0):
         target, rank = _WANTED[name]
+        if target == "time":
+            value = times.of_value(value, zone)  # noqa: PLW2901 - what it says, not how
         if _ACCEPTS[target](value) and (target not in chosen or rank < chosen[target][0]):
             chosen[target] = rank, name, value
     values = {target: value for target, (_, _, value) in chosen.items()}
     used = {name for _, name, _ in chosen.values()}
-    made = _made(values, zone)
+    made = _made(values)
     made["fields"] = Bounded().object(_without(found, used, ""), 0)
     if not made["message"]:
         made["message"] = (made.get("error") or {}).get("message") or ""
@@ -229,7 +231,7 @@ _ACCEPTS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "level": lambda value: levels.level(value) is not None,
     "levelno": lambda value: isinstance(value, int | float) and levels.python(value) is not None,
     "severity_number": lambda value: isinstance(value, int) and levels.otel(value) is not None,
-    "time": lambda value: times.of_value(value, Zone(now_unix_s=0.0)) is not None,
+    "time": lambda value: value is not None,
     "service": _is_text,
     "trace_id": _is_id,
     "span_id": _is_id,
@@ -245,7 +247,7 @@ _ACCEPTS: Final[Mapping[str, Callable[[Any], bool]]] = {
 """A field of another type than it should have keeps its name, and its place among the others."""
 
 
-def _made(values: Mapping[str, Any], zone: Zone) -> dict[str, Any]:
+def _made(values: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {
         name: str(values[name])[:MAX_TEXT]
         for name in ("service", "trace_id", "span_id", "request_id", "user", "operation", "outcome")
@@ -254,7 +256,7 @@ def _made(values: Mapping[str, Any], zone: Zone) -> dict[str, Any]:
     made["message"] = values.get("message", "")
     made["level"] = _level(values)
     if "time" in values:
-        made["time"] = times.of_value(values["time"], zone)
+        made["time"] = values["time"]
     if "category" in values:
         made["category"] = _category(values["category"])
     made["error"] = _error(values)
