@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 from collections.abc import Mapping
 
 LONGEST = 4 * 1024**2
@@ -21,10 +22,21 @@ _FIRST = 8192
 
 
 class Budget:
-    """How many files may be kept open."""
+    """How many files may be kept open, by all threads."""
 
     def __init__(self, most: int) -> None:
         self.left = most
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Whether there is room for one more."""
+        with self._lock:
+            self.left -= (taken := self.left > 0)
+        return taken
+
+    def give_back(self) -> None:
+        with self._lock:
+            self.left += 1
 
 
 def _budget() -> Budget:
@@ -57,8 +69,7 @@ class File:
         except OSError:
             os.close(fd)
             raise
-        if self._budget.left > 0:
-            self._budget.left -= 1
+        if self._budget.take():
             self._fd = fd
         else:
             os.close(fd)
@@ -75,7 +86,7 @@ class File:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            self._budget.left += 1
+            self._budget.give_back()
 
     def __del__(self) -> None:
         self.close()

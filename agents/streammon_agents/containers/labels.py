@@ -57,7 +57,12 @@ def labels_of(container: Container, names: Names = NONE) -> dict[str, str]:
         "qos": container.qos,
         "runtime": container.runtime,
     }
-    return {name: value for name, value in labels.items() if value}
+    return {name: _text(value) for name, value in labels.items() if value}
+
+
+def _text(value: str) -> str:
+    """Names of files, and JSON, may hold what cannot be sent."""
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
 def no_labels(container: Container | None) -> dict[str, str]:

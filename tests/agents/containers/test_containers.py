@@ -363,6 +363,16 @@ def test_docker_by_itself_tells_the_name_and_nothing_else(v2: Path, tmp_path: Pa
     assert event["labels"] == {"container": "ranker_1", "runtime": "docker"}
 
 
+@pytest.mark.parametrize("content", ['{"Name": "/\\ud800"}', '{"Name": 5}', "[]", "{", '{"Name": "/"}', "[" * 100_000])
+def test_odd_names_of_docker_are_no_names(v2: Path, tmp_path: Path, content: str) -> None:
+    about = tmp_path / f"var/lib/docker/containers/{DOCKER_ID}/config.v2.json"
+    about.parent.mkdir(parents=True)
+    about.write_text(content)
+    event = Watching(v2, tmp_path).measure()[DOCKER_ID[:12]]
+    Kept().put(EventType.RESOURCE, [event])
+    assert event["labels"].get("container") in {None, "?"}
+
+
 # --- live -------------------------------------------------------------------------------------------------
 
 
