@@ -71,7 +71,7 @@ class Found(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """That a file has what was read of another one, up to ``read``."""
+    """That a file has what was read of another one, up to ``read``; 0: it may be being copied."""
 
     read: int
     since: float
@@ -262,13 +262,33 @@ class Reader:
         It waits for that to be truncated, and then is gone on with (`_follow_copy`). If that was not to be, it is a
         file of its own, of which the beginning was told already.
         """
-        if tail.key not in self._copies:
-            directory, name = os.path.split(tail.path)
-            for length in range(len(name) - 1, 0, -1):
-                original = self._paths.get(f"{directory}/{name[:length]}")
-                if original is not None and original.assembly.read >= COPIED and tail.is_same(original.remembered()):
-                    self._copies[tail.key] = Copied(original.assembly.read, self._monotonic())
+        before = self._copies.pop(tail.key, Copied(0, self._monotonic()))
+        if before.read:
+            self._copies[tail.key] = before
+            return before
+        directory, name = os.path.split(tail.path)
+        for length in range(len(name) - 1, 0, -1):
+            original = self._paths.get(f"{directory}/{name[:length]}")
+            if original is not None and (read := original.assembly.read) >= COPIED:
+                if tail.is_same(original.remembered()):
+                    self._copies[tail.key] = before._replace(read=read)
+                elif tail.begins(original):
+                    self._copies[tail.key] = before
         return self._copies.get(tail.key)
+
+    def _pass_over_copies(self, tail: Tail) -> None:
+        """What was copied of this one before we had read on in it is no news."""
+        for path in named_after(tail.path):
+            try:
+                copy = self._made(key_of(regular(path)), path, self._inputs[tail.key])
+                if copy.key in self._copies:
+                    copy.path = path
+                    self._opened(copy)
+                    if copy.begins(tail):
+                        copy.to_its_end()
+                        self._follow(copy, self._inputs[tail.key])
+            except (Skipped, OSError):
+                continue
 
     def _follow_copy(self, before: Remembered, path: str, each: LogInput) -> bool:
         """Go on in the copy of what was truncated, if there is one: what nobody has read of it is there."""
@@ -391,6 +411,8 @@ class Reader:
     def _replaced(self, tail: Tail, now: float) -> list[Pile]:
         """What was truncated begins anew; what was underway goes on in the copy, or is all there is."""
         goes_on = self._follow_copy(tail.remembered(), tail.path, self._inputs[tail.key])
+        if not goes_on:
+            self._pass_over_copies(tail)
         left = tail.restart(now)
         return [] if goes_on else left
 

@@ -225,6 +225,12 @@ class Tail:
         """Whether it has what was read of such a file. Must be open."""
         return digest(*self._marked(before.head, before.read)) == before.mark
 
+    def begins(self, other: Tail) -> bool:
+        """Whether it has the beginning of what was read of another one, and no more: it may be being copied."""
+        assert self._descriptor is not None
+        size = os.fstat(self._descriptor).st_size
+        return size < other.assembly.read and self._marked(len(other._head), 0)[0] == other._head[:size]
+
     def resume(self, before: Remembered) -> bool:
         """Go on where that was left, if it has what was read of it. Must be open."""
         if not self.is_same(before):

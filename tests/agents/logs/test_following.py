@@ -142,6 +142,44 @@ def test_a_copy_of_a_file_that_goes_on_is_not_told_again(tmp_path: Path) -> None
     reader.close()
 
 
+@pytest.mark.parametrize("read_on", [False, True])
+def test_a_copy_that_is_seen_while_it_is_made_is_told_from_where_it_is_new(tmp_path: Path, read_on: bool) -> None:
+    """``read_on``: the original grows, and is read, between its copy and its truncation."""
+    file, copy = tmp_path / "app.log", tmp_path / "app.log.1"
+    wanted = settings(tmp_path, {"paths": [f"{tmp_path}/app.log*"]}, discover_s=1, multiline_s=0.1)
+    now, lines, written = 0.0, list[str](), list[str]()
+    reader = Reader(wanted.agent.logs, Positions(None), redactor(), monotonic=lambda: now)
+
+    def write(count: int) -> None:
+        new = [f"line {len(written) + at} of all" for at in range(count)]
+        written.extend(new)
+        with file.open("a") as append:
+            append.writelines(f"{line}\n" for line in new)
+
+    def look() -> None:
+        nonlocal now
+        for _ in range(3):
+            now += 1.0
+            lines.extend(event["message"] for event in reader.collect().events)
+
+    write(100)
+    look()
+    for size in (0, 300, 1200):
+        copy.write_bytes(file.read_bytes()[:size])
+        look()
+    write(5)  # that nobody has read yet
+    shutil.copyfile(file, copy)
+    if read_on:
+        write(5)
+        look()
+    os.truncate(file, 0)
+    write(10)
+    for _ in range(20):
+        look()
+    assert Counter(lines) == Counter(written)
+    reader.close()
+
+
 async def test_truncation_without_a_copy_begins_anew(tmp_path: Path) -> None:
     file = tmp_path / "app.log"
     file.write_text("one\ntwo\n")
