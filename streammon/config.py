@@ -183,7 +183,7 @@ class KafkaSettings(Section):
     delivery_timeout_s: float = Field(30.0, gt=0)
     """How long one append may be retried before it fails."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
-    """How appends are compressed; zstd makes events a quarter of their size, for 5 µs of CPU a kilobyte."""
+    """How appends are compressed; zstd makes packed events 1.7 to 2.9 times smaller, for 2 to 7 µs a kilobyte."""
     transaction_timeout_s: float = Field(10.0, gt=0)
     """A transaction left open by a dead process is aborted after this long."""
 
