@@ -11,7 +11,7 @@ from itertools import takewhile
 
 ALL = (
     "pipeline", "latency", "sketch", "series", "rules", "backtest", "anomaly", "detectors", "drift", "evidence",
-    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "scrape",
+    "quality", "scale_out", "paging", "sdk_overhead", "host_agent", "join", "profiles", "scrape", "resources",
 )  # fmt: skip
 
 if {"-h", "--help"} & set(sys.argv[1:2]):

@@ -88,7 +88,8 @@ Entity = Literal[
 class Histogram(Struct, kw_only=True, omit_defaults=True, gc=False):
     """Values that were observed since the event before, as their senders added them up.
 
-    ``sum`` is exact; ``min`` and ``max`` are left out by senders who do not know them.
+    ``sum`` is exact; ``min`` and ``max`` are left out by senders who do not know them, and not believed where the one
+    is above the other.
     """
 
     sum: float
@@ -109,7 +110,7 @@ class Resource(Event, tag_field="type", tag="resource"):
     id: str
     metrics: dict[str, float]
     labels: dict[str, str] | None = None
-    counters: dict[str, float] | None = None
+    counters: dict[str, NonNegative] | None = None
     histograms: dict[str, Histogram] | None = None
 
 

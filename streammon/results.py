@@ -5,6 +5,7 @@ Structs for the wire only. Field names are binding; see `streammon.events` for t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -57,6 +58,18 @@ class Gauge(Struct, kw_only=True, omit_defaults=True, gc=False):
     mean: float
     last: float
     count: Count = 0
+
+
+class Counter(Struct, kw_only=True, gc=False):
+    """What was added to a counter in one window: how much, and how much in a second of it."""
+
+    sum: float
+    per_s: float
+
+
+def counters_of(sums: Mapping[str, float], size_s: float) -> dict[str, Counter] | None:
+    """The counters of a window of this length, by name."""
+    return {name: Counter(sum=total, per_s=total / size_s) for name, total in sorted(sums.items())} or None
 
 
 class Exemplar(Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -126,6 +139,9 @@ class Window(Result, tag_field="type", tag="window"):
     reasoning_tokens: Distribution | None = None
     confidence: Distribution | None = None
     gauges: dict[str, Gauge] | None = None
+    counters: dict[str, Counter] | None = None
+    distributions: dict[str, Distribution] | None = None
+    """Of what senders named themselves; the fields above are those of inference events."""
     exemplars: list[Exemplar] | None = None
     cost: dict[str, float] | None = None
     of_s: float | None = None

@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def _correctly_rounded_octave() -> Floats:
 
 
 _OCTAVE: Final = _correctly_rounded_octave()
+_OCTAVES: Final[list[float]] = _OCTAVE.tolist()
 _MANTISSA_BITS: Final = 52
 _CELL_BITS: Final = SCALE + 1  # cells half as wide as a mean bucket hold at most one bound each
 _CELL_SHIFT: Final = _MANTISSA_BITS - _CELL_BITS
@@ -176,6 +178,10 @@ class _Range(NamedTuple):
         return self.offset + len(self.counts)
 
     @property
+    def total(self) -> int:
+        return int(np.add.reduce(self.counts)) if len(self.counts) else 0
+
+    @property
     def indices(self) -> Ints:
         return np.arange(self.offset, self.end)
 
@@ -197,6 +203,8 @@ class _Range(NamedTuple):
         return _Range(self.offset + int(used[0]), self.counts[used[0] : used[-1] + 1])
 
 
+_FARTHEST: Final = 1 << 48
+"""No scale that there is has buckets as far from 1; beyond, int64 would not hold their numbers."""
 _NO_BUCKETS: Final = _Range(0, np.zeros(0, dtype=np.int64))
 _WIDEST: Final = 11
 """Scale -11: one bucket of 2,048 octaves on each side of 1 is all of float64."""
@@ -231,6 +239,17 @@ def _sum(ranges: Iterable[_Range]) -> _Range:
     for each in used:
         counts[each.offset - offset : each.end - offset] += each.counts
     return _Range(offset, counts)
+
+
+def _counted(values: Floats, counts: Ints) -> _Range:
+    """The positive ones among some values, each as often as its count says."""
+    mine = values > 0
+    if not mine.any():
+        return _NO_BUCKETS
+    indices = _indices(values[mine])
+    found = _Range(int(indices.min()), np.zeros(int(indices.max() - indices.min()) + 1, dtype=np.int64))
+    np.add.at(found.counts, indices - found.offset, counts[mine])
+    return found
 
 
 def _span(*ranges: _Range) -> int:
@@ -274,6 +293,14 @@ def _unpack(name: str, counts: Counts) -> Ints | _Counters:
         ) from error
 
 
+def _length(counts: Counts) -> int:
+    """How many there are, of any that `_unpack` reads."""
+    if isinstance(counts, list):
+        return len(counts)
+    ((width, text),) = counts.items()
+    return len(text) * 3 // 4 // int(width[1])
+
+
 def _total(name: str, counts: Ints | _Counters) -> int:
     """Their sum. Raises SketchError where one is negative."""
     if counts.dtype == np.uint8:
@@ -281,6 +308,40 @@ def _total(name: str, counts: Ints | _Counters) -> int:
     if (smallest := int(counts.min())) < 0:
         raise SketchError(f"{name} holds {smallest}; a count must not be negative")
     return sum(counts.tolist())  # Python's integers do not overflow
+
+
+class Unpacked(NamedTuple):
+    """What a sketch holds."""
+
+    scale: int
+    zero_count: int
+    positive: _Range
+    negative: _Range
+
+    @property
+    def total(self) -> int:
+        """See `Sketch.count`."""
+        return self.zero_count + self.positive.total + self.negative.total
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """See `Sketch.bounds`."""
+        ends = [0.0] * bool(self.zero_count)
+        for part, sign in ((self.positive.trimmed(), 1), (self.negative.trimmed(), -1)):
+            if len(part.counts):
+                ends += [sign * self._bound(part.offset), sign * self._bound(part.end)]
+        return (min(ends), max(ends)) if ends else (math.nan, math.nan)
+
+    def halved(self, times: int) -> Unpacked:
+        """With all counts halved so often, rounded down."""
+        sides = (_Range(part.offset, part.counts.astype(np.int64) >> times) for part in (self.positive, self.negative))
+        return Unpacked(self.scale, self.zero_count >> times, *sides)
+
+    def _bound(self, index: int) -> float:
+        """The lower bound of a bucket; `bucket_bounds` of one takes ten times as long."""
+        finest = index << (SCALE - self.scale)
+        octave, mantissa = finest >> SCALE, _OCTAVES[finest & (2**SCALE - 1)]
+        return math.ldexp(mantissa, octave) if octave < 1024 else sys.float_info.max
 
 
 class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -317,8 +378,14 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def of(cls, values: Floats) -> Sketch:
         """The sketch of finite `values`; NaN is ignored."""
         bag = SketchBag()
-        bag.add(np.zeros(len(values), dtype=np.int64), values)
+        bag.add(np.zeros(len(values), dtype=np.int64), np.asarray(values, dtype=np.float64))
         return bag.sketches().get(0, EMPTY)
+
+    @classmethod
+    def of_counted(cls, values: Floats, counts: Ints) -> Sketch:
+        """The sketch of finite `values`, each as often as `counts` says. Raises SketchError: they are too many."""
+        zero_count = int(counts[values == 0].sum())
+        return _sketch(SCALE, zero_count, _counted(values, counts), _counted(-values, counts))
 
     @classmethod
     def of_equal(cls, value: float, count: int) -> Sketch:
@@ -354,6 +421,8 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             )
         )
         for name, part in (("counts", positive), ("negative_counts", negative)):
+            if abs(part.offset) >= _FARTHEST:
+                raise SketchError(f"{name} starts at {part.offset}; float64 does not reach there")
             if len(part.counts) and _total(name, part.counts) >= MAX_COUNT:
                 raise SketchError(f"{name} add to 2^53 or more; below that they can be counted exactly")
         steps = max(0, scale - SCALE)
@@ -381,9 +450,28 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return _Range(self.negative_offset, _unpack("negative_counts", self.negative_counts))
 
     @property
+    def unpacked(self) -> Unpacked:
+        """To ask for several things without unpacking its counts each time."""
+        negative = self._negative if self.negative_counts else _NO_BUCKETS
+        return Unpacked(self.scale, self.zero_count, self._positive, negative)
+
+    @property
     def count(self) -> int:
         """How many values it holds."""
-        return self.zero_count + int(self._positive.counts.sum() + self._negative.counts.sum())
+        return self.unpacked.total
+
+    @property
+    def buckets(self) -> int:
+        """How many buckets it takes, without looking into them."""
+        return _length(self.counts) + _length(self.negative_counts)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which its values lie, as far as it knows: the outer bounds of its outermost buckets.
+
+        NaN for an empty sketch.
+        """
+        return self.unpacked.bounds
 
     def quantile(self, q: float, minimum: float | None = None, maximum: float | None = None) -> float:
         """The value at rank ceil(q * count); see `quantiles`."""
@@ -483,14 +571,25 @@ def _trusted(**fields: Any) -> Sketch:
 
 
 def merge(sketches: Iterable[Sketch]) -> Sketch:
-    """The sketch of all their values together, at the coarsest of their scales; `EMPTY` for none."""
-    parts = list(sketches)
+    """The sketch of all their values together, at the coarsest of their scales; `EMPTY` for none.
+
+    Of 2^53 values and more, which somebody may claim to have, it keeps the shares and not the number.
+    """
+    parts = [sketch.unpacked for sketch in sketches]
+    try:
+        return _merged(parts)
+    except SketchError:
+        excess = (sum(part.total for part in parts) // MAX_COUNT).bit_length()
+        return _merged([part.halved(excess) for part in parts])
+
+
+def _merged(parts: Sequence[Unpacked]) -> Sketch:
     scale = min((part.scale for part in parts), default=SCALE)
     return _sketch(
         scale,
         sum(part.zero_count for part in parts),
-        _sum(part._positive.coarser(part.scale - scale) for part in parts),
-        _sum(part._negative.coarser(part.scale - scale) for part in parts),
+        _sum(part.positive.coarser(part.scale - scale) for part in parts),
+        _sum(part.negative.coarser(part.scale - scale) for part in parts),
     )
 
 
@@ -508,16 +607,19 @@ class Accumulator:
         self._positive = self._negative = _NO_BUCKETS
 
     def add(self, sketch: Sketch, count: int) -> None:
-        """Add a sketch of ``count`` values."""
+        """Add a sketch of ``count`` values. With them it has to stay below `MAX_COUNT`."""
+        self.add_unpacked(sketch.unpacked, count)
+
+    def add_unpacked(self, sketch: Unpacked, count: int) -> None:
         self._count += count
         self._zero_count += sketch.zero_count
         if sketch.scale < self._scale:
             self._coarsen(self._scale - sketch.scale)
         steps = sketch.scale - self._scale
-        self._positive = self._plus(self._positive, sketch._positive.coarser(steps))
-        if sketch.negative_counts:
-            self._negative = self._plus(self._negative, sketch._negative.coarser(steps))
-        if sketch.negative_counts or len(self._positive.counts) > MAX_BUCKETS:
+        self._positive = self._plus(self._positive, sketch.positive.coarser(steps))
+        if len(sketch.negative.counts):
+            self._negative = self._plus(self._negative, sketch.negative.coarser(steps))
+        if len(sketch.negative.counts) or len(self._positive.counts) > MAX_BUCKETS:
             while _span(self._positive, self._negative) > MAX_BUCKETS:
                 self._coarsen(1)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from streammon.broker import Outgoing
 from streammon.errors import Reason
 from streammon.events import EventType
+from streammon.sketch import Sketch
 from streammon.tick import TICK
 from streammon.wire import Density, Identity, encode
 from streammon_processors.contract import Stored
@@ -203,8 +206,14 @@ class RandomLog:
             {"metrics": {"gpu": NAN}},
             {"metrics": {"gpu": INF}},
         ]
-        inference = [{"duration_s": NAN}, {"duration_s": -0.5}, {"ttft_s": INF}, {"ttft_s": NAN}]
-        return always + (inference if self._topic == "inference" else [])
+        inference: list[Event] = [{"duration_s": NAN}, {"duration_s": -0.5}, {"ttft_s": INF}, {"ttft_s": NAN}]
+        histogram = {"sum": INF, "sketch": _sketches()[0]}
+        resource: list[Event] = [
+            {"counters": {"requests": 1.0, "errors": -1.0}},
+            {"counters": {"seconds": NAN}},
+            {"histograms": {"latency": histogram}},
+        ]
+        return always + (inference if self._topic == "inference" else resource)
 
     def _time(self) -> float:
         rng = self._random
@@ -243,7 +252,23 @@ class RandomLog:
             "id": rng.choice(("0", "1")),
             "metrics": {name: rng.uniform(-5, 5) for name in names if rng.random() < 0.7},
             "labels": rng.choice((None, None, {}, {"mount": "/"}, {"mount": "/", "a": "b"}, {"id": "x"})),
+            "counters": rng.choice((None, {}, {"requests": rng.randrange(9), "seconds": rng.random()}, {"errors": 0})),
+            "histograms": rng.choice((None, None, {"latency": _histogram(rng), "size": _histogram(rng)})),
         }
+
+
+@cache
+def _sketches() -> list[dict[str, Any]]:
+    """Of few values and of many, of both signs and of none, and coarser ones."""
+    values = np.random.default_rng(5).lognormal(0, 1, 400)
+    some = [values[:3], values, -values[:50], np.concatenate([values[:9], [0.0], -values[:5]]), values[:0], 0 * values]
+    return [Sketch.of(each).downscale(scale).to_wire() for each, scale in zip(some, (6, 6, 5, 3, 6, 6), strict=True)]
+
+
+def _histogram(rng: random.Random) -> dict[str, Any]:
+    extremes = {"min": rng.uniform(-9, 0), "max": rng.uniform(0, 9)}
+    known = {name: value for name, value in extremes.items() if rng.random() < 0.4}
+    return {"sum": rng.uniform(-100, 100), "sketch": rng.choice(_sketches()), **known}
 
 
 def _joined(one: bytes, other: bytes) -> bytes:

@@ -10,9 +10,13 @@ import base64
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import msgspec
+import pytest
 
 from streammon.config import WindowSettings
 from streammon.errors import Reason
@@ -140,13 +144,16 @@ def _identity(carrier: Event) -> tuple[str, str, int] | None:
 def fault(event: Event) -> Reason | None:
     """Why an event is refused for its values."""
     numbers = {name: value for name, value in event.items() if type(value) in (int, float)}
-    nested = {**event.get("metrics", {}), **event.get("features", {})}
+    nested = {**event.get("metrics", {}), **event.get("features", {}), **event.get("counters", {})}
+    nested |= {name: histogram["sum"] for name, histogram in event.get("histograms", {}).items()}
     if any(isinstance(v, float) and not math.isfinite(v) for v in [*numbers.values(), *nested.values()]):
         return Reason.NON_FINITE
     if not 0 <= event["time_unix_s"] < 1e11:
         return Reason.BAD_TIME
     free = ("time_unix_s", "confidence", "prediction")
     if any(value < 0 for name, value in numbers.items() if name not in free):
+        return Reason.NEGATIVE
+    if any(value < 0 for value in event.get("counters", {}).values()):
         return Reason.NEGATIVE
     return None
 
@@ -369,6 +376,8 @@ def check(window: Window, expected: Expected, topic: str, settings: WindowSettin
         kept = name in settings.inference_distributions
         _check_distribution(getattr(window, name), [event[name] for event in events if kept and name in event])
     _check_gauges(window, events)
+    _check_counters(window, events)
+    _check_histograms(window, events)
     _check_exemplars(window, events)
     assert window.cost == (_costs(events) or None)
 
@@ -403,6 +412,75 @@ def _check_gauges(window: Window, events: list[Event]) -> None:
         gauge = (window.gauges or {})[name]
         assert (gauge.min, gauge.max, gauge.last) == (min(values), max(values), last)
         assert gauge.mean == total / len(values)
+
+
+def _check_counters(window: Window, events: list[Event]) -> None:
+    sums: dict[str, float] = {}
+    for event in events:
+        for name, more in event.get("counters", {}).items():
+            sums[name] = sums.get(name, 0.0) + more
+    assert {name: counter.sum for name, counter in (window.counters or {}).items()} == sums
+    for counter in (window.counters or {}).values():
+        assert counter.per_s == counter.sum / window.size_s
+
+
+def _check_histograms(window: Window, events: list[Event]) -> None:
+    sent: dict[str, list[Event]] = {}
+    for event in events:
+        for name, histogram in event.get("histograms", {}).items():
+            if sum(_buckets(histogram["sketch"], 0).values()):
+                sent.setdefault(name, []).append(histogram)
+    assert set(window.distributions or {}) == set(sent)
+    for name, histograms in sent.items():
+        _check_merged((window.distributions or {})[name], histograms)
+
+
+def _check_merged(found: Distribution, histograms: list[Event]) -> None:
+    scale = min(histogram["sketch"]["scale"] for histogram in histograms)
+    buckets: Counter[tuple[int, int]] = Counter()
+    total = 0.0
+    for histogram in histograms:
+        buckets += _buckets(histogram["sketch"], scale)
+        total += histogram["sum"]
+    ours = msgspec.to_builtins(found.sketch)
+    assert (ours["scale"], _buckets(ours, scale), found.count) == (scale, buckets, sum(buckets.values()))
+    low = min(histogram.get("min", _outermost(histogram)[0]) for histogram in histograms)
+    high = max(histogram.get("max", _outermost(histogram)[1]) for histogram in histograms)
+    assert found.sum == total
+    assert [found.min, found.max] == pytest.approx([low, high], rel=1e-12)
+    assert found.mean == pytest.approx(min(max(total / found.count, low), high))
+    for q, estimate in ((0.5, found.p50), (0.9, found.p90), (0.99, found.p99)):
+        lower, upper = _bounds(sorted(buckets.elements(), key=_by_value)[max(1, math.ceil(q * found.count)) - 1], scale)
+        assert min(max(lower, low), high) * (1 - 1e-12) - 1e-9 <= estimate <= min(max(upper, low), high) + 1e-9
+
+
+def _buckets(sketch: Mapping[str, Any], scale: int) -> Counter[tuple[int, int]]:
+    """By sign and number at a scale, how many values; zeros have sign and number 0."""
+    found = Counter({(0, 0): sketch["zero_count"]})
+    for sign, before in ((1, ""), (-1, "negative_")):
+        for place, count in enumerate(_unpacked(sketch.get(f"{before}counts", []))):
+            found[sign, (sketch.get(f"{before}offset", 0) + place) >> (sketch["scale"] - scale)] += count
+    return +found
+
+
+def _by_value(bucket: tuple[int, int]) -> tuple[int, int]:
+    sign, number = bucket
+    return sign, sign * number
+
+
+def _bounds(bucket: tuple[int, int], scale: int) -> tuple[float, float]:
+    sign, number = bucket
+    ends = sorted(sign * 2.0 ** ((number + step) / 2**scale) for step in (0, 1))
+    return ends[0], ends[1]
+
+
+def _outermost(histogram: Event) -> tuple[float, float]:
+    """Between which its values lie as far as is known: its buckets, its mean and the extreme that was sent."""
+    buckets = _buckets(histogram["sketch"], histogram["sketch"]["scale"])
+    ends = [end for bucket in buckets for end in _bounds(bucket, histogram["sketch"]["scale"])]
+    ends += [histogram["sum"] / sum(buckets.values())]
+    ends += [histogram[name] for name in ("min", "max") if name in histogram]
+    return min(ends), max(ends)
 
 
 def _check_exemplars(window: Window, events: list[Event]) -> None:

@@ -127,6 +127,7 @@ class Total:
     sketches: dict[str, list[Sketch]] = field(default_factory=lambda: defaultdict(list))
     values: dict[str, list[tuple[int, float, float, float]]] = field(default_factory=lambda: defaultdict(list))
     samples: dict[str, list[tuple[int, float, float, float]]] = field(default_factory=lambda: defaultdict(list))
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     costs: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, window: Window) -> None:
@@ -134,11 +135,15 @@ class Total:
         self.errors += window.error_count or 0
         for name in COUNTERS:
             self.counters[name] += getattr(window.completeness, name)
-        for name in DISTRIBUTIONS:
-            found = getattr(window, name)
+        fields = {name: getattr(window, name) for name in DISTRIBUTIONS}
+        named = {f"distributions.{name}": found for name, found in (window.distributions or {}).items()}
+        for name, found in (fields | named).items():
             if found is not None:
                 self.sketches[name].append(found.sketch)
                 self.values[name].append((found.count, found.sum, found.min, found.max))
+        for name, counter in (window.counters or {}).items():
+            assert counter.per_s == counter.sum / window.size_s
+            self.sums[name] += counter.sum
         for name, gauge in (window.gauges or {}).items():
             self.samples[name].append((gauge.count, gauge.mean * gauge.count, gauge.min, gauge.max))
         for currency, amount in (window.cost or {}).items():
@@ -152,6 +157,7 @@ class Total:
         }
         for mine, others in ((self.values, other.values), (self.samples, other.samples)):
             assert summaries(mine) == {name: pytest.approx(each, rel=1e-12) for name, each in summaries(others).items()}
+        assert dict(self.sums) == pytest.approx(dict(other.sums), rel=1e-12)
         assert dict(self.costs) == pytest.approx(dict(other.costs), rel=1e-12)
 
 

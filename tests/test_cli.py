@@ -37,7 +37,7 @@ from streammon.tick import TICK
 from streammon.topics import TopicSpec, topic_specs
 from streammon.wire import Density, encode
 from streammon_processors.rules import DEFAULT_RULES
-from tests.sinks.builders import drift, quality, quality_of_slice, rollup, window
+from tests.sinks.builders import drift, quality, quality_of_slice, resource_window, rollup, window
 from tests.support import wait_until
 
 register_commands()
@@ -632,6 +632,20 @@ def test_query_shows_rollups_instead_of_base_windows_when_asked(empty: Path) -> 
         [shown] = map(json.loads, inside(*arguments, *rollup_option).stdout.splitlines())
         assert shown["count"] == count
     assert "--rollup is 'long'" in str(inside(*arguments, "--rollup", "long").exception)
+
+
+def test_query_shows_what_resources_measured_and_counted(empty: Path) -> None:
+    from streammon_sinks.sqlite import ResultStore
+
+    empty.mkdir()
+    store = ResultStore.open(empty / "results.sqlite")
+    store.write_windows([resource_window()])
+    store.close()
+    arguments = ("query", "windows", "--source", "resource", "--since", "0", "--data-dir", empty)
+    assert "utilization=0.5 requests_total=3.5/s http.request.duration:p50=0.2" in inside(*arguments).stdout
+    told = json.loads(inside(*arguments, "--output", "json").stdout)
+    assert told["counters"] == {"requests_total": {"sum": 7.0, "per_s": 3.5}}
+    assert told["distributions"]["http.request.duration"]["count"] == 3
 
 
 def test_rows_beyond_the_limit_are_said_to_be_left_out(empty: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammon.histograms import from_buckets
-from streammon.sketch import SCALE, Sketch, SketchError, bucket_index
+from streammon.sketch import MAX_COUNT, SCALE, Sketch, SketchError, bucket_index, merge
 
 
 def prometheus_quantile(q: float, bounds: list[float], counts: list[int]) -> float:
@@ -46,6 +47,43 @@ def test_quantiles_are_those_of_prometheus(bounds: list[float], data: st.DataObj
         assert abs(found - expected) <= room + 0.0112 * max(found, expected)
     else:
         assert sketch.quantile(q) == pytest.approx(bounds[-1], rel=0.0112)
+
+
+@given(
+    st.lists(st.floats(0.001, 1000), min_size=1, max_size=6, unique=True).map(sorted),
+    st.data(),
+    st.sampled_from([0.5, 0.9, 0.99]),
+)
+@settings(max_examples=30, deadline=None)
+def test_histograms_of_few_values_each_merge_into_what_prometheus_says_of_all(
+    bounds: list[float], data: st.DataObject, q: float
+) -> None:
+    """Or a service with one request a second would have its percentiles at the bounds, or between."""
+    size = len(bounds) + 1
+    each = data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size).filter(any))
+    times = 200
+    parts = [from_buckets(bounds, each, [count * time for count in each]) for time in range(times)]
+    together, counts = merge(parts), [count * times for count in each]
+    rank = math.ceil(q * sum(counts))
+    bucket = int(np.searchsorted(np.cumsum(counts), rank))
+    if bucket < len(bounds):
+        expected = prometheus_quantile(q, bounds, counts)
+        width = bounds[bucket] - (0.0 if bucket == 0 else bounds[bucket - 1])
+        assert abs(together.quantile(q) - expected) <= 0.02 * width + 0.0112 * bounds[bucket]
+
+
+def test_very_many_buckets_take_one_step_each() -> None:
+    bounds = np.geomspace(1e-3, 1e3, 4000).tolist()
+    sketch = from_buckets(bounds, [10**6] * 4001)
+    assert sketch.count == 4001 * 10**6
+    assert sketch.quantile(0.5) == pytest.approx(1.0, rel=0.0112)
+
+
+def test_the_most_values_there_can_be_and_the_widest_buckets_are_counted_exactly() -> None:
+    most = sys.float_info.max
+    sketch = from_buckets([-most, most], [0, MAX_COUNT - 1, 0])
+    assert sketch.count == MAX_COUNT - 1
+    assert sketch.quantile(0.0) < 0 < sketch.quantile(1.0)
 
 
 def test_first_bucket_begins_at_zero_and_the_last_bound_stands_for_what_is_above() -> None:
@@ -122,6 +160,8 @@ def test_wider_buckets_keep_their_counts(scale: int) -> None:
         (6, -1, 0, [1]),
         (6, 0, 2**31 - 1, [1]),
         (20, 0, 2**31 - 1, [1] * 3),
+        (20, 0, 2**70, [1]),
+        (40, 0, -(2**62), [1, 1]),
         (0, 0, -(2**31), [1]),
         (-1, 0, 2**31 - 1, [1]),
         (-12, 0, 0, [1]),

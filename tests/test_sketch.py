@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -100,6 +101,40 @@ def test_values_next_to_a_bound_fall_on_the_right_side(index: int, ulps: int) ->
 def test_a_coarser_index_is_the_finer_one_shifted(values: list[float], scale: int) -> None:
     array = np.array(values)
     assert (bucket_index(array, scale) == bucket_index(array) >> (SCALE - scale)).all()
+
+
+def test_more_than_can_be_counted_are_merged_by_their_shares() -> None:
+    """Whoever claims to have them must not stop those who add them up."""
+    low, high = Sketch.of_equal(1.0, MAX_COUNT - 1), Sketch.of_equal(100.0, MAX_COUNT - 1)
+    for few, many in ((1, 3), (5, 40)):
+        merged = merge([low] * few + [high] * many)
+        assert merged.quantile(few / (few + many) - 0.01) == pytest.approx(1.0, rel=WORST)
+        assert merged.quantile(few / (few + many) + 0.01) == pytest.approx(100.0, rel=WORST)
+
+
+@given(st.lists(st.tuples(moderate, st.integers(0, 5))))
+def test_values_that_are_counted_give_the_sketch_of_all_of_them(counted: list[tuple[float, int]]) -> None:
+    values, counts = (np.array(each) for each in ([value for value, _ in counted], [count for _, count in counted]))
+    assert Sketch.of_counted(values.astype(float), counts.astype(int)) == Sketch.of(
+        np.repeat(values, counts.astype(int))
+    )
+
+
+@given(st.lists(moderate, min_size=1), st.integers(0, SCALE))
+def test_bounds_of_a_sketch_are_those_of_its_outermost_buckets(values: list[float], scale: int) -> None:
+    sketch = Sketch.of(np.array(values)).downscale(scale)
+    low, high = sketch.bounds
+    assert low <= min(values) <= max(values) <= high
+    for bound, value in ((low, min(values)), (high, max(values))):
+        bucket = bucket_index(np.array([abs(value) or 1.0]), scale)
+        assert bound in np.sign(value) * np.array(bucket_bounds(bucket, scale))
+
+
+def test_bounds_of_a_sketch_reach_to_the_ends_of_the_floats() -> None:
+    largest = Sketch.of(np.array([1.79e308, -1.79e308]))
+    assert largest.bounds == (-sys.float_info.max, sys.float_info.max)
+    assert Sketch.of(np.array([5e-324])).bounds == (5e-324, 5e-324)
+    assert all(map(math.isnan, EMPTY.bounds))
 
 
 @given(positive)

@@ -576,6 +576,73 @@ def test_nan_deep_inside_a_pipeline_event_is_refused(name: str) -> None:
         assert fault.detail.startswith(name)
 
 
+def measured(**fields: Any) -> dict[str, Any]:
+    return {"time_unix_s": 1.0, "host": "h", "entity": "service", "id": "s", "metrics": {}} | fields
+
+
+def histogram(counts: Any = (), **fields: Any) -> dict[str, Any]:
+    return {"sum": 1.0, "sketch": {"scale": 6, "zero_count": 1, "offset": 0, "counts": [*counts]}} | fields
+
+
+@pytest.mark.parametrize("density", Density)
+@pytest.mark.parametrize(
+    ("wrong", "reason", "detail"),
+    [
+        ({"counters": {"a": 1.0, "b": -1.0}}, Reason.NEGATIVE, "counters.b is -1"),
+        ({"counters": {"a": NAN, "b": -1.0}}, Reason.NON_FINITE, "counters.a is nan"),
+        ({"histograms": {"a": histogram(), "b": histogram(sum=INF)}}, Reason.NON_FINITE, "histograms.b.sum is inf"),
+        ({"histograms": {"a": histogram(min=NAN)}}, Reason.NON_FINITE, "histograms.a.min is nan"),
+        ({"histograms": {"a": histogram(max=-INF)}}, Reason.NON_FINITE, "histograms.a.max is -inf"),
+    ],
+    ids=str,
+)
+def test_counters_and_histograms_that_cannot_be_refuse_their_event_alone(
+    wrong: dict[str, Any], reason: Reason, detail: str, density: Density
+) -> None:
+    fine = measured(counters={"a": 0.0}, histograms={"a": histogram(sum=-1.0, min=-2.0)})
+    records = encode(EventType.RESOURCE, [fine, measured(**wrong), fine], density)
+    batches = [batch for record in records for batch in decode(EventType.RESOURCE, record)]
+    [fault] = [fault for batch in batches for fault in batch.rows.faults()]
+    assert (fault.reason, detail in fault.detail) == (reason, True), fault.detail
+    routed = [route(record) for record in records]
+    assert [sum(each.rejected for each in routed), sum(each.accepted for each in routed)] == [1, 2]
+
+
+@pytest.mark.parametrize("density", BATCHED)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"counts": [-1]}, {"counts": [2**53]}, {"counts": [0.5]}, {"counts": [1] * 4097}, {"counts": None},
+        {"counts": {"u1": "*"}}, {"counts": {"f8": "AAAA"}}, {"counts": {"u1": "A" * 8000}},
+        {"zero_count": -1}, {"scale": 7}, {"offset": 10**6},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sketch_that_cannot_be_refuses_its_record(lie: dict[str, Any], density: Density) -> None:
+    wrong = histogram()
+    wrong["sketch"] |= lie
+    [record] = encode(EventType.RESOURCE, [measured(), measured(histograms={"a": wrong})], density)
+    assert refusal(record, EventType.RESOURCE).reason in (Reason.INVALID_EVENT, Reason.BAD_PACKING)
+
+
+def test_histograms_count_as_the_entries_that_they_cost() -> None:
+    """A constant is read once, but merged for every event."""
+
+    def shared(rows: int, *buckets: int) -> bytes:
+        maps = {str(number): histogram([1] * size) for number, size in enumerate(buckets)}
+        constant = measured(histograms=maps)
+        return json.dumps({"type": "resource", "count": rows, "constant": constant, "columns": {}}).encode()
+
+    assert len(only(shared(50_000, 0), EventType.RESOURCE).rows) == 50_000
+    assert "1020000 entries" in refusal(shared(60_000, 1), EventType.RESOURCE).detail
+    assert "1016000 entries" in refusal(shared(500, 1000, 1000), EventType.RESOURCE).detail
+    packed_counts = histogram() | {"sketch": Sketch.of(np.geomspace(1, 1e9, 5000)).to_wire()}
+    record = json.dumps(
+        {"type": "resource", "count": 600, "constant": measured(histograms={"a": packed_counts}), "columns": {}}
+    )
+    assert refusal(record.encode(), EventType.RESOURCE).reason == Reason.TOO_LARGE
+
+
 def test_several_bad_values_of_one_event_are_one_fault() -> None:
     for density in BATCHED:
         [value] = encode(INFERENCE, [event(duration_s=NAN, ttft_s=-1, time_unix_s=-1, features={"a": NAN})], density)

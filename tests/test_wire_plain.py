@@ -17,7 +17,10 @@ from streammon.wire import Batch, Codec, Density, Rows, Wanted, decode, encode, 
 from tests.test_wire import event, events_of, mutated, one
 
 INFERENCE = EventType.INFERENCE
-WANTED = Wanted(("model", "endpoint", "status", "metrics", "labels", "no_such_field"), ("trace_id", "event_id"))
+WANTED = Wanted(
+    ("model", "endpoint", "status", "metrics", "labels", "counters", "histograms", "no_such_field"),
+    ("trace_id", "event_id"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +195,25 @@ def test_what_is_foreign_within_an_object_is_not_skipped_unread() -> None:
     run = {"schema": 1, "type": "pipeline", "time_unix_s": 1.7e9, "job": "j", "run_id": "r", "event": "started"}
     good = json.dumps(run | {"inputs": [{"name": "n", "zz": "x"}]}).encode()
     assert sum(check(EventType.PIPELINE, [good, good, good.replace(b'"x"', b'"\xff"'), good])) == 3
+
+
+def test_counters_and_histograms_do_not_cost_the_fast_decoder() -> None:
+    """Nor do they what is foreign within them; see above."""
+    codec, count = Codec(EventType.RESOURCE), 1000
+    host = {
+        "schema": 1,
+        "type": "resource",
+        "time_unix_s": 1.7e9,
+        "host": "h",
+        "entity": "host",
+        "id": "0",
+        "metrics": {},
+    }
+    sketch = {"scale": 6, "zero_count": 3, "offset": 0, "counts": [], "zz": "x"}
+    more = {"counters": {"n": 1.0}, "histograms": {"latency_s": {"sum": 1.0, "sketch": sketch, "zz": "x"}}}
+    log = [json.dumps(host | (more if number % 3 else {})).encode() for number in range(count)]
+    assert sum(check(EventType.RESOURCE, log)) == count
+    codec.plain(log, 1, len(log), WANTED)
+    names, rows = codec._plain._fitted.rows(log[: plain.BLOCK])
+    assert ({"counters", "histograms"} <= set(names), "labels" in names, len(rows)) == (True, False, plain.BLOCK)
+    assert sum(check(EventType.RESOURCE, [*log, log[1].replace(b'"x"', b'"\xff"', 1)])) == count

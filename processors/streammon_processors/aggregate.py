@@ -1,4 +1,4 @@
-"""What one window holds of many series: counts, errors, distributions, gauges, cost and exemplars.
+"""What one window holds of many series: counts, errors, distributions, gauges, counters, cost and exemplars.
 
 A series has a *slot*, a small integer; everything else is arrays indexed by slot, so that any number of series is
 updated by one numpy call. All results depend only on the order of the events, never on how they were cut into calls:
@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import sys
 from bisect import insort
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streammon import wire
+from streammon.events import Histogram
 from streammon.results import OTHER, Distribution, Exemplar, Gauge
-from streammon.sketch import SketchBag, Summaries
+from streammon.sketch import MAX_COUNT, Accumulator, SketchBag, Summaries, Unpacked
 from streammon.wire import Floats
-from streammon_processors.chunk import Chunk, Ints, Series
+from streammon_processors.chunk import Chunk, Entries, Ints, Series
 
 QUANTILES = (0.5, 0.9, 0.99)
 MAX_GAUGES = 1000
-"""Names of metrics kept apart in one window; the rest shares the name ``__other__``."""
+"""Names of metrics kept apart in one window, those of counters and of histograms likewise; the rest shares the name
+``__other__``."""
 EXEMPLARS = 3
 """The slowest requests kept by window and series."""
 LARGEST = sys.float_info.max
-"""JSON has no infinity: a sum beyond the largest float is given as the largest float."""
+"""See `finite`."""
 
 
 class Aggregate:
@@ -41,7 +43,9 @@ class Aggregate:
         self._counts = _PerSlot(0)
         self._errors = _PerSlot(0)
         self._distributions = _Distributions(distributions)
-        self._gauges: dict[str, _Gauge] = {}
+        self._gauges = _Named(_Gauge)
+        self._counters = _Named(_Counter)
+        self._histograms = _Named(_Histograms)
         self._exemplars = _Exemplars()
         self._costs: dict[int, dict[str, float]] = {}
 
@@ -55,7 +59,12 @@ class Aggregate:
         if chunk.events_have_status:
             self._errors.add(slots[chunk.is_error[rows]], 1)
         self._distributions.add(chunk, rows, slots)
-        self._add_gauges(chunk, rows, slots)
+        for gauge, at, entries in self._gauges.among(chunk.metrics.of(rows)):
+            gauge.add(slots[at], chunk.time[entries.rows], entries.values)
+        for counter, at, entries in self._counters.among(chunk.counters.of(rows)):
+            counter.add(slots[at], entries.values)
+        for histograms, at, entries in self._histograms.among(chunk.histograms.of(rows)):
+            histograms.add(slots[at], entries.values)
         self._add_costs(chunk, rows, slots)
         self._exemplars.add(chunk, rows, slots)
 
@@ -78,25 +87,6 @@ class Aggregate:
             slot = self._slots.setdefault(key, len(self._slots))
         return slot
 
-    def _add_gauges(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
-        at, entries = chunk.metrics.of(rows)
-        if not len(at):
-            return
-        present, codes = wire.coded_alike(entries.codes.tolist())  # in log order, as for series
-        names, numbers = wire.coded_alike([self._gauge_name(entries.names[code]) for code in present])
-        gauges = numbers[codes]
-        order = np.argsort(gauges, kind="stable")
-        ends = np.cumsum(np.bincount(gauges, minlength=len(names)))
-        for name, mine in zip(names, np.split(order, ends[:-1]), strict=True):
-            self._gauges[name].add(slots[at[mine]], chunk.time[entries.rows[mine]], entries.values[mine])
-
-    def _gauge_name(self, name: str) -> str:
-        """Under which a metric is kept; beyond the bound on names, all share one."""
-        if name not in self._gauges and len(self._gauges) >= MAX_GAUGES:
-            name = OTHER
-        self._gauges.setdefault(name, _Gauge())
-        return name
-
     def _add_costs(self, chunk: Chunk, rows: Ints, slots: Ints) -> None:
         at, entries = chunk.costs.of(rows)
         for slot, code, amount in zip(slots[at].tolist(), entries.codes.tolist(), entries.values.tolist(), strict=True):
@@ -106,15 +96,16 @@ class Aggregate:
     def results(self) -> Iterator[tuple[Series, dict[str, Any]]]:
         """For each series, in the order of its labels, the fields of its window that depend on the events."""
         distributions = self._distributions.table()
-        gauges = sorted(self._gauges.items())
         for key, slot in sorted(self._slots.items(), key=lambda item: sortable(item[0])):
             fields: dict[str, Any] = distributions.of(slot)
             fields["count"] = self._counts[slot]
             fields["error_count"] = self._errors[slot]
-            fields["gauges"] = {name: value for name, gauge in gauges if (value := gauge.at(slot)) is not None} or None
+            fields["gauges"] = self._gauges.at(slot)
+            fields["counters"] = self._counters.at(slot)
+            fields["distributions"] = self._histograms.at(slot)
             fields["exemplars"] = self._exemplars.at(slot)
             costs = self._costs.get(slot, {})
-            fields["cost"] = {currency: _finite(amount) for currency, amount in costs.items()} or None
+            fields["cost"] = {currency: finite(amount) for currency, amount in costs.items()} or None
             yield key, fields
 
 
@@ -162,7 +153,8 @@ class _Statistics:
                 statistic.add(slots, values)
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """JSON has no infinity: a sum beyond the largest float is given as the largest float."""
     return min(max(value, -LARGEST), LARGEST)
 
 
@@ -223,6 +215,139 @@ class _Table:
         )
 
 
+def name_within(kept: Collection[str], name: str) -> str:
+    """Under which a name is kept beside others; beyond the bound on names, all share one."""
+    return name if name in kept or len(kept) < MAX_GAUGES else OTHER
+
+
+class _Slots(Protocol):
+    """Something for each slot."""
+
+    def at(self, slot: int) -> Any:
+        """That of a slot; None where there is none."""
+        ...
+
+
+T = TypeVar("T", bound=_Slots)
+
+
+class _Named(Generic[T]):
+    """What is kept by names that senders give: so many apart, first come first served, and one more for the rest."""
+
+    def __init__(self, new: Callable[[], T]) -> None:
+        self._new = new
+        self._of: dict[str, T] = {}
+        self._sorted: list[tuple[str, T]] = []
+
+    def among(self, found: tuple[Ints, Entries]) -> Iterator[tuple[T, Ints, Entries]]:
+        """The entries of each name, in log order; ``found`` says where in the rows each stands, and so does this."""
+        at, entries = found
+        if not len(at):  # mostly
+            return
+        present, codes = wire.coded_alike(entries.codes.tolist())  # in log order, as for series
+        names, numbers = wire.coded_alike([self._name(entries.names[code]) for code in present])
+        mine = numbers[codes]
+        order = np.argsort(mine, kind="stable")
+        ends = np.cumsum(np.bincount(mine, minlength=len(names)))
+        for name, own in zip(names, np.split(order, ends[:-1]), strict=True):
+            yield self._of[name], at[own], entries._replace(rows=entries.rows[own], values=entries.values[own])
+
+    def _name(self, name: str) -> str:
+        name = name_within(self._of, name)
+        if name not in self._of:
+            self._of[name] = self._new()
+        return name
+
+    def at(self, slot: int) -> dict[str, Any] | None:
+        """What a slot has, in the order of the names."""
+        if len(self._sorted) != len(self._of):
+            self._sorted = sorted(self._of.items())
+        return {name: value for name, each in self._sorted if (value := each.at(slot)) is not None} or None
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self._sum = _PerSlot(0.0)
+        self._times = _PerSlot(0)
+
+    def add(self, slots: Ints, values: Floats) -> None:
+        with np.errstate(over="ignore"):  # see LARGEST
+            self._sum.add(slots, values)
+        self._times.add(slots, 1)
+
+    def at(self, slot: int) -> float | None:
+        return finite(self._sum[slot]) if self._times[slot] else None
+
+
+class _Histograms:
+    """Histograms of one name that were sent as such, by slot."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, Values] = {}
+
+    def add(self, slots: Ints, histograms: NDArray[Any]) -> None:
+        for slot, histogram in zip(slots.tolist(), histograms.tolist(), strict=True):
+            self._values.setdefault(slot, Values()).add_histogram(histogram)
+
+    def at(self, slot: int) -> Distribution | None:
+        values = self._values.get(slot)
+        return values.result() if values else None
+
+
+class Values:
+    """A distribution that grows by others: counts are exact in any order. Falsy: it has none."""
+
+    __slots__ = ("_count", "_max", "_min", "_sketch", "_sum")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum, self._min, self._max = 0.0, LARGEST, -LARGEST
+        self._sketch = Accumulator()
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def add(self, more: Distribution) -> None:
+        self._add(more.sketch.unpacked, more.count, more.sum, more.min, more.max)
+
+    def add_histogram(self, more: Histogram) -> None:
+        """One without values adds nothing. Unknown extremes are taken as far as the sketch and the mean allow."""
+        sketch = more.sketch.unpacked
+        if not (count := sketch.total):
+            return
+        low, high = more.min, more.max
+        if low is not None and high is not None and low > high:
+            low = high = None
+        if low is None or high is None:
+            mean = more.sum / count  # where the last bucket has no bound, it tells more than the sketch
+            known = [*sketch.bounds, mean, *(each for each in (low, high) if each is not None)]
+            low = min(known) if low is None else low
+            high = max(known) if high is None else high
+        self._add(sketch, count, more.sum, low, high)
+
+    def _add(self, sketch: Unpacked, count: int, total: float, low: float, high: float) -> None:
+        if self._count + count >= MAX_COUNT:  # nobody has so many: somebody claims it
+            return
+        self._count += count
+        self._sum = finite(self._sum + total)
+        self._min, self._max = min(self._min, low), max(self._max, high)
+        self._sketch.add_unpacked(sketch, count)
+
+    def result(self) -> Distribution:
+        p50, p90, p99 = self._sketch.quantiles(QUANTILES, self._min, self._max)
+        return Distribution(
+            count=self._count,
+            sum=self._sum,
+            min=self._min,
+            max=self._max,
+            mean=min(max(self._sum / self._count, self._min), self._max),
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            sketch=self._sketch.sketch(),
+        )
+
+
 class _Gauge:
     def __init__(self) -> None:
         self._statistics = _Statistics()
@@ -245,7 +370,7 @@ class _Gauge:
         count = s.count[slot]
         if not count:
             return None
-        mean = _finite(s.sum[slot]) / count
+        mean = finite(s.sum[slot]) / count
         return Gauge(min=s.min[slot], max=s.max[slot], mean=mean, last=self._last[slot], count=count)
 
 

@@ -87,7 +87,8 @@ class Entries(NamedTuple):
     names: list[Any]
     codes: Ints
     """Which of the names."""
-    values: Floats
+    values: NDArray[Any]
+    """Floats; of histograms, `streammon.events.Histogram`s."""
 
     def of(self, rows: Ints) -> tuple[Ints, Entries]:
         """Those of some rows, which ascend; and where among these each stands."""
@@ -349,15 +350,30 @@ class Chunk:
     @cached_property
     def metrics(self) -> Entries:
         """All metrics of all rows."""
+        return self._entries("metrics", np.float64)
+
+    @cached_property
+    def counters(self) -> Entries:
+        return self._entries("counters", np.float64)
+
+    @cached_property
+    def histograms(self) -> Entries:
+        return self._entries("histograms", np.object_)
+
+    def _entries(self, field: str, dtype: type) -> Entries:
+        """What the maps in a field of all rows hold."""
+        found = self.objects(field) if field in self._fields else ()
+        if not found:
+            return NO_ENTRIES
         rows: list[int] = []
         names: list[str] = []
-        values: list[float] = []
-        for row, metrics in self.objects("metrics") if "metrics" in self._fields else ():
-            rows += repeat(row, len(metrics))
-            names += metrics
-            values += metrics.values()
+        values: list[Any] = []
+        for row, entries in found:
+            rows += repeat(row, len(entries))
+            names += entries
+            values += entries.values()
         dictionary, codes = wire.coded_alike(names)
-        return Entries(np.array(rows, dtype=np.int64), dictionary, codes, np.array(values, dtype=np.float64))
+        return Entries(np.array(rows, dtype=np.int64), dictionary, codes, np.array(values, dtype=dtype))
 
     @cached_property
     def costs(self) -> Entries:

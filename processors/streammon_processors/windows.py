@@ -18,7 +18,7 @@ from streammon.broker import Outgoing, Record
 from streammon.broker.records import Records
 from streammon.config import WindowSettings
 from streammon.events import EventType
-from streammon.results import OTHER, Completeness, Window
+from streammon.results import OTHER, Completeness, Window, counters_of
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import SCHEMA_HEADER
 from streammon_processors.aggregate import Aggregate
@@ -28,7 +28,7 @@ from streammon_processors.task import Step, outputs_of
 
 MAX_SERIES_BYTES = 4096
 """Series with longer labels are summed in the series ``__other__``, too: they are the keys of records."""
-SHED = ("exemplars", "gauges", "cost")
+SHED = ("exemplars", "distributions", "gauges", "counters", "cost")
 """What a window gives up, in this order, while no record can hold it: names and ids are as long as senders like."""
 
 
@@ -47,7 +47,9 @@ class Source:
     @property
     def wanted(self) -> wire.Wanted:
         """What is asked of every event, beside numbers."""
-        return wire.Wanted((*self.by, "status", "metrics", "cost_currency"), ("trace_id", "event_id"))
+        return wire.Wanted(
+            (*self.by, "status", "metrics", "counters", "histograms", "cost_currency"), ("trace_id", "event_id")
+        )
 
     def series(self, values: Series) -> Series:
         """The series of these values of ``by``; one and the same for all that are published alike."""
@@ -107,6 +109,7 @@ class Windows(Product):
             fields["error_rate"] = fields["error_count"] / count if count else 0.0
         else:
             fields.pop("error_count", None)
+        fields["counters"] = counters_of(fields.pop("counters", None) or {}, size)
         return Window(
             source=self._source.name,
             part="late" if revision else "main",

@@ -23,8 +23,8 @@ document with the same ``event.id``: the one with the highest ``streammon.revisi
 ``@timestamp`` is the *start* of the window: a minute in Kibana then sums exactly the windows that lie in it.
 Rollups hold the same events again, in several lengths (``streammon.size_s``): filter by one of them.
 Sketches are kept but not indexed, so take the maximum of a percentile over time, never its average.
-Gauges and costs are searchable under whatever names they have, up to `MAX_FIELDS` fields in all; what is
-beyond that, or unknown to this mapping, is kept but not searchable.
+Gauges, counters, distributions of resources, and costs are searchable under whatever names they have, up to
+`MAX_FIELDS` fields in all; what is beyond that, or unknown to this mapping, is kept but not searchable.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def window_document(window: Window) -> Json:
         if field in fields:
             document[name] = min(round(fields[field]["sum"]), MAX_LONG)
     document |= {name: fields.pop(field) for field, name in DISTRIBUTION_NAMES.items() if field in fields}
-    for named_by_users in ("gauges", "cost"):
+    for named_by_users in ("gauges", "counters", "distributions", "cost"):
         if named_by_users in fields:
             fields[named_by_users] = {_path(name): value for name, value in fields[named_by_users].items()}
     return document | {"streammon": fields | {"semconv": SEMCONV_VERSION}}
@@ -215,7 +215,7 @@ _DATE: Final = {"type": "date"}
 _TEXT: Final = {"type": "text"}
 _KEPT: Final = {"type": "object", "enabled": False}
 _OPEN: Final = {"type": "object", "dynamic": True}
-_NAMED_BY_OTHERS: Final = ("gauges", "cost", "intervals", "disparity")
+_NAMED_BY_OTHERS: Final = ("gauges", "counters", "distributions", "cost", "intervals", "disparity")
 _DISTRIBUTION: Final = {
     "properties": {
         "count": _LONG,
@@ -255,7 +255,7 @@ _WINDOW_FIELDS: Final = {
             **dict.fromkeys(("error_rate", "throughput_per_s"), _DOUBLE),
             **dict.fromkeys((each for each in DISTRIBUTIONS if each not in DISTRIBUTION_NAMES), _DISTRIBUTION),
             "completeness": _COMPLETENESS,
-            "gauges": _OPEN,
+            **dict.fromkeys(("gauges", "counters", "distributions"), _OPEN),
             "cost": _OPEN,
             "exemplars": _KEPT,
         }
@@ -352,7 +352,14 @@ def index_template(stream: str) -> Json:
             },
             "mappings": {
                 "dynamic": False,
-                "dynamic_templates": _dynamic_numbers(*(f"streammon.{name}.*" for name in _NAMED_BY_OTHERS)),
+                "dynamic_templates": [
+                    _dynamic("streammon.distributions.*.sketch", "object", _KEPT),
+                    *(
+                        _dynamic(f"streammon.{name}.*", kind, _DOUBLE)  # whichever kind of number comes first
+                        for name in _NAMED_BY_OTHERS
+                        for kind in ("long", "double")
+                    ),
+                ],
                 "properties": _COMMON_FIELDS | _FIELDS_OF.get(stream, _WINDOW_FIELDS),
             },
         },
@@ -372,10 +379,6 @@ def constants(stream: str) -> Json:
     return {name: {"type": "constant_keyword", "value": value} for name, value in values.items()}
 
 
-def _dynamic_numbers(*paths: str) -> list[Json]:
-    """Numbers of any name below these paths are doubles, whichever kind of number comes first."""
-    return [
-        {f"{path} {kind}": {"path_match": path, "match_mapping_type": kind, "mapping": _DOUBLE}}
-        for path in paths
-        for kind in ("long", "double")
-    ]
+def _dynamic(path: str, kind: str, mapping: Json) -> Json:
+    """Values of this kind below a path are mapped so, whatever their names."""
+    return {f"{path} {kind}": {"path_match": path, "match_mapping_type": kind, "mapping": mapping}}

@@ -210,7 +210,7 @@ class Shown(NamedTuple):
 
 
 def _window_columns(source: WindowSource) -> tuple[str, ...]:
-    measured = ("per s", "errors", "p50", "p90", "p99") if source is WindowSource.INFERENCE else ("gauges",)
+    measured = ("per s", "errors", "p50", "p90", "p99") if source is WindowSource.INFERENCE else ("measured",)
     return ("start", "part", "count", *measured, "series")
 
 
@@ -222,11 +222,21 @@ def _window_row(window: Window) -> dict[str, Any]:
         "count": window.count,
         "per s": f"{window.throughput_per_s:.1f}",
         "errors": "" if window.error_rate is None else f"{window.error_rate:.2%}",
-        "gauges": " ".join(f"{name}={gauge.last:.4g}" for name, gauge in (window.gauges or {}).items()),
+        "measured": " ".join(_measured_of(window)),
     }
     if window.duration_s is not None:
         row |= {name: f"{getattr(window.duration_s, name) * 1000:.1f} ms" for name in ("p50", "p90", "p99")}
     return row
+
+
+def _measured_of(window: Window) -> Iterator[str]:
+    """What was measured: values as they were last, what was added in a second, and how high values were."""
+    for name, gauge in (window.gauges or {}).items():
+        yield f"{name}={gauge.last:.4g}"
+    for name, counter in (window.counters or {}).items():
+        yield f"{name}={counter.per_s:.4g}/s"
+    for name, values in (window.distributions or {}).items():
+        yield f"{name}:p50={values.p50:.4g},p99={values.p99:.4g}"
 
 
 def _alert_row(alert: Alert) -> dict[str, Any]:

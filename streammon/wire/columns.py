@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
 from types import GenericAlias
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
 from streammon.errors import Reason, Rejected
-from streammon.events import Event, NonNegative
+from streammon.events import Event, Histogram, NonNegative
 from streammon.wire.batch import MAX_TIME_UNIX_S, Coded, Fault, Floats
 from streammon.wire.values import coded
 
@@ -81,6 +81,7 @@ class FieldSpec:
     numeric: bool
     non_negative: bool
     mixed: bool  # not a number, but numbers may be in it
+    histograms: bool  # a map of them
     _column: _Reader = field(repr=False)
     _list: _Reader = field(repr=False)
     _value: _Reader = field(repr=False)
@@ -196,6 +197,7 @@ def fields_of(struct: type[Event]) -> Mapping[str, FieldSpec]:
             numeric=_is_numeric(info.type),
             non_negative=_is_non_negative(spec.type),
             mixed=_is_mixed(info.type),
+            histograms=spec.type == dict[str, Histogram] | None,
             _column=_Reader(list_of(spec.type | None) | _Packed),
             _list=_Reader(list_of(spec.type | None)),
             _value=_Reader(spec.type),
@@ -224,4 +226,5 @@ def _parts(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
 
 
 def _is_non_negative(hint: Any) -> bool:
-    return hint == NonNegative or NonNegative in getattr(hint, "__args__", ())
+    """Whether its numbers are, or those in its maps."""
+    return hint == NonNegative or any(map(_is_non_negative, get_args(hint)))

@@ -14,6 +14,7 @@ import re
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
@@ -87,7 +88,6 @@ class _Fitted:
         self._struct = struct
         self._decode_any = decode_any
         self._infos = {info.name: info for info in msgspec.structs.fields(struct) if info.name not in ("schema", "seq")}
-        self._can_fit = not any(_holds_struct(info.type) for info in self._infos.values())  # those skip what is foreign
         self._rest, self._next_rest = 0, 1
         self._fit({info.name for info in self._infos.values() if info.required})
 
@@ -105,12 +105,14 @@ class _Fitted:
             forbid_unknown_fields=True,
             gc=False,
         )
-        self._decode = msgspec.json.Decoder(fitted).decode
+        decode = msgspec.json.Decoder(fitted).decode
+        skips = any(_holds_struct(self._infos[name].type) for name in self._names[1:])  # what is foreign within these
+        self._decode = partial(_checked, decode) if skips else decode
 
     def rows(self, values: Values) -> tuple[Names, list[Row]]:
         """The plain events before the first record that is none, or that has a field not seen before."""
-        if self._rest or not self._can_fit:
-            self._rest = max(0, self._rest - 1)
+        if self._rest:
+            self._rest -= 1
             return self._struct.__struct_fields__, self._unfitted(values)
         rows: list[Row] = []
         odd = 0
@@ -191,6 +193,12 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
+def _checked(decode: Callable[[Any], Struct], value: Any) -> Struct:
+    """Decoded, if all of it is UTF-8; else raises one of `UNREADABLE`."""
+    str(value, "utf-8")
+    return decode(value)
+
+
 class _Gathered:
     """What is kept of the columns of block after block, of events with the same fields."""
 
@@ -252,6 +260,8 @@ def _coded(column: Sequence[Any], codes: dict[Any, int]) -> Codes:
 
 class PlainRows(ColumnRows):
     """The rows of records that are one plain event each; see `PlainReader`."""
+
+    _may_hold_nan = False  # the decoder would have refused them
 
     def __init__(self, gathered: _Gathered, values: Values, decode: Callable[[Any], Event]) -> None:
         super().__init__(gathered.fields, len(values))

@@ -16,7 +16,7 @@ from streammon.errors import Reason
 from streammon.events import Event
 from streammon.wire.batch import Coded, Fault, Floats
 from streammon.wire.columns import FieldSpec, fields_of
-from streammon.wire.values import all_finite, coded, coded_alike, frozen, items
+from streammon.wire.values import all_finite, coded, coded_alike, entries_of_histograms, frozen, items
 
 _FEW = 16
 """Rows that are checked faster one by one than by numpy."""
@@ -70,7 +70,7 @@ class ObjectRows:
                     if value is not None and (fault := spec.fault(row, value)):
                         found.setdefault(row, fault)
             elif spec.mixed and (values := self.objects(spec.name)) is not None:
-                _mixed_faults(spec.name, Coded(list(values), np.arange(len(values))), found)
+                _mixed_faults(spec, Coded(list(values), np.arange(len(values))), found)
         return [found[index] for index in sorted(found)]
 
     def _suspects(self, spec: FieldSpec) -> list[int]:
@@ -87,6 +87,8 @@ class ObjectRows:
 
 class ColumnRows:
     """Rows that came as columns."""
+
+    _may_hold_nan = True
 
     def __init__(self, fields: Mapping[str, FieldSpec], count: int) -> None:
         self._fields = fields
@@ -156,8 +158,11 @@ class ColumnRows:
         """How many entries the maps and lists of all rows have together."""
         total = 0
         for name, column in self.columns.items():
-            if isinstance(column, Coded) and self._fields[name].mixed:
-                sizes = np.array([len(v) if isinstance(v, dict | list) else 0 for v in column.dictionary], np.int64)
+            if isinstance(column, Coded) and (spec := self._fields[name]).mixed:
+                if spec.histograms:
+                    sizes = np.array(list(map(entries_of_histograms, column.dictionary)), np.int64)
+                else:
+                    sizes = np.array([len(v) if isinstance(v, dict | list) else 0 for v in column.dictionary], np.int64)
                 total += int(sizes[column.codes].sum())
         return total
 
@@ -172,8 +177,8 @@ class ColumnRows:
                 for fault in (*outside, *self.value_faults[name]):
                     if fault is not None:
                         found.setdefault(fault.row, fault)
-            elif spec.mixed:
-                _mixed_faults(name, column, found)
+            elif spec.mixed and (self._may_hold_nan or spec.non_negative):
+                _mixed_faults(spec, column, found)
         return [found[index] for index in sorted(found)]
 
 
@@ -188,10 +193,22 @@ def _present(column: Floats) -> list[float | None]:
     return [None if math.isnan(value) else value for value in column.tolist()]
 
 
-def _mixed_faults(name: str, column: Coded, found: dict[int, Fault]) -> None:
-    bad = {code: value for code, value in enumerate(column.dictionary) if not all_finite(value)}
+def _mixed_faults(spec: FieldSpec, column: Coded, found: dict[int, Fault]) -> None:
+    bad = {
+        code: (Reason.NON_FINITE, _not_finite(spec.name, value))
+        for code, value in enumerate(column.dictionary)
+        if not all_finite(value)
+    }
+    for code, value in enumerate(column.dictionary) if spec.non_negative else ():
+        if value and code not in bad and min(value.values()) < 0:
+            bad[code] = Reason.NEGATIVE, _negative(spec.name, value)
     for row in np.flatnonzero(np.isin(column.codes, list(bad))).tolist() if bad else ():
-        found.setdefault(row, Fault(row, Reason.NON_FINITE, _not_finite(name, bad[column.codes[row]])))
+        found.setdefault(row, Fault(row, *bad[column.codes[row]]))
+
+
+def _negative(name: str, value: dict[str, float]) -> str:
+    key = next(key for key, number in value.items() if number < 0)
+    return f"{name}.{key} is {value[key]}, expected 0 or more"
 
 
 def _not_finite(name: str, value: Any) -> str:

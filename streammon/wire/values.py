@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from streammon.events import Histogram
 from streammon.wire.batch import Coded, Codes
 
 
@@ -77,6 +78,15 @@ def items(value: Any) -> Iterable[tuple[Any, Any]]:
     return enumerate(value) if isinstance(value, list) else ()
 
 
+_ENTRIES_OF_HISTOGRAM = 16
+"""A histogram takes as long as so many numbers, beside its buckets."""
+
+
+def entries_of_histograms(value: dict[str, Histogram] | None) -> int:
+    """As how many entries a map of them counts."""
+    return sum(_ENTRIES_OF_HISTOGRAM + histogram.sketch.buckets for histogram in (value or {}).values())
+
+
 _FLAT = {float, int, str, bool, type(None)}
 
 
@@ -86,6 +96,8 @@ def all_finite(value: Any) -> bool:
         return math.isfinite(value)
     if value is None or isinstance(value, str | int):
         return True
+    if isinstance(value, Histogram):  # its sketch holds whole numbers alone
+        return all(map(math.isfinite, (value.sum, value.min or 0.0, value.max or 0.0)))
     inner = value.values() if isinstance(value, dict) else [each for _, each in items(value)]
     floats = [each for each in inner if type(each) is float]  # one sum is faster than many looks
     if not math.isfinite(sum(floats)) and not all(map(math.isfinite, floats)):

@@ -162,6 +162,30 @@ async def test_tokens_percentiles_labels_and_gauges_can_be_aggregated(
     assert [each["doc_count"] for each in results["minute"]["buckets"]] == [3]
 
 
+async def test_counters_and_distributions_of_resources_can_be_aggregated_and_sketches_are_only_kept(
+    open_sink: Opener, client: AsyncElasticsearch, documents: Documents, unique: str
+) -> None:
+    assert await open_sink().write(items(*(resource_window(n) for n in range(3)))) == []
+    (document, *_) = (await documents(RESOURCES)).values()
+    assert document["streammon"]["distributions"]["http.request.duration"]["sketch"]["counts"]
+    name = "streammon.distributions.http.request.duration"
+    found = await client.search(
+        index=f"{RESOURCES}-{unique}",
+        size=0,
+        aggs={
+            "requests": {"sum": {"field": "streammon.counters.requests_total.sum"}},
+            "slowest": {"max": {"field": f"{name}.p99"}},
+            "seconds": {"sum": {"field": f"{name}.sum"}},
+        },
+    )
+    values = {each: result["value"] for each, result in found["aggregations"].items()}
+    assert values == {"requests": 21.0, "slowest": pytest.approx(4.0, rel=0.0055), "seconds": pytest.approx(12.9)}
+    fields = (await client.field_caps(index=f"{RESOURCES}-{unique}", fields=f"{name}.*"))["fields"]
+    assert {each.removeprefix(f"{name}.") for each, kinds in fields.items() if "object" not in kinds} == {
+        *("count", "sum", "min", "max", "mean", "p50", "p90", "p99")
+    }
+
+
 async def test_of_a_model_the_newest_revision_is_found_and_its_intervals_are_numbers(
     open_sink: Opener, client: AsyncElasticsearch, documents: Documents, unique: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streammon_processors.rules.conditions.cel import (
+    DISTRIBUTION,
     NUMBER,
     TEXT,
     TRUTH,
@@ -14,9 +15,11 @@ from streammon_processors.rules.conditions.cel import (
     Function,
     Label,
     Variable,
+    as_field,
     names_in,
     parse,
 )
+from streammon_processors.rules.conditions.expression import fields_of
 
 VARIABLES = {"duration_s.p99": NUMBER, "error_rate": NUMBER, "count": NUMBER}
 AVERAGE = Function("avg_over", ((NUMBER, TEXT),))
@@ -91,6 +94,15 @@ def test_a_gauge_whose_name_is_no_identifier_is_named_in_brackets(written: str) 
 def test_a_gauge_in_brackets_is_told_of_as_it_was_written() -> None:
     with pytest.raises(ExpressionError, match=r"column 38: 'gauges\[\"c-d\"\].lst' is not known"):
         parse('gauges["a-b"].last > gauges["c-d"].lst', {"gauges.a-b.last": NUMBER}, ())
+
+
+def test_counters_and_distributions_are_named_as_gauges_are() -> None:
+    names = {"counters.a-b.per_s": NUMBER, "distributions.c-d.p99": NUMBER, "distributions.e.f-g": DISTRIBUTION}
+    written = 'counters["a-b"].per_s > distributions["c-d"].p99 + share(distributions["e.f-g"])'
+    assert [*map(as_field, names)] == ['counters["a-b"].per_s', 'distributions["c-d"].p99', 'distributions["e.f-g"]']
+    assert [*names_in(written)][:2] == ["counters.a-b.per_s", "distributions.c-d.p99"]
+    node, _ = parse(written, names, [Function("share", ((DISTRIBUTION,),))])
+    assert [each.name for each in fields_of(node)] == [*names]
 
 
 @pytest.mark.parametrize("name", ["in", "true", "null", "a", "b.c"])

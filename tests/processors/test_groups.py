@@ -25,6 +25,7 @@ from streammon_processors.rules import Rule, Rules, RulesTask
 from streammon_processors.rules.group import PATIENCE_S, GroupTask
 from streammon_processors.rules.groups import Grouping, GroupWindow, read_part
 from streammon_processors.rules.regroup import RegroupTask
+from streammon_processors.rules.sources import SourceName
 from streammon_processors.shapes import tumbling
 from streammon_processors.verification import verify
 from streammon_processors.windows import WindowTask, encode_window, series_key
@@ -38,29 +39,40 @@ MODELS = tuple(f"model-{number}" for number in range(7))
 
 
 def rule(name: str, expr: str, by: tuple[str, ...] | None, **fields: Any) -> Rule:
-    return Rule(name=name, source="inference", expr=expr, by=by, severity="warning", summary="{value}", **fields)
+    given = {"source": "inference", "severity": "warning", "summary": "{value}"} | fields
+    return Rule(name=name, expr=expr, by=by, **given)
 
 
 # --- sums -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", [(), ("service",), ("model",), ("endpoint", "model")])
+SHOP = {"service": "shop"}
+
+
+@pytest.mark.parametrize(
+    ("source", "where", "by"),
+    [
+        *(("inference", SHOP, by) for by in ((), ("service",), ("model",), ("endpoint", "model"))),
+        ("resource", {"host": "h1"}, ("entity",)),
+    ],
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_window_of_a_group_is_the_sum_of_the_windows_of_its_series_in_all_partitions(
-    seed: int, by: tuple[str, ...]
+    seed: int, source: SourceName, where: dict[str, str], by: tuple[str, ...]
 ) -> None:
-    rules = Rules((rule("a", "count > 1", by, window=4.0, where={"service": "shop"}),))
+    rules = Rules((rule("a", "count > 1", by, window=4.0, where=where, source=source),))
     logs = {number: rolled_log(10 * seed + number, SETTINGS) for number in range(PARTITIONS)}
     expected: dict[tuple[Any, ...], Total] = {}
     for each in (each for log in logs.values() for each in windows_in(log)):
-        if each.source == "inference" and each.of_s and each.part == "main" and each.series.get("service") == "shop":
+        mine = each.source == source and where.items() <= each.series.items()
+        if mine and each.of_s and each.part == "main":
             key = tuple(sorted((k, v) for k, v in each.series.items() if k in by)), round(each.start_unix_s / 4)
             expected.setdefault(key, Total()).add(each)
 
     found = parts_of(grouped(rules, logs), 4)
     assert {(series, start) for _, series, start in found} == expected.keys()
     for _, series, start in found:
-        found["inference", series, start].check(expected[series, start])
+        found[source, series, start].check(expected[series, start])
 
 
 def grouped(rules: Rules, logs: Mapping[int, Sequence[Stored]]) -> list[GroupWindow]:

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from streammon.config import WindowSettings
-from streammon.results import Gauge
+from streammon.results import Gauge, counters_of
 from streammon_processors.replay import Range
 from streammon_processors.rules import Rule, Rules
 from streammon_processors.rules.backtest.by_groups import group_alerts_of
@@ -200,6 +200,32 @@ def test_a_metric_of_ones_own_is_what_one_says() -> None:
     assert (found.expr, found.where, found.source) == ("gauges.temperature.last > 85", {"entity": "gpu"}, "resource")
     with pytest.raises(ValueError, match="is not a field of inference windows"):
         meaning_of("latency")
+
+
+def test_what_services_count_themselves_is_a_counter_or_a_histogram() -> None:
+    known = Knowledge(
+        {
+            "http_requests_total": meaning_of('counters.http_requests_total{entity="service"}'),
+            "job:latency": meaning_of("distributions.job:latency"),
+        },
+        {"code": "code"},
+    )
+    failing = 'sum by (job) (rate(http_requests_total{code="500"}[5m])) > 2'
+    assert translate('rate(http_requests_total{job="shop", code="500", instance="a:1"}[5m]) > 2', known).fields == {
+        "source": "resource",
+        "where": {"entity": "service", "id": "shop", "code": "500", "instance": "a:1"},
+        "expr": 'sum_over(counters.http_requests_total.sum, "5m") / 300 > 2',
+    }
+    assert rule(failing, known).by == ("id",)
+    slow = translate("histogram_quantile(0.9, sum by (job, le) (rate(job:latency_bucket[5m]))) > 1", known).fields
+    assert slow["expr"] == 'quantile(distributions["job:latency"], 0.9, "5m") > 1'
+    mean = translate("rate(job:latency_sum[5m]) / rate(job:latency_count[5m]) > 0.5", known).fields
+    assert mean["expr"] == (
+        'sum_over(distributions["job:latency"].sum, "5m") / sum_over(distributions["job:latency"].count, "5m") > 0.5'
+    )
+    windows = counters_of({"http_requests_total": 5000.0}, 2.0)
+    service = {"entity": "service", "id": "shop", "code": "500"}
+    assert fires("rate(http_requests_total[5m]) > 2", service, known, source="resource", counters=windows)
 
 
 def test_a_recorded_expression_is_put_in_and_one_that_uses_itself_is_refused() -> None:

@@ -131,6 +131,28 @@ def test_a_series_that_is_back_has_to_warm_up_anew() -> None:
     assert sum(b'"state":"no_data"' in (each.value or b"") for each in by_records(RULES, given_)) == 1
 
 
+def test_counters_and_distributions_of_resources_give_the_bytes_that_records_give() -> None:
+    random = np.random.default_rng(3)
+    shape = (60, len(SERIES))
+    requests = random.integers(0, 50, shape).astype(float)
+    numbers = {"counters.requests_total": requests, "distributions.a-b": random.random(shape)}
+    given_ = panel("resource", SIZE_S, SERIES, START + SIZE_S * np.arange(60.0), numbers)
+    rules = Rules(
+        (
+            rule("rate", "counters.requests_total.per_s > 4", source="resource"),
+            rule("past", 'sum_over(counters.requests_total.sum, "1m") > 180', source="resource"),
+            rule("slow", 'distributions["a-b"].p99 > 0.9', source="resource"),
+            rule("sketch", 'quantile(distributions["a-b"], 0.5, "40s") > 0.7', source="resource"),
+            rule("share", 'share_above(distributions["a-b"], 0.9) > 0.5', source="resource"),
+            rule("long", "counters.requests_total.per_s > 3", window="1m", source="resource"),
+        )
+    )
+    expected = by_records(rules, given_)
+    assert by_columns(rules, given_, 7) == expected
+    told = {msgspec.json.decode(each.value or b"")["rule"] for each in expected}
+    assert told >= {"rate", "past", "slow", "sketch", "share"}
+
+
 def test_the_share_of_slow_answers_is_looked_back_on() -> None:
     slow = np.array([[0.1], [0.9], [0.9], [0.1], [0.1], [0.9]])
     starts = START + SIZE_S * np.arange(len(slow), dtype=float)

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from streammon.broker import Headers, Outgoing
 from streammon.commands import Acknowledge, Matcher, Silence
 from streammon.errors import ConfigError
-from streammon.results import Alert, Completeness, Distribution, Gauge, Window
+from streammon.results import Alert, Completeness, Distribution, Gauge, Window, counters_of
 from streammon.sketch import Sketch
 from streammon.tick import TICK
 from streammon.topics import LARGE_RECORD_BYTES
@@ -188,6 +188,62 @@ def test_rule_for_resources_reads_gauges_with_dots_in_their_names() -> None:
     gauge = Gauge(min=0.5, max=0.99, mean=0.9, last=0.954)
     (found,) = run(task(full), window(0, None, {"host": "a"}, source="resource", gauges={"cpu.utilization": gauge}))
     assert found.condition == "last of cpu.utilization 95.4 % > 90 %"
+
+
+def service_window(index: int, requests: float, *latencies: float, **fields: Any) -> Window:
+    found = Distribution(
+        count=len(latencies), sketch=Sketch.of(np.array(latencies)), sum=sum(latencies), min=min(latencies),
+        max=max(latencies), mean=0.0, p50=0.0, p90=0.0, p99=sorted(latencies)[-1],
+    )  # fmt: skip
+    sums = {"http-requests": requests, "sent_bytes_total": 1.0}
+    named = {"counters": counters_of(sums, SIZE_S), "distributions": {"http.latency_s": found}}
+    return window(index, None, {"id": "shop"}, source="resource", **(named | fields))
+
+
+@pytest.mark.parametrize(
+    ("expr", "condition"),
+    [
+        ('counters["http-requests"].per_s > 100', "per_s of http-requests 200/s > 100/s"),
+        ('counters["http-requests"].sum > 100', "sum of http-requests 400 > 100"),
+        ("distributions.http.latency_s.p99 > 0.3", "p99 of http.latency_s 500 ms > 300 ms"),
+        ("distributions.http.latency_s.count > 2", "count of http.latency_s 4 > 2"),
+        ("share_above(distributions.http.latency_s, 0.2) > 0.3", "share_above(http.latency_s, 0.2) 0.5 > 0.3"),
+        (
+            'quantile(distributions.http.latency_s, 0.5, "10s") < 0.3',
+            "quantile(http.latency_s, 0.5, 10s) 100.1 ms",
+        ),
+        (
+            'burn_rate(distributions.http.latency_s, 0.2, 0.9, "10s") > 3',
+            "burn_rate(http.latency_s, 0.2, 0.9, 10s) 5",
+        ),
+        ('sum_over(counters["http-requests"].sum, "10s") > 500', "sum_over(sum of http-requests, 10s) 800 > 500"),
+        ("counters.sent_bytes_total.per_s > 0.4 && counters.sent_bytes_total.sum > 0.9", "sum of sent_bytes_total 1 B"),
+    ],
+)
+def test_rule_for_resources_reads_counters_and_distributions(expr: str, condition: str) -> None:
+    rule = Rule(name="r", source="resource", expr=expr, severity="warning", summary="{value}", for_s=0.0)
+    quiet = {"counters": None, "distributions": None}
+    log = [service_window(0, 1.0, 0.1, **quiet), *(service_window(n, 400.0, 0.1, 0.1, 0.3, 0.5) for n in (1, 2))]
+    found = run(task(rule), *log)[0]
+    assert condition in found.condition
+    assert "sketch" not in found.evidence["window"]["distributions"]["http.latency_s"]
+    assert found.evidence["window"]["counters"]["http-requests"]["sum"] == 400.0
+
+
+def test_distributions_of_more_than_can_be_counted_stop_no_rule() -> None:
+    most = Distribution(
+        count=2**53 - 1, sum=0.0, min=0.0, max=1.0, mean=0.0, p50=0.0, p90=0.0, p99=0.0,
+        sketch=Sketch.of_equal(0.5, 2**53 - 1),
+    )  # fmt: skip
+    expr = 'quantile(distributions.x, 0.5, "10s") > 0.4 && burn_rate(distributions.x, 0.2, 0.9, "10s") > 1'
+    rule = Rule(name="r", source="resource", expr=expr, severity="warning", summary="{value}", for_s=0.0)
+    claimed = [window(n, None, {"id": "a"}, source="resource", distributions={"x": most}) for n in range(4)]
+    assert states(run(task(rule), *claimed)) == [("firing", 2.0)]
+
+
+def test_inference_windows_have_no_counters_of_senders() -> None:
+    with pytest.raises(ValueError, match=r"counters\.x\.sum"):
+        Rule(name="r", source="inference", expr="counters.x.sum > 1", severity="warning", summary="")
 
 
 def test_a_window_without_the_field_says_nothing() -> None:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,9 @@ from streammon.broker import Outgoing
 from streammon.config import WindowSettings
 from streammon.errors import Reason, Rejected
 from streammon.events import EventType
-from streammon.results import OTHER, Completeness, Window
+from streammon.histograms import from_buckets
+from streammon.results import OTHER, Completeness, Counter, Window
+from streammon.sketch import Sketch, bucket_bounds, bucket_index
 from streammon.topics import MAX_RECORD_BYTES
 from streammon.wire import Density, encode
 from streammon_processors import aggregate
@@ -763,6 +766,96 @@ def test_gauges_have_extremes_mean_and_the_value_of_the_latest_event_time() -> N
     gauge = window.gauges["x"]
     assert (gauge.min, gauge.max, gauge.mean, gauge.last) == (1.0, 8.0, 3.8, 2.0)
     assert (window.error_count, window.error_rate, window.duration_s) == (None, None, None)
+
+
+def histogram(values: Sequence[float], **known: float) -> Event:
+    return {"sum": sum(values), "sketch": Sketch.of(np.array(values)).to_wire(), **known}
+
+
+@pytest.mark.parametrize("density", Density)
+def test_counters_and_histograms_add_up_and_late_ones_are_in_a_supplement(density: Density) -> None:
+    events = [
+        resource(0.1, {}, counters={"requests": 3.0, "errors": 0.0}, histograms={"latency_s": histogram([1, 2])}),
+        resource(1.9, {"x": 1.0}, counters={"requests": 4.0}),
+        resource(1.0, {}, histograms={"latency_s": histogram([0.5, 8.0], min=0.5, max=8.0), "size": histogram([])}),
+        resource(4.0, {}),
+        resource(0.5, {}, counters={"requests": 5.0}, histograms={"latency_s": histogram([16], max=16)}),
+    ]
+    log = [*(at(4, value) for value in encode(EventType.RESOURCE, events, density)), tick_at(9)]
+    main, late = (window for window in windows(process(log, "resources")) if window.start_unix_s == T0)
+    assert main.counters == {"errors": Counter(sum=0.0, per_s=0.0), "requests": Counter(sum=7.0, per_s=3.5)}
+    assert late.counters == {"requests": Counter(sum=5.0, per_s=2.5)}
+    assert main.distributions is not None
+    assert late.distributions is not None
+    assert main.distributions.keys() == {"latency_s"}
+    latency, more = main.distributions["latency_s"], late.distributions["latency_s"]
+    assert latency.sketch == Sketch.of(np.array([1, 2, 0.5, 8]))
+    assert (latency.count, latency.sum, latency.mean, latency.min, latency.max) == (4, 11.5, 2.875, 0.5, 8.0)
+    assert (more.count, more.sum, more.max) == (1, 16.0, 16.0)
+    assert more.p99 == pytest.approx(16.0, rel=0.0055)
+    assert more.min == bucket_bounds(bucket_index(np.array([16.0])))[0], "the lower bound of its bucket"
+
+
+def test_extremes_that_nobody_said_are_those_of_the_buckets_and_of_the_mean() -> None:
+    above = {"sum": 500.0, "sketch": from_buckets([1.0], [0, 5]).to_wire()}
+    contrary = {"sum": 8.0, "sketch": from_buckets([1.0, 4.0], [0, 2, 0]).to_wire(), "min": 9.0, "max": 2.0}
+    events = [resource(0, {}, histograms={"above": above, "contrary": contrary})]
+    (window,) = windows(process([at(0, packed(*events, topic="resources")), tick_at(9)], "resources"))
+    assert window.distributions is not None
+    found = window.distributions["above"]
+    assert (found.mean, found.max) == (100.0, 100.0), "the last bucket has no bound, but the sum is known"
+    assert 0.98 < found.min <= 1.0
+    not_believed = window.distributions["contrary"]
+    assert (not_believed.mean, not_believed.max) == (4.0, 4.0)
+    assert 1.7 < not_believed.min <= 1.75
+
+
+@pytest.mark.parametrize("density", Density)
+def test_absurd_counters_and_histograms_stop_nobody(density: Density) -> None:
+    most = {"scale": 6, "zero_count": 2**53 - 1, "offset": 0, "counts": []}
+    wide = Sketch.of(np.array([5e-324, 1.0, 1.7e308, -1.7e308])).to_wire()
+    events = [
+        resource(
+            0,
+            {},
+            counters={"n": 1e308},
+            histograms={"most": {"sum": 1e308, "sketch": most}, "wide": {"sum": -1e308, "sketch": wide}},
+        )
+    ] * 3
+    outputs = process([*(at(0, v) for v in encode(EventType.RESOURCE, events, density)), tick_at(9)], "resources")
+    (window,) = windows(outputs)
+    assert window.counters == {"n": Counter(sum=sys.float_info.max, per_s=sys.float_info.max / 2)}
+    assert window.distributions is not None
+    assert window.distributions["most"].count == 2**53 - 1, "more cannot be counted: those are left out"
+    found = window.distributions["wide"]
+    assert (found.count, found.sum, found.max) == (12, -sys.float_info.max, sys.float_info.max)
+
+
+def test_names_of_counters_and_histograms_are_bounded_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregate, "MAX_GAUGES", 2)
+    events = [
+        resource(0, {name: 1.0}, counters={name: float(n)}, histograms={name: histogram([2.0**n])})
+        for n, name in enumerate("dcba")
+    ]
+    (window,) = windows(process([at(0, packed(*events, topic="resources")), tick_at(9)], "resources"))
+    for named in (window.gauges, window.counters, window.distributions):
+        assert named is not None
+        assert [*named] == [OTHER, "c", "d"]
+    assert window.counters is not None
+    assert window.distributions is not None
+    assert (window.counters[OTHER].sum, window.distributions[OTHER].sum) == (5.0, 12.0)
+
+
+def test_window_of_many_histograms_gives_them_up_before_it_outgrows_a_record() -> None:
+    wide = histogram(np.geomspace(1e-9, 1e9, 4000).tolist())
+    events = [resource(0, {"x": 1.0}, counters={"n": 1.0}, histograms={f"{n}": wide}) for n in range(300)]
+    log = [at(0, packed(*some, topic="resources")) for some in (events[:100], events[100:200], events[200:])]
+    outputs = process([*log, tick_at(9)], "resources")
+    (window,) = windows(outputs)
+    assert all(len(output.value or b"") <= MAX_RECORD_BYTES for output in outputs)
+    assert window.distributions is None
+    assert window.counters == {"n": Counter(sum=300.0, per_s=150.0)}
+    assert window.gauges is not None
 
 
 @pytest.mark.parametrize("density", Density)

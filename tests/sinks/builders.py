@@ -12,6 +12,7 @@ from streammon.broker import Headers, TopicPartition
 from streammon.results import (
     Alert,
     Completeness,
+    Counter,
     Distribution,
     Drift,
     Exemplar,
@@ -103,6 +104,8 @@ def resource_window(number: int = 0) -> Window:
         source="resource",
         series={"host": "web-1", "entity": "cpu", "id": "total"},
         gauges={"utilization": Gauge(min=0.0, max=0.5, mean=0.25, last=0.5)},
+        counters={"requests_total": Counter(sum=7.0, per_s=3.5)},
+        distributions={"http.request.duration": distribution(0.1, 0.2, 4.0)},
         **dict.fromkeys(("duration_s", "ttft_s", "input_tokens", "output_tokens", "confidence", "cost")),
         **dict.fromkeys(("error_count", "error_rate", "exemplars")),
     )

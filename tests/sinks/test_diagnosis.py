@@ -36,7 +36,7 @@ from streammon_sinks.sqlite import ResultStore, SqliteSink
 from streammon_sinks.web.overview import shown_alerts
 from tests.diagnosing import diagnosed, publish, rank
 from tests.incidents import BINS, INCIDENTS, START, STEP_S, build
-from tests.sinks.builders import alert, item, window
+from tests.sinks.builders import alert, item, resource_window, window
 from tests.support import eventually
 
 replace = msgspec.structs.replace
@@ -201,11 +201,24 @@ def test_of_many_series_that_wander_hardly_any_has_moved_with_the_alert() -> Non
         ("count", "throughput_per_s"),
         ("error_rate", "error_rate"),
         ("gauges.utilization.last", "gauges.utilization"),
+        ("counters.http.requests.sum", "counters.http.requests"),
+        ("distributions.http.latency.p90", "distributions.http.latency.p99"),
+        ("distributions.http.latency.mean", "distributions.http.latency.p50"),
         ("confidence.p50", "confidence.mean"),
     ],
 )
 def test_every_field_has_a_track_that_does_as_it_does(field: str, track: str) -> None:
     assert track_of(field) == track
+
+
+def test_counters_and_distributions_of_resources_have_tracks() -> None:
+    tracks = Tracks(Grid(resource_window().start_unix_s, 10, 3), [{}])
+    tracks.add(decode_seen(msgspec.json.encode(resource_window())))
+    found = {track.field: max(track.values.tolist()) for track in tracks.all()}
+    assert found["counters.requests_total"] == 3.5
+    assert {each for each in found if each.startswith("distributions.")} == {
+        "distributions.http.request.duration.p50", "distributions.http.request.duration.p99",
+    }  # fmt: skip
 
 
 def test_series_that_share_a_label_with_the_alert_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,8 @@ one window's parts that of the one that came first: a supplement does not say ho
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from streammon.results import (
     COUNTERS,
@@ -20,18 +19,19 @@ from streammon.results import (
     Gauge,
     Window,
     bounded,
+    counters_of,
 )
-from streammon.sketch import Accumulator
-from streammon_processors.aggregate import EXEMPLARS, MAX_GAUGES, QUANTILES
+from streammon_processors.aggregate import EXEMPLARS, LARGEST, Values, finite, name_within
 
-LARGEST = sys.float_info.max
+T = TypeVar("T")
 
 
 class Sum:
     """One series' windows, added up. There are ten thousands of these, of three lengths: hence the slots."""
 
     __slots__ = (
-        "_completeness", "_costs", "_distributions", "_error_count", "_exemplars", "_gauges", "count", "series",
+        "_completeness", "_costs", "_counters", "_distributions", "_error_count", "_exemplars", "_gauges", "_named",
+        "count", "series",
     )  # fmt: skip
 
     def __init__(self, series: dict[str, str]) -> None:
@@ -39,8 +39,10 @@ class Sum:
         self.count = 0
         self._error_count: int | None = None
         self._completeness = Completeness()
-        self._distributions: dict[str, _Values] = {}
+        self._distributions: dict[str, Values] = {}
         self._gauges: dict[str, _Samples] = {}
+        self._counters: dict[str, float] = {}
+        self._named: dict[str, Values] = {}
         self._exemplars: list[Exemplar] = []
         self._costs: dict[str, float] = {}
 
@@ -53,14 +55,20 @@ class Sum:
         for name in DISTRIBUTIONS:
             distribution: Distribution | None = getattr(window, name)
             if distribution is not None and distribution.count > 0:
-                self._distributions.setdefault(name, _Values()).add(distribution)
+                self._distributions.setdefault(name, Values()).add(distribution)
         for name, gauge in (window.gauges or {}).items():
-            self._gauge(name).add(gauge, gauge.count or max(1, window.count), window.start_unix_s)
+            samples = _named(self._gauges, name, _Samples)
+            samples.add(gauge, gauge.count or max(1, window.count), window.start_unix_s)
+        for name, counter in (window.counters or {}).items():
+            kept = name_within(self._counters, name)
+            self._counters[kept] = finite(self._counters.get(kept, 0.0) + counter.sum)
+        for name, distribution in (window.distributions or {}).items():
+            _named(self._named, name, Values).add(distribution)
         if window.exemplars:
             slowest = sorted([*self._exemplars, *window.exemplars], key=lambda exemplar: -exemplar.duration_s)
             self._exemplars = slowest[:EXEMPLARS]  # of equals the earlier: sorting is stable
         for currency, amount in (window.cost or {}).items():
-            self._costs[currency] = _finite(self._costs.get(currency, 0.0) + amount)
+            self._costs[currency] = finite(self._costs.get(currency, 0.0) + amount)
 
     def _add_completeness(self, more: Completeness) -> None:
         mine = self._completeness
@@ -68,13 +76,8 @@ class Sum:
             setattr(mine, name, bounded(getattr(mine, name) + getattr(more, name)))
         mine.watermark_unix_s = max(mine.watermark_unix_s, more.watermark_unix_s)
 
-    def _gauge(self, name: str) -> _Samples:
-        if name not in self._gauges and len(self._gauges) >= MAX_GAUGES:
-            name = OTHER
-        return self._gauges.setdefault(name, _Samples())
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of a `Window` that follow from the events."""
+    def fields(self, size_s: float) -> dict[str, Any]:
+        """The fields of a `Window` of this length that follow from the events."""
         fields: dict[str, Any] = {name: values.result() for name, values in self._distributions.items()}
         fields["count"] = self.count
         fields["completeness"] = self._completeness
@@ -82,6 +85,8 @@ class Sum:
             fields["error_count"] = self._error_count
             fields["error_rate"] = self._error_count / self.count if self.count else 0.0
         fields["gauges"] = {name: samples.result() for name, samples in sorted(self._gauges.items())} or None
+        fields["counters"] = counters_of(self._counters, size_s)
+        fields["distributions"] = {name: values.result() for name, values in sorted(self._named.items())} or None
         fields["exemplars"] = self._exemplars or None
         fields["cost"] = self._costs or None
         return fields
@@ -116,35 +121,12 @@ class Sums:
             yield found
 
 
-class _Values:
-    """A distribution that grows."""
-
-    __slots__ = ("_count", "_max", "_min", "_sketch", "_sum")
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum, self._min, self._max = 0.0, LARGEST, -LARGEST
-        self._sketch = Accumulator()
-
-    def add(self, more: Distribution) -> None:
-        self._count += more.count
-        self._sum = _finite(self._sum + more.sum)
-        self._min, self._max = min(self._min, more.min), max(self._max, more.max)
-        self._sketch.add(more.sketch, more.count)
-
-    def result(self) -> Distribution:
-        p50, p90, p99 = self._sketch.quantiles(QUANTILES, self._min, self._max)
-        return Distribution(
-            count=self._count,
-            sum=self._sum,
-            min=self._min,
-            max=self._max,
-            mean=min(max(self._sum / self._count, self._min), self._max),
-            p50=p50,
-            p90=p90,
-            p99=p99,
-            sketch=self._sketch.sketch(),
-        )
+def _named(those: dict[str, T], name: str, new: Callable[[], T]) -> T:
+    """That of a name, or where there are too many, of those that share one."""
+    kept = name_within(those, name)
+    if kept not in those:
+        those[kept] = new()
+    return those[kept]
 
 
 class _Samples:
@@ -159,7 +141,7 @@ class _Samples:
 
     def add(self, more: Gauge, count: int, start_unix_s: float) -> None:
         self._count += count
-        self._sum = _finite(self._sum + more.mean * count)
+        self._sum = finite(self._sum + more.mean * count)
         self._min, self._max = min(self._min, more.min), max(self._max, more.max)
         if start_unix_s > self._last_start:
             self._last, self._last_start = more.last, start_unix_s
@@ -167,8 +149,3 @@ class _Samples:
     def result(self) -> Gauge:
         mean = self._sum / self._count
         return Gauge(min=self._min, max=self._max, mean=mean, last=self._last, count=self._count)
-
-
-def _finite(value: float) -> float:
-    """JSON has no infinity: a sum beyond the largest float is given as the largest float."""
-    return min(max(value, -LARGEST), LARGEST)

@@ -318,7 +318,7 @@ class _Source:
             yield from (_record(window, level.shape, partition) for window in windows)
 
     def _window(self, level: Level, grown: Grown, partition: int, revisions: Revisions) -> Window:
-        shape, fields = level.shape, grown.sum.fields()
+        shape = level.shape
         size_s = shape.size_s or grown.end_unix_s - grown.start_unix_s
         revision = 0
         if grown.late:
@@ -338,7 +338,7 @@ class _Source:
             kind=shape.kind,
             every_s=shape.every_s if shape.kind == "hopping" else None,
             gap_s=shape.gap_s or None,
-            **fields,
+            **grown.sum.fields(size_s),
         )
 
     def memory(self) -> _SourceMemory:

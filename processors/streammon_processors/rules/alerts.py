@@ -194,4 +194,7 @@ def _evidence(name: str, value: bytes) -> dict[str, Any]:
 
 
 def _without_sketch(part: object) -> object:
-    return {name: x for name, x in part.items() if name != "sketch"} if isinstance(part, dict) else part
+    """Nor those within."""
+    if not isinstance(part, dict):
+        return part
+    return {name: _without_sketch(x) for name, x in part.items() if name != "sketch"}

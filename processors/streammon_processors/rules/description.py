@@ -17,12 +17,12 @@ from streammon.durations import Duration, seconds
 from streammon.errors import ConfigError
 from streammon.results import Severity
 from streammon_processors.rules.conditions import cel
-from streammon_processors.rules.conditions.cel import Call, Constant, ExpressionError, Node, Variable
+from streammon_processors.rules.conditions.cel import DISTRIBUTION, Call, Constant, ExpressionError, Node, Variable
 from streammon_processors.rules.conditions.expression import MATHS, calls_of, check, labels_of, negated, variables_of
 from streammon_processors.rules.conditions.learning import Lesson, told_with
 from streammon_processors.rules.conditions.past import FUNCTIONS, NAMES, Look, understand
 from streammon_processors.rules.groups import GROUPED, Grouping
-from streammon_processors.rules.sources import SOURCES, Results, Source, SourceName
+from streammon_processors.rules.sources import SOURCES, Results, Source, SourceName, sketch_path
 from streammon_processors.shapes import MAX_OVERLAP, Asked, Shape, hopping, session, tumbling
 
 NoData = Literal["hold", "fire", "resolve"]
@@ -257,7 +257,8 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=T
     def paths(self) -> frozenset[tuple[str, ...]]:
         """The keys in a window that lead to what it reads."""
         plain = {self.origin.path_of(name) for name in self.fields} - {()}
-        return frozenset(plain | {(name, "sketch") for name in self.distributions & self.fields})
+        sketches = {sketch_path(name) for name in self.fields if self.origin.kind_of(name) == DISTRIBUTION}
+        return frozenset(plain | sketches)
 
     @property
     def distributions(self) -> frozenset[str]:
@@ -363,8 +364,8 @@ def _check_look(rule: Rule, call: Call) -> None:
         return
     if isinstance(rule.origin, Results):
         raise ExpressionError(f"{call.function}: {rule.origin.noun} come when they come, and have no regular past")
-    if rule.source != "inference" and call.function in ("burn_rate", "quantile"):
-        raise ExpressionError(f"{call.function} is about requests; these windows have none")
+    if rule.source != "inference" and call.function in ("burn_rate", "quantile") and len(call.arguments) == 2:
+        raise ExpressionError(f"{call.function} is about requests; these windows have none; name a distribution")
     shape = rule.shape
     if look.lesson and (shape is None or shape.kind != "session"):
         _check_lesson(call, look.lesson, shape)

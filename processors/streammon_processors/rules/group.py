@@ -181,7 +181,7 @@ class GroupTask:
 
     def _window(self, grouping: Grouping, start_unix_s: float, total: Sum) -> Outgoing:
         size_s = grouping.shape.size_s
-        fields: dict[str, Any] = total.fields()
+        fields: dict[str, Any] = total.fields(size_s)
         window = GroupWindow(
             grouping=grouping.name,
             source=grouping.source,

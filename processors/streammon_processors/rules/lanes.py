@@ -27,12 +27,12 @@ from streammon.events import SCHEMA
 from streammon.results import Kind
 from streammon.sketch import Sketch
 from streammon.wire import MAX_TIME_UNIX_S, read_message
-from streammon_processors.rules.conditions.cel import Call, Node
+from streammon_processors.rules.conditions.cel import NAMED, Call, Node
 from streammon_processors.rules.conditions.expression import Bools, Evaluation, Floats, Truth, of_labels, variables_of
 from streammon_processors.rules.conditions.past import Ints, Look, Past, share_above, understand
 from streammon_processors.rules.description import Rule, Rules
 from streammon_processors.rules.episodes import ROUNDING_S, Labels
-from streammon_processors.rules.sources import Results
+from streammon_processors.rules.sources import Results, sketch_path
 from streammon_processors.shapes import Shape
 
 MAX_PAST_BYTES: Final = 64 * 1024 * 1024
@@ -105,13 +105,16 @@ def window_decoder(rules: Iterable[Rule]) -> msgspec.json.Decoder[Seen]:
 def _type_of(name: str, below: Mapping[str, Any] | None) -> Any:
     if below is None:
         return float
-    if name == "gauges":
-        statistics = sorted({key for gauge in below.values() for key in gauge})
-        gauge: Any = msgspec.defstruct("Gauge", [(each, float | None, None) for each in statistics], gc=False)
-        return dict[str, gauge]
     if name == "cost":
         return dict[str, float]
-    fields = [(key, Sketch | None if key == "sketch" else float | None, None) for key in sorted(below)]
+    if name not in NAMED:
+        return _struct_of(name, below)
+    named: Any = _struct_of(name, {key for each in below.values() for key in each})
+    return dict[str, named]
+
+
+def _struct_of(name: str, statistics: Iterable[str]) -> Any:
+    fields = [(key, Sketch | None if key == "sketch" else float | None, None) for key in sorted(statistics)]
     return msgspec.defstruct(name, fields, gc=False)
 
 
@@ -689,7 +692,7 @@ class Batch:
         return self._found[call]
 
     def _sketches(self, look: Look) -> Iterator[Sketch | None]:
-        get = getter((look.sketches or "", "sketch"))
+        get = getter(sketch_path(look.sketches or ""))
         return map(get, self._windows)
 
     def _look_back(self) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from streammon.errors import Reason, Rejected
-from streammon.results import COUNTERS, DISTRIBUTIONS, Distribution, Drift, Gauge, Quality, Run
+from streammon.results import COUNTERS, DISTRIBUTIONS, Counter, Distribution, Drift, Gauge, Quality, Run
 from streammon.topics import DAY_S
 from streammon.wire import MAX_TIME_UNIX_S
 from streammon_processors.rules.conditions.cel import DISTRIBUTION, NUMBER, TEXT, TRUTH
@@ -34,6 +34,7 @@ from streammon_processors.rules.conditions.cel import DISTRIBUTION, NUMBER, TEXT
 SourceName = Literal["inference", "resource", "drift", "run", "quality"]
 _STATISTICS: Final = tuple(name for name in Distribution.__struct_fields__ if name != "sketch")
 _GAUGE: Final = Gauge.__struct_fields__
+_NAMED: Final = {"gauges": _GAUGE, "counters": Counter.__struct_fields__, "distributions": _STATISTICS}
 _RESULT: Final = "result"
 """Where a `lanes.Told` has the record."""
 
@@ -46,6 +47,8 @@ class Windows:
     numbers: tuple[str, ...]
     distributions: tuple[str, ...] = ()
     has_cost: bool = False
+    has_named: bool = False
+    """Whether it has counters and distributions under names of the senders'."""
     topic: str = "windows"
     labels: tuple[str, ...] | None = None
     """Those a series may have; None: any."""
@@ -64,17 +67,28 @@ class Windows:
 
     def kind_of(self, name: str) -> str | None:
         """The type of a field; None: there is none of that name."""
-        return NUMBER if self.path_of(name) else DISTRIBUTION if name in self.distributions else None
+        if self.path_of(name):
+            return NUMBER
+        return DISTRIBUTION if name in self.distributions or self._is_named(name) else None
+
+    @property
+    def _named(self) -> Mapping[str, tuple[str, ...]]:
+        """What it has under names of the senders', and the statistics of each."""
+        return _NAMED if self.has_named else {"gauges": _GAUGE}
+
+    def _is_named(self, name: str) -> bool:
+        """Whether it is one of the distributions that senders name; which there are is seen in windows only."""
+        return self.has_named and name.startswith("distributions.")
 
     def path_of(self, name: str) -> tuple[str, ...]:
-        """The keys that lead to a number, or none if such windows cannot have it. Gauge names may hold dots."""
+        """The keys that lead to a number, or none if such windows cannot have it. Names of senders may hold dots."""
         match name.split("."):
             case [number] if number in self.numbers:
                 return (number,)
             case [distribution, statistic] if distribution in self.distributions and statistic in _STATISTICS:
                 return (distribution, statistic)
-            case ["gauges", *gauge, statistic] if gauge and statistic in _GAUGE:
-                return ("gauges", ".".join(gauge), statistic)
+            case [kind, *inner, statistic] if inner and statistic in self._named.get(kind, ()):
+                return (kind, ".".join(inner), statistic)
             case ["completeness", number] if number in COUNTERS:
                 return ("completeness", number)
             case ["cost", *currency] if currency and self.has_cost:
@@ -84,7 +98,8 @@ class Windows:
     @property
     def allowed(self) -> str:
         """Its fields, for a person who has named another."""
-        numbers = [*self.numbers, f"gauges.NAME.{'|'.join(_GAUGE)}", f"completeness.{'|'.join(COUNTERS)}"]
+        named = [f"{kind}.NAME.{'|'.join(statistics)}" for kind, statistics in self._named.items()]
+        numbers = [*self.numbers, *named, f"completeness.{'|'.join(COUNTERS)}"]
         if self.distributions:
             numbers.append(f"{'|'.join(self.distributions)} with .{'|'.join(_STATISTICS)}")
         return f"allowed: {', '.join(numbers + ['cost.CURRENCY'] * self.has_cost)}"
@@ -237,7 +252,7 @@ SOURCES: Final[Mapping[str, Source]] = {
     each.name: each
     for each in (
         Windows("inference", ("count", "throughput_per_s", "error_count", "error_rate"), DISTRIBUTIONS, has_cost=True),
-        Windows("resource", ("count", "throughput_per_s")),
+        Windows("resource", ("count", "throughput_per_s"), has_named=True),
         Results(
             "drift",
             "drift results",
@@ -270,6 +285,12 @@ SOURCES: Final[Mapping[str, Source]] = {
         ),
     )
 }
+
+
+def sketch_path(distribution: str) -> tuple[str, ...]:
+    """The keys that lead to the sketch of a distribution in a window."""
+    field, _, name = distribution.partition(".")
+    return (field, name, "sketch") if name else (field, "sketch")
 
 
 def path_of(source: str, name: str) -> tuple[str, ...]:

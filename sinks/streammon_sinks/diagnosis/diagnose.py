@@ -17,6 +17,7 @@ things that begin in the same ten seconds cannot be told apart by time, and what
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -263,13 +264,16 @@ def _of_series(own: Own, near: _Nearness, around: Surroundings, compared: tuple[
         together = max(0.0, correlation * np.sign(shift.z) * (np.sign(own.shift.z) if own.shift else 1.0))
         strength = (1 - math.exp(-abs(shift.z) / 6)) * (0.5 + 0.5 * together)
         score = signal.weight * relation * timing * strength
-        says = signal.says or track.field.removeprefix("gauges.")
+        says = signal.says or _NAMED.sub("", track.field)
         turned = "rose" if shift.z > 0 else "fell"
         what = f"{says} {where} {turned} from {_told(shift.before)} to {_told(shift.after)}"
         alike = f", correlation {correlation:.2f}" if own.track else ""
         why = f"{_when(lag_s, grid.step_s)}; {abs(shift.z):.0f} × its noise{alike}"
         thing = _thing(track, signal)
         yield _Found(thing, _cause(what, why, signal.kind, float(score), grid.time_of(since), lag_s, track))
+
+
+_NAMED = re.compile(r"^(gauges|counters|distributions)\.")
 
 
 def _judged(track: Track, own: Own, near: _Nearness) -> tuple[Signal, float, str] | None:

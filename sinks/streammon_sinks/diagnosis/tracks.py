@@ -53,6 +53,10 @@ class _Gauge(Struct, gc=False):
     mean: float
 
 
+class _Counter(Struct, gc=False):
+    per_s: float
+
+
 class Seen(Struct, gc=False):
     """Of a window, what is looked at here; the rest of it is not even decoded."""
 
@@ -74,6 +78,8 @@ class Seen(Struct, gc=False):
     output_tokens: _Distribution | None = None
     confidence: _Distribution | None = None
     gauges: dict[str, _Gauge] | None = None
+    counters: dict[str, _Counter] | None = None
+    distributions: dict[str, _Distribution] | None = None
     of_s: float | None = None
     kind: str = "tumbling"
 
@@ -92,6 +98,11 @@ class Seen(Struct, gc=False):
                 yield f"{name}.mean", found.mean
         for name, gauge in (self.gauges or {}).items():
             yield f"gauges.{name}", gauge.mean
+        for name, counter in (self.counters or {}).items():
+            yield f"counters.{name}", counter.per_s
+        for name, found in (self.distributions or {}).items():
+            yield f"distributions.{name}.p50", found.p50
+            yield f"distributions.{name}.p99", found.p99
 
 
 decode_seen = msgspec.json.Decoder(Seen).decode
@@ -104,11 +115,19 @@ def track_of(field: str) -> str:
         return "throughput_per_s"
     if head == "error_count":
         return "error_rate"
-    if head == "gauges":
-        return f"gauges.{tail.rpartition('.')[0]}"
+    if head in ("gauges", "counters"):
+        return f"{head}.{tail.rpartition('.')[0]}"
+    if head == "distributions":
+        name, _, statistic = tail.rpartition(".")
+        return f"{head}.{name}.{_quantile(statistic)}"
     if head in ("queue_length", "input_tokens", "output_tokens", "confidence"):
         return f"{head}.mean"
-    return f"{head}.{'p50' if tail in ('p50', 'mean', 'min') else 'p99'}" if tail else field
+    return f"{head}.{_quantile(tail)}" if tail else field
+
+
+def _quantile(statistic: str) -> str:
+    """The quantile that moves as a statistic of a distribution does."""
+    return "p50" if statistic in ("p50", "mean", "min") else "p99"
 
 
 class Track(NamedTuple):

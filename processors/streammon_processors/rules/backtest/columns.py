@@ -22,13 +22,14 @@ import numpy as np
 from streammon.broker import Headers, Outgoing
 from streammon.errors import ConfigError
 from streammon.events import SCHEMA
-from streammon.results import DISTRIBUTIONS, Gauge
+from streammon.results import Gauge
 from streammon.sketch import MAX_COUNT, Sketch
 from streammon.tick import TICK
+from streammon_processors.rules.conditions.cel import DISTRIBUTION
 from streammon_processors.rules.conditions.expression import Bools, Floats
 from streammon_processors.rules.conditions.past import Ints, Look
 from streammon_processors.rules.lanes import PATIENCE_S, Batch, Lane, LogTime, Seen, SortedLabels, joined, sorted_labels
-from streammon_processors.rules.sources import path_of
+from streammon_processors.rules.sources import SOURCES, path_of, sketch_path
 from streammon_processors.rules.task import Log, News, RulesTask
 
 TICK_S: Final = PATIENCE_S / 2
@@ -102,7 +103,7 @@ class Panel:
                 _put(found, path, int(value) if path[-1].endswith("count") and value.is_integer() else value)
         for field in sorted(self.alike):
             if (sketch := self.sketch(field, row, column)) is not None:
-                found[field]["sketch"] = sketch
+                _put(found, sketch_path(field), sketch)
         return found
 
 
@@ -117,6 +118,7 @@ def panel(  # what people give, completed by what follows from it
     """A panel of numbers of windows.
 
     ``gauges.NAME`` alone, or a distribution alone, stands for all its statistics: every value in a window was that one.
+    ``counters.NAME`` alone is what was added in a window.
     Where ``count`` does not say, a window holds one event, and 1,000 where there is an error rate. Errors, which are a
     whole number, and throughput follow from it.
 
@@ -132,7 +134,7 @@ def panel(  # what people give, completed by what follows from it
     found["count"] = np.where(np.isnan(given), events, given)
     for each in found.keys() & {"count", "error_count"}:
         _check_counts(each, found[each])
-    alike = frozenset(name for name in numbers if name not in found and source == "inference" and name in DISTRIBUTIONS)
+    alike = frozenset(name for name in numbers if _is_distribution(source, name))
     for name in numbers.keys() - found.keys():
         found |= _spread(source, name, np.asarray(numbers[name], dtype=float), found["count"])
     if source == "inference":
@@ -142,6 +144,8 @@ def panel(  # what people give, completed by what follows from it
         found.setdefault("error_count", np.where(exists, 0.0, np.nan))
         found.setdefault("error_rate", found["error_count"] / count)
     found.setdefault("throughput_per_s", found["count"] / size_s)
+    for name in [name for name in found if name.startswith("counters.") and name.endswith(".sum")]:
+        found.setdefault(f"{name.removesuffix('sum')}per_s", found[name] / size_s)
     ordered = {name: found[name] for name in sorted(found)}
     labels = tuple(series)
     if len({sorted_labels(each) for each in labels}) < len(labels):
@@ -159,15 +163,21 @@ def _check_counts(name: str, column: Floats) -> None:
 def _spread(source: str, name: str, column: Floats, count: Floats) -> dict[str, Floats]:
     """All statistics of values that are alike."""
     known = np.where(np.isnan(column), np.nan, count)
-    if source == "inference" and name in DISTRIBUTIONS:
+    if _is_distribution(source, name):
         alike = {f"{name}.{each}": column * known if each == "sum" else column for each in _ALIKE}
         return alike | {f"{name}.count": known}
     if path_of(source, f"{name}.last"):
         return {f"{name}.{each}": known if each == "count" else column for each in Gauge.__struct_fields__}
+    if path_of(source, f"{name}.sum"):
+        return {f"{name}.sum": column}
     raise ConfigError(f"{source} windows have no number {name!r}")
 
 
-def _put(into: dict[str, Any], path: Sequence[str], value: float) -> None:
+def _is_distribution(source: str, name: str) -> bool:
+    return SOURCES[source].kind_of(name) == DISTRIBUTION
+
+
+def _put(into: dict[str, Any], path: Sequence[str], value: float | Sketch) -> None:
     for key in path[:-1]:
         into = into.setdefault(key, {})
     into[path[-1]] = value

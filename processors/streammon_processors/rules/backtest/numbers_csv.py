@@ -20,12 +20,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from streammon.errors import ConfigError
-from streammon.results import DISTRIBUTIONS
 from streammon_processors.rules.backtest.columns import Panel, panel
+from streammon_processors.rules.conditions.cel import DISTRIBUTION, NUMBER
 from streammon_processors.rules.conditions.expression import Floats
 from streammon_processors.rules.conditions.past import Ints
 from streammon_processors.rules.lanes import SortedLabels, joined, sorted_labels
-from streammon_processors.rules.sources import SourceName, path_of
+from streammon_processors.rules.sources import SOURCES, SourceName, path_of
 
 MAX_WINDOWS = 100_000_000
 """Of all series together, those without a number included."""
@@ -207,9 +207,10 @@ def _column(rows: Sequence[Sequence[str]], at: int) -> list[str]:
 
 
 def is_number(source: SourceName, name: str) -> bool:
-    """Whether windows have it: a number, a gauge as a whole, or a distribution as a whole."""
-    gauge = path_of(source, f"{name}.last") if name.startswith("gauges.") else ()
-    return bool(path_of(source, name) or gauge or (source == "inference" and name in DISTRIBUTIONS))
+    """Whether windows have it: a number, or a gauge, a counter or a distribution as a whole."""
+    whole = {"gauges": "last", "counters": "sum"}.get(name.partition(".")[0])
+    of_whole = path_of(source, f"{name}.{whole}") if whole else ()
+    return bool(SOURCES[source].kind_of(name) in (NUMBER, DISTRIBUTION) or of_whole)
 
 
 def utc(text: str) -> float:

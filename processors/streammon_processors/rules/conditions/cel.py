@@ -152,7 +152,7 @@ def _reason(error: str) -> str:
 
 _TOKEN: Final = re.compile(
     r"""(?P<text>[rRbB]*(?:\"\"\".*?\"\"\"|'''.*?'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'))"""
-    r"""|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|(?<=\bgauges)\[(?:"[^"\\\n]+"|'[^'\\\n]+')\])*)|(?P<number>(?:\d+\.\d+|\d+|\.\d+)(?:[eE][+-]?\d+)?[uU]?)|(?P<other>.)""",
+    r"""|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|(?:(?<=\bgauges)|(?<=\bcounters)|(?<=\bdistributions))\[(?:"[^"\\\n]+"|'[^'\\\n]+')\])*)|(?P<number>(?:\d+\.\d+|\d+|\.\d+)(?:[eE][+-]?\d+)?[uU]?)|(?P<other>.)""",
     re.DOTALL,
 )
 
@@ -167,12 +167,19 @@ def _plain(name: str) -> str:
     return re.sub(r"""\[["'](.+?)["']\]""", r".\1", name)
 
 
+NAMED: Final = ("gauges", "counters", "distributions")
+"""Fields of a window that hold others under names of the senders'."""
+
+
 def as_field(name: str) -> str:
     """How an expression names a field of a window: ``gauges["a-b"].last``, where a dot would not do."""
     first, *middle, last = name.split(".")
-    if first != "gauges" or all(map(_IDENTIFIER.fullmatch, middle)):
+    if first not in NAMED or all(map(_IDENTIFIER.fullmatch, [*middle, last])):
         return name
-    return f'gauges["{".".join(middle)}"].{last}'
+    whole = [*middle, last]
+    if _IDENTIFIER.fullmatch(last) and middle:
+        return f'{first}["{".".join(middle)}"].{last}'
+    return f'{first}["{".".join(whole)}"]'
 
 
 _IDENTIFIER: Final = re.compile(r"(?!(?:in|true|false|null)$)[A-Za-z_]\w*")
@@ -180,14 +187,17 @@ _IDENTIFIER: Final = re.compile(r"(?!(?:in|true|false|null)$)[A-Za-z_]\w*")
 
 def _identifier(name: str) -> str:
     """A name as the library takes it, which knows dots and no other signs."""
-    if not name.startswith("gauges.") or all(map(_IDENTIFIER.fullmatch, name.split("."))):
+    first, *rest = name.split(".")
+    if first not in NAMED or all(map(_IDENTIFIER.fullmatch, rest)):
         return name
-    return f"gauges._{name.encode().hex()}"
+    return f"{first}._{name.encode().hex()}"
 
 
 def _as_written(text: str) -> str:
     """What the library says, with the names that a person wrote."""
-    return re.sub(r"gauges\._([0-9a-f]+)", lambda found: as_field(bytes.fromhex(found[1]).decode()), text)
+    return re.sub(
+        rf"(?:{'|'.join(NAMED)})\._([0-9a-f]+)", lambda found: as_field(bytes.fromhex(found[1]).decode()), text
+    )
 
 
 def _as_read(text: str) -> str:

@@ -6,9 +6,12 @@ from math import isfinite, isnan
 from typing import Final
 
 from streammon.durations import roughly
+from streammon.results import Distribution
+from streammon_processors.rules.conditions.cel import NAMED
 
 _UNITS: Final = {"_per_s": "/s", "_s": " s", "_bytes": " B", "_j": " J"}
 _FRACTIONS: Final = ("error_rate", "utilization", "accuracy", "coverage")
+_STATISTICS: Final = Distribution.__struct_fields__
 UNTIL: Final = "until"
 """The quantity of seconds from now, which people want in days or hours."""
 
@@ -20,8 +23,12 @@ def _names(field: str) -> list[str]:
         return [*_names(".".join(rest[:-1])), f"{rest[-1]} end"]
     if first in ("disparity", "estimates") and rest:
         return [*rest, first.removesuffix("s")]
-    if first in ("gauges", "cost") and rest:
-        return [".".join(rest[:-1]), rest[-1]] if first == "gauges" else [".".join(rest)]
+    if first == "cost" and rest:
+        return [".".join(rest)]
+    if first in NAMED and len(rest) > 1 and not (first == "distributions" and rest[-1] not in _STATISTICS):
+        return [".".join(rest[:-1]), rest[-1]]
+    if first in NAMED and rest:
+        return [".".join(rest)]
     return rest if first == "completeness" else [first, *rest]
 
 
@@ -33,6 +40,9 @@ def words_of(field: str) -> str:
 def quantity_of(field: str) -> str:
     """The part of its name that tells the unit."""
     names = _names(field)
+    if field.startswith("counters."):  # what is counted is often called so: request_bytes_total
+        rate = "_per_s" if names[-1] == "per_s" else ""
+        return names[0].removesuffix("_total") + rate
     return "count" if names[-1] == "count" else names[0]
 
 

@@ -2,7 +2,8 @@
 
 The host agent measures hosts (`streammon_agents.host`), and requests come from the SDK or the gateway:
 only what they really publish is here. Whoever publishes more says so:
-``--metric DCGM_FI_DEV_GPU_TEMP=gauges.temperature``.
+``--metric DCGM_FI_DEV_GPU_TEMP=gauges.temperature``, and of what services are scraped for or send themselves
+``--metric http_requests_total=counters.http_requests_total``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from streammon.results import DISTRIBUTIONS, Gauge
-from streammon_processors.rules.sources import SourceName, path_of
+from streammon_processors.rules.conditions.cel import DISTRIBUTION, NAMED, as_field
+from streammon_processors.rules.sources import SOURCES, SourceName, path_of
 
 Kind = Literal["gauge", "rate", "amount", "histogram", "constant"]
 
@@ -31,6 +33,8 @@ HOST_LABELS: Final[Mapping[str, str]] = {
     "node": "host",
     "job": "",
 }
+SERVICE_LABELS: Final[Mapping[str, str]] = {"job": "id", "service_name": "id", "instance": "instance"}
+"""Of what services count themselves: there is a series for each of their own labels, which `--label` names."""
 LEFT_OUT: Final = ""
 """Instead of a label of ours: matchers of that label are left out, and that is told."""
 
@@ -142,7 +146,7 @@ HINTS: Final[Mapping[str, str]] = {
 }
 """Why a metric is not known, by how its name begins."""
 
-_SPEC: Final = re.compile(r"(?:(resource|inference):)?([\w.-]+)(?:\{(.*)\})?")
+_SPEC: Final = re.compile(r"(?:(resource|inference):)?([\w.:-]+)(?:\{(.*)\})?")
 _WHERE: Final = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*"([^"\\]*)"\s*(?:,|$)')
 _AMOUNTS: Final = ("count", "error_count", *(f"{name}.{part}" for name in DISTRIBUTIONS for part in ("sum", "count")))
 
@@ -167,16 +171,21 @@ def _of_field(text: str) -> Meaning:
     if not found:
         raise ValueError(f'{text!r} is no field; write gauges.NAME, ttft_s, count … or gauges.NAME{{entity="gpu"}}')
     name, where = found[2], _where(found[3] or "", text)
-    source: SourceName = "resource" if name.startswith("gauges.") else "inference"
-    source = found[1] or source  # type: ignore[assignment]  # the pattern allows no other
     parts = name.split(".")
+    source: SourceName = "resource" if parts[0] in NAMED else "inference"
+    source = found[1] or source  # type: ignore[assignment]  # the pattern allows no other
     if parts[0] == "gauges" and parts[-1] in Gauge.__struct_fields__ and len(parts) > 2:
         name = ".".join(parts[:-1])  # which statistic is the expression's to say
     labels, merges = (REQUEST_LABELS, {ANY: "sum"}) if source == "inference" else ({**HOST_LABELS, "id": "id"}, {})
-    if name in DISTRIBUTIONS and source == "inference":
-        kind: Kind = "histogram"
+    if parts[0] in ("counters", "distributions"):
+        labels = SERVICE_LABELS
+    kind: Kind
+    if SOURCES[source].kind_of(name) == DISTRIBUTION:
+        name, kind = as_field(name), "histogram"
+    elif parts[0] == "counters" and not path_of(source, name) and path_of(source, f"{name}.sum"):
+        name, kind = as_field(f"{name}.sum"), "amount"
     elif path_of(source, f"{name}.last" if parts[0] == "gauges" else name):
-        kind = "amount" if name in _AMOUNTS else "gauge"
+        kind = "amount" if name in _AMOUNTS or (labels is SERVICE_LABELS and parts[-1] in ("sum", "count")) else "gauge"
     else:
         raise ValueError(f"{name!r} is not a field of {source} windows")
     return Meaning(name, kind, source, where, labels, merges, is_users=True)

@@ -350,7 +350,8 @@ class _Translation:
         if matcher.operator in ("=", "!="):
             if not matcher.value:
                 return f"{'!' if matcher.operator == '=' else ''}has(labels.{name})"
-            value = msgspec.json.encode(_host_of(matcher.value)).decode() if matcher.label == "instance" else quoted
+            is_host = name == "host" and matcher.label == "instance"
+            value = msgspec.json.encode(_host_of(matcher.value)).decode() if is_host else quoted
             return f"(!has(labels.{name}) || labels.{name} != {value})"
         pattern = f"^(?:{regular(matcher.value)})$"
         said = f"labels.{name}.matches({msgspec.json.encode(pattern).decode()})"
