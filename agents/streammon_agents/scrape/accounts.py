@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 from streammon.histograms import from_buckets
 from streammon.sketch import Sketch, SketchError
 from streammon_agents.scrape.native import Native
-from streammon_agents.scrape.pages import Page, Series, Type
+from streammon_agents.scrape.pages import Fault, Page, PageError, Series, Type
 
 FORGET_S: Final = 3600.0
 """A series that has not been on a page for this long is forgotten."""
@@ -107,13 +107,20 @@ class Accounts:
         self._types: Mapping[str, Type] = {}
         self._slots: _Slots = {}
         self._accounts: dict[_Key, _Account] = {}
-        self._pages = 0
+        self._pages = self._taken = 0
 
     def take(self, page: Page, at_unix_s: float) -> Taken:
-        """What a page that was fetched then comes to."""
+        """What a page that was fetched then comes to.
+
+        Raises:
+            PageError: relabelling leaves more than ``max_series`` samples; the page is as if it had not been there.
+        """
         self._pages += 1
         scrape, known = _Scrape(self._identity.host, at_unix_s), len(self._accounts)
         touched, samples = self._sort(page, scrape)
+        if samples > self._max_series:
+            raise PageError(Fault.TOO_MANY_SAMPLES, f"relabelling leaves more than {self._max_series} samples")
+        self._taken += 1
         for account in touched:
             account.settle(scrape)
         added = len(self._accounts) - known
@@ -180,7 +187,7 @@ class Accounts:
         key = _Key(role.kind, name, self._thing(labels))
         account = self._accounts.get(key)
         if account is None:
-            is_new = self._pages > 1 and not was_there
+            is_new = self._taken > 0 and not was_there
             account = self._accounts[key] = _ACCOUNTS[role.kind](name, key.thing, self._since, is_new)
         return _Slot(account, part)
 

@@ -168,9 +168,15 @@ class Job(_Given, frozen=True):
         return self.target_limit or MAX_TARGETS
 
     @property
+    def max_samples(self) -> int:
+        """Of a page, after relabelling."""
+        return self.sample_limit or LIMITS.samples
+
+    @property
     def limits(self) -> Limits:
+        """Of a page as it comes: it may hold more samples than relabelling leaves."""
         given = (
-            self.sample_limit,
+            max(self.max_samples, LIMITS.samples),
             self.label_limit,
             self.label_name_length_limit,
             self.label_value_length_limit,

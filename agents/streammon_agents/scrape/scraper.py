@@ -235,7 +235,7 @@ class Reading:
             relabel=relabelling(job.metric_relabel_configs),
             honor_labels=job.honor_labels,
             honor_timestamps=job.honor_timestamps,
-            max_series=job.limits.samples,
+            max_series=job.max_samples,
         )
         self._scraped = 0
 

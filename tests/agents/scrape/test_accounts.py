@@ -16,7 +16,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from streammon.sketch import Sketch
 from streammon_agents.scrape.accounts import FORGET_S, Accounts, Identity, Oddity, Taken
 from streammon_agents.scrape.native import Native
-from streammon_agents.scrape.pages import Page, Sample, Series, Type
+from streammon_agents.scrape.pages import Page, PageError, Sample, Series, Type
 from streammon_agents.scrape.protobuf import parse_protobuf
 from streammon_agents.scrape.text import parse
 
@@ -294,6 +294,17 @@ def test_a_change_of_type_is_a_baseline() -> None:
     target.shows("a 5\n")
     assert told(target.shows("# TYPE a counter\na 6\n"), "counters") == {}
     assert told(target.shows("# TYPE a counter\na 8\n"), "counters") == {("a", ""): 2}
+
+
+def test_a_page_with_too_many_samples_after_relabelling_is_as_if_it_had_not_been_there() -> None:
+    target = Target(max_series=2, relabel=lambda labels: None if labels["__name__"] == "no" else labels)
+    with pytest.raises(PageError, match="more than 2 samples"):
+        target.shows("# TYPE a counter\na 1\nb 1\nc 1\n")
+    assert target.shows("# TYPE a counter\na 2\nno 1\nno 2\n").events == [], "still the first"
+    assert told(target.shows("# TYPE a counter\na 5\n"), "counters") == {("a", ""): 3}
+    with pytest.raises(PageError):
+        target.shows("# TYPE a counter\na 6\nb 1\nc 1\n")
+    assert told(target.shows("# TYPE a counter\na 7\n"), "counters") == {("a", ""): 2}
 
 
 def test_memory_is_bounded_though_all_series_change_all_the_time() -> None:

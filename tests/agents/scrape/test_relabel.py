@@ -116,7 +116,8 @@ def test_a_job_says_no_secret() -> None:
 
 def test_limits_and_times_have_defaults() -> None:
     [made] = jobs_of([job(body_size_limit="10MB", sample_limit=5)])
-    assert (made.interval_s, made.timeout_s, made.max_body_bytes, made.limits.samples) == (15.0, 10.0, 10 * 1024**2, 5)
+    assert (made.interval_s, made.timeout_s, made.max_body_bytes, made.max_samples) == (15.0, 10.0, 10 * 1024**2, 5)
+    assert made.limits.samples == 20_000, "before relabelling"
     assert made.limits.labels > 0
 
 
