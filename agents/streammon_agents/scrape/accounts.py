@@ -460,8 +460,9 @@ class _Histogram(_Sums):
             return None
         then: _Classic | None = before.get(BUCKET)
         added = (now.since(then) if then else None) or now
-        each = [high - low for low, high in pairwise([0, *added.counts])]
-        return _Added(from_buckets(now.bounds, each), added.sum) if any(each) else None
+        each, all_ = added.by_bucket(), now.by_bucket()
+        earlier = [count - more for count, more in zip(all_, each, strict=True)]
+        return _Added(from_buckets(now.bounds, each, earlier), added.sum) if any(each) else None
 
 
 class _Added(NamedTuple):
@@ -495,6 +496,10 @@ class _Classic(NamedTuple):
         added = [now - last for now, last in zip(self.counts, then, strict=True)]
         fell = added[0] < 0 or any(low > high for low, high in pairwise(added))
         return None if fell else _Classic(self.bounds, added, self.sum - before.sum)
+
+    def by_bucket(self) -> list[int]:
+        """How many values are in each."""
+        return [high - low for low, high in pairwise([0, *self.counts])]
 
     def at(self, bounds: Iterable[float]) -> list[int]:
         """The counts at other bounds: those of the next lower ones, as some exporters leave out empty buckets."""
