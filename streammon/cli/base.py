@@ -85,7 +85,7 @@ _COMMON: dict[str, Any] = {
     "log_level": Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)],
 }
 
-WATCH_S = 0.25
+WATCH_S = 0.1
 
 T = TypeVar("T")
 Command = Callable[..., Any]
