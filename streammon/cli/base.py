@@ -202,7 +202,7 @@ def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
 
 
 async def _watch_loop(every_s: float) -> None:
-    """Say in a metric when something blocks the event loop; a block shows as at most ``every_s`` shorter than it was."""
+    """Say in a metric when something blocks the event loop; a block shows as at most ``every_s`` shorter."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + every_s

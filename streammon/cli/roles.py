@@ -79,7 +79,7 @@ def topics_of(settings: Settings, processors: Iterable[Processor] = ()) -> list[
     return list(specs.values())
 
 
-@command(app, watch_s=0.5)  # it holds no partitions, and each look costs it a hundredth of its work
+@command(app, watch_s=0.5)  # it holds no partitions; ten looks a second would be a tenth of its work
 async def agent(
     settings: Settings,
     stop: asyncio.Event,
