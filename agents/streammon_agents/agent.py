@@ -48,8 +48,8 @@ SOURCES: Mapping[SourceName, str] = {
     "otlp": "gateway.otlp:otlp_source",
     "statsd": "statsd.serving:statsd_source",
 }
-"""By the name that ``agent.sources`` has for it, who makes a source of settings and a clock. Each is imported when it is
-asked for."""
+"""By the name that ``agent.sources`` has for it, who makes a source of settings and a clock. Each is imported when it
+is asked for."""
 
 
 def sources_of(settings: Settings, clock: Clock = system_clock) -> list[Source]:
