@@ -763,7 +763,13 @@ def test_the_version_is_told() -> None:
 def test_starting_leaves_behind_no_threads_for_linear_algebra_and_no_variable_that_forbade_them() -> None:
     names = ("OPENBLAS_NUM_THREADS", "PYDANTIC_DISABLE_PLUGINS")
     look = f"print(len(os.listdir('/proc/self/task')), *map(os.environ.get, {names}), 'rich' in sys.modules)"
-    source = f"import os, sys\nfrom streammon.cli import main\ntry: main()\nfinally: {look}"
+    source = f"""
+import os, sys
+from streammon.cli import main
+from streammon.lazy_numpy import np
+try: main()
+finally: np.ones(1); {look}
+"""
     environment = {name: value for name, value in os.environ.items() if name not in names}
     command = [sys.executable, "-c", source, "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)

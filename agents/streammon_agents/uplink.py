@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from streammon.broker import Broker, Outgoing
 from streammon.errors import Retryable
 from streammon.topics import INPUT_TOPICS
-from streammon_agents.sdk.transport import judge
+from streammon_agents.packing import judge
 
 if TYPE_CHECKING:
     import aiohttp  # 6 MB, and most agents do not send by HTTP
