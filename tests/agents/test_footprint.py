@@ -22,7 +22,10 @@ def pack_and_tell(self, *given):
 Packer.pack = pack_and_tell
 main()
 """
-HEAVY = {"numpy", "streammon_agents.sdk", "aiohttp", "grpc", "google.protobuf", "confluent_kafka", "rich", "sqlite3"}
+HEAVY = {
+    *("numpy", "aiohttp", "confluent_kafka", "google.protobuf", "grpc", "rich", "sqlite3"),
+    *("streammon.cli.admin", "streammon.models", "streammon_agents.sdk"),
+}
 
 
 def test_agent_measures_and_packs_without_libraries_for_what_it_does_not_do(tmp_path: Path) -> None:
