@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
+import msgspec
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 
@@ -169,9 +170,7 @@ class Carrier:
 
     def put(self, source: str, event_type: EventType, events: Sequence[Event]) -> None:
         if events:
-            for oldest in self._ring.put(source, event_type, events):
-                self._give_up(oldest)
-            self._take_notice()
+            self._into_ring(source, event_type, events)
 
     async def send(self, source: str, event_type: EventType, events: Sequence[Event]) -> None:
         if not events:
@@ -179,10 +178,31 @@ class Carrier:
         if not self._ring.has_room(len(events), 0):
             raise Backpressure("the agent's memory is full of what neither the log nor the spool takes")
         durable = asyncio.get_running_loop().create_future()
-        for oldest in self._ring.put(source, event_type, events, durable):
-            self._give_up(oldest)
-        self._take_notice()
+        self._into_ring(source, event_type, events, durable)
         await durable
+
+    def _into_ring(
+        self,
+        source: str,
+        event_type: EventType,
+        events: Sequence[Event],
+        durable: asyncio.Future[None] | None = None,
+    ) -> None:
+        try:
+            given_up = self._ring.put(source, event_type, events, durable)
+        except (TypeError, ValueError, RecursionError):
+            given_up = self._ring.put(source, event_type, self._encodable(source, events), durable)
+        for oldest in given_up:
+            self._give_up(oldest)
+        self._idle.clear()
+        self._changed.set()
+
+    def _encodable(self, source: str, events: Sequence[Event]) -> list[Event]:
+        """Those that can be written as JSON; the others are dropped."""
+        good = [event for event in events if _is_encodable(event)]
+        log.error("events that are no JSON are dropped", source=source, events=len(events) - len(good))
+        self.drop(source, Loss.UNENCODABLE, len(events) - len(good))
+        return good
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         size = sum(len(record.value or b"") for record in records)
@@ -214,10 +234,6 @@ class Carrier:
         if oldest.durable is None:
             self.drop(oldest.source, Loss.OVERFLOW, oldest.size)
         Chunk(oldest.event_type, [oldest]).settle(Backpressure("the agent's memory is full"))
-
-    def _take_notice(self) -> None:
-        self._idle.clear()
-        self._changed.set()
 
     def drop(self, source: str, reason: StrEnum, events: int, *, reported: bool = False) -> None:
         """Count events as lost; the next batch reports them, unless they are ``reported`` otherwise."""
@@ -552,6 +568,14 @@ class Carrier:
         if not status.records:
             return "empty"
         return f"{status.records} records, {status.bytes} bytes, {self.backlog_age_s:.0f} s old"
+
+
+def _is_encodable(event: Event) -> bool:
+    try:
+        msgspec.json.encode(event)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _events_in(entry: Entry) -> int:
