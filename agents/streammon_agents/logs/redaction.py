@@ -449,12 +449,10 @@ def _class_of(name: str) -> str:
     return "cookie" if "cookie" in name.lower() else "authorization" if "authorization" in name.lower() else "secret"
 
 
-_OPENING: Final = re2.compile(r"(?:\\*[\"'])?")
-
-
 def _opening_quote(value: str) -> str:
     """What stays, so that JSON in a text is still JSON."""
-    return _OPENING.match(value)[0]
+    bare = value.lstrip("\\")
+    return value[: len(value) - len(bare) + 1] if bare[:1] in ('"', "'") else ""
 
 
 def redactor(
