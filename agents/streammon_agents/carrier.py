@@ -55,6 +55,9 @@ BACKLOG_SHARE: Final = 0.5
 PATIENCE_S: Final = 1.0
 """How long the backlog waits for a moment without anything new."""
 
+LATELY_S: Final = 60.0
+"""A log that took something since then takes something at all."""
+
 DROPPED_BY = Metric(
     "streammon_agent_dropped_events", "Events lost on the node, by source and reason", ["source", "reason"]
 )
@@ -139,6 +142,7 @@ class Carrier:
         self._spool_dropped = 0
         self._tallies: dict[str, Tally] = {}
         self._barred: dict[str, str] = {}
+        self._last_taken = -LATELY_S
         self.away: str | None = None
         """Why the log cannot be reached; None while it can, as far as we know."""
         self.backlog_bytes = 0
@@ -476,12 +480,17 @@ class Carrier:
         return []
 
     async def _put_aside(self, spooling: Spooling, barred: list[Entry]) -> None:
-        """To the end of the spool, so that what goes to other topics does not wait for a person."""
+        """To the end of the spool, so that what goes to other topics does not wait for a person.
+
+        Where there is no room, it is given up if other topics do take something, else it stays.
+        """
         if not barred:
             return
         try:
             await spooling.hold(barred)
         except Backpressure:
+            if asyncio.get_running_loop().time() - self._last_taken > LATELY_S:
+                raise
             lost = sum(map(_events_in, barred))
             log.error("the spool is full of what the log does not take: given up", events=lost, topic=barred[0].topic)
             self.drop(OURS, Loss.REFUSED, lost)
@@ -497,6 +506,7 @@ class Carrier:
     def _in_touch(self, topics: set[str]) -> None:
         self._not_away()
         self._ever_reached = True
+        self._last_taken = asyncio.get_running_loop().time()
         if topics & self._barred.keys():
             for topic in topics:
                 self._barred.pop(topic, None)

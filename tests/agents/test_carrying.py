@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from streammon.wire import Batch, Identity, decode, encode
 from streammon_agents.carrier import BACKLOG_BYTES, Carrier
 from streammon_agents.packing import Packer
 from streammon_agents.ring import Limits
-from streammon_agents.spool import Spool
+from streammon_agents.spool import Entry, Spool
 from streammon_agents.spooling import Spooling
 from tests.outages import arrived, counted
 from tests.support import eventually
@@ -144,8 +144,8 @@ async def test_batch_whose_answer_was_lost_keeps_its_number_through_the_spool_an
         await spooled(carrier, 2)
     log.away = False
     async with running(carrier := carrier_on(log, tmp_path)):
-        await eventually(lambda: log.counted == [1, 2])
-    assert len(log.appended) > 2, "some of it came twice"
+        await eventually(lambda: len(log.appended) > 2, 10, "some of it, twice")
+    assert log.counted == [1, 2]
     assert len({each.value for each in log.appended}) == 2, "the very same bytes"
 
 
@@ -439,6 +439,33 @@ async def test_backlog_of_a_topic_that_is_not_permitted_does_not_keep_the_agent_
     async with running(carrier := carrier_on(log, tmp_path)) as delivery:
         await eventually(lambda: log.counted == [1])
         assert not delivery.done()
+
+
+@pytest.mark.parametrize("others_go_on", [True, False])
+async def test_spool_full_of_what_is_not_permitted_gives_it_up_only_where_that_lets_others_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_go_on: bool
+) -> None:
+    monkeypatch.setattr("streammon_agents.carrier.LATELY_S", 60.0 if others_go_on else 0.0)
+    spooling = Spooling(partial(Spool.open, tmp_path / "spool", 1024**2, "agent@h"))
+    log = Partly()
+    carrier = Carrier(log, Packer("agent@h"), None, spooling)
+    barred = [Entry("logs", b"s", b"{}" * 100_000, [], 7)]
+    async with running(carrier):
+        put(carrier, 1)
+        await eventually(lambda: log.counted == [1])
+        log.away = True
+        put(carrier, 2)
+        await spooled(carrier)
+        with suppress(Backpressure):
+            while True:
+                await spooling.hold(barred)
+        log.away = False
+        if others_go_on:
+            await eventually(lambda: carrier.details().get("dropped", "").startswith("carrier.refused="), 20, "a loss")
+        else:
+            await eventually(lambda: log.counted == [1, 2], 20, "what waited before it")
+            await asyncio.sleep(2)  # the time itself is what is tested
+            assert "dropped" not in carrier.details()
 
 
 async def test_append_to_a_topic_that_is_not_permitted_any_more_is_to_be_tried_again(tmp_path: Path) -> None:
