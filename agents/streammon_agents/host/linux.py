@@ -174,6 +174,9 @@ def check(roots: Roots) -> Iterator[Finding]:
     kills = "\noom_kill " in vmstat
     yield Finding("oom kills", kills, "" if kills else f"{roots.procfs}/vmstat does not count them (Linux 4.13 does)")
     yield _check_filesystems(roots)
+    if roots.procfs != "/proc" and not roots.rootfs:
+        detail = "the mounts are the host's, their sizes those of what lies at the same places in this container"
+        yield Finding("sizes of the host's filesystems", False, detail, "mount the host's / and set agent.rootfs")
     found = temperatures.sensors(roots.sysfs)
     detail = ", ".join(sensor.name for sensor in found) or f"no sensors in {roots.sysfs}/class/hwmon or thermal"
     yield Finding("temperature", bool(found), detail)

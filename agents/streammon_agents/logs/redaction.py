@@ -70,7 +70,7 @@ _QUOTED: Final = (
     r"""|\\+"(?:[^"\\]|\\+[^"\\])*|\\+'(?:[^'\\]|\\+[^'\\])*"""
 )
 """As it is, within JSON in a text, and within JSON within JSON."""
-_VALUE: Final = rf"""{_QUOTED}|\[[^\]]*\]?|\{{[^}}]*\}}?|[^\s,;&"'}})\]]+"""
+_VALUE: Final = rf"""{_QUOTED}|\[[^\]]*\]?|\{{[^}}]*\}}?|[^\s,;&"'}})]+"""
 """Quoted, a list, an object, or what goes on without a blank."""
 
 _KEYS: Final = "|".join([

@@ -48,7 +48,7 @@ def targets_of(job: Job, discovered: Iterable[Mapping[str, str]]) -> Found:
         try:
             target = _target(job, labels, relabel)
         except ValueError as error:
-            faults.append(f"{job.job_name} {labels.get('__address__', '')}: {error}")
+            faults.append(f"{job.job_name} {_shown(labels.get('__address__', ''))}: {error}")
         else:
             if target is not None:
                 found[target] = None
@@ -63,7 +63,7 @@ def _target(job: Job, discovered: Mapping[str, str], relabel: Relabel) -> Target
         return None
     address = labels.get("__address__", "")
     if not address or any(character in address for character in "/?#@ "):
-        raise ValueError(f"__address__ = {address!r} is no HOST:PORT")
+        raise ValueError(f"__address__ = {_shown(address)!r} is no HOST:PORT")
     scheme = labels.get("__scheme__", "")
     if scheme not in ("http", "https"):
         raise ValueError(f"__scheme__ = {scheme!r} is neither http nor https")
@@ -75,6 +75,12 @@ def _target(job: Job, discovered: Mapping[str, str], relabel: Relabel) -> Target
     own.setdefault("instance", address)
     url = f"{scheme}://{address}{_path(labels)}{_query(job, labels)}"
     return Target(job.job_name, url, tuple(sorted(own.items())), interval_s, timeout_s)
+
+
+def _shown(address: str) -> str:
+    """Without what may be a password, for logs and heartbeats."""
+    _, at, rest = address.rpartition("@")
+    return f"…@{rest}" if at else address
 
 
 def _steering(job: Job) -> dict[str, str]:

@@ -446,6 +446,13 @@ def test_network_is_that_of_process_one_if_it_can_be_seen(tmp_path: Path) -> Non
     assert network_directory(str(tmp_path)) == f"{tmp_path}/1/net"
 
 
+def test_check_says_that_mounts_of_a_host_need_its_root() -> None:
+    what = "sizes of the host's filesystems"
+    assert what in [finding.what for finding in check(Roots("/host/proc", "/host/sys", "")) if not finding.seen]
+    for roots in (Roots("/proc", "/sys", ""), Roots("/host/proc", "/host/sys", "/host/root")):
+        assert what not in [finding.what for finding in check(roots)]
+
+
 def test_host_of_which_nothing_can_be_seen_is_said_to_be_so(tmp_path: Path) -> None:
     nothing = str(tmp_path / "nothing")
     findings = list(check(Roots(nothing, nothing, nothing)))

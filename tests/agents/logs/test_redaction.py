@@ -108,6 +108,7 @@ SAMPLES: list[tuple[str, str, str]] = [
     ("hunter2 x", "password", r'"{{\"b\": \"{{\\\"password\\\": \\\"{}\\\"}}\"}}"'),
     ("hunter2", "password", '{{"password":["{}","b"],"a":1}}'),
     ("hunter2", "password", '{{"password":{{"value":"{}"}},"a":1}}'),
+    ("hun]ter2", "password", "password={} x"),
     ("Geheim123", "password", "Passwort: {}"),
     ("секрет7", "password", "пароль={}"),
     ("S3nha", "password", "senha: {}, ok"),

@@ -393,7 +393,7 @@ async def test_check_says_which_targets_can_be_had_and_why_not(free_port: int) -
     async with serving(showing("a 1\nb 1\n")) as good, serving(showing("nonsense nonsense\n")) as bad:
         made = source(
             job("good", good),
-            job("bad", bad, f"127.0.0.1:{free_port}", "a/b"),
+            job("bad", bad, f"127.0.0.1:{free_port}", "ann:hunter2@b:1"),
             {"job_name": "pods", "kubernetes_sd_configs": [{"role": "pod"}]},
         )
         found = await asyncio.to_thread(made.check)
@@ -401,7 +401,8 @@ async def test_check_says_which_targets_can_be_had_and_why_not(free_port: int) -
     assert told[f"target good {good}"] == (True, "2 samples")
     assert told[f"target bad {bad}"][1].startswith("malformed_page: line 1")
     assert told[f"target bad 127.0.0.1:{free_port}"][1].startswith("unreachable: ")
-    assert "no HOST:PORT" in told["target"][1]
+    assert "'…@b:1' is no HOST:PORT" in told["target"][1]
+    assert "hunter2" not in str(told)
     assert "service account" in told["job pods"][1]
 
 
