@@ -54,6 +54,7 @@ class Refusal(StrEnum):
     NAMES = "too_many_names"
     MEMBERS = "too_many_members"
     NON_FINITE = "non_finite"
+    NEGATIVE = "negative"
     IGNORED = "ignored_event"
     KERNEL = "kernel_dropped_packet"
     CONNECTIONS = "too_many_connections"
