@@ -24,6 +24,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import re2
 
+from streammon.config import RedactionSettings
+from streammon.secret_files import read_secret
+
 MAX_DEPTH: Final = 12
 """Deeper structures are replaced: nobody has looked into them."""
 
@@ -387,3 +390,9 @@ def redactor(
     """Of all secrets, some personal data, and what a person wants taken out besides."""
     own = [Detector(name, pattern, pattern) for name, pattern in (patterns or {}).items()]
     return Redactor([*SECRETS, *(PERSONAL[name] for name in personal), *own], key, at_once=not own)
+
+
+def redactor_of(settings: RedactionSettings) -> Redactor:
+    """As the settings have it. Raises ConfigError where the key cannot be read."""
+    key = read_secret("agent.logs.redaction.key_file", settings.key_file) if settings.key_file else None
+    return redactor(settings.personal, settings.patterns, key.encode()[:64] if key else None)
