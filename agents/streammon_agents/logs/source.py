@@ -40,7 +40,7 @@ from streammon.heartbeat import host_name
 from streammon.telemetry import log
 from streammon_agents.logs.positions import Positions, Sending
 from streammon_agents.logs.reader import Collected, Loss, Reader, looked_at
-from streammon_agents.logs.redaction import redactor_of
+from streammon_agents.logs.redaction import redactor_of, unusable
 from streammon_agents.logs.tail import Skipped
 from streammon_agents.packing import Packer, pause_s
 from streammon_agents.source import Finding, Outlet
@@ -82,7 +82,8 @@ class LogSource:
     def check(self) -> Iterable[Finding]:
         """Which files each input has, and which of them cannot be read."""
         kept = () if _is_writable(self._directory) else [Finding("positions of log files", False, FORGETFUL, KEEP)]
-        return [*(finding for each in looked_at(self._settings) for finding in _findings(*each)), *kept]
+        found = (finding for each in looked_at(self._settings) for finding in _findings(*each))
+        return [*unusable(self._settings.redaction), *found, *kept]
 
     async def run(self, out: Outlet) -> None:
         redact = redactor_of(self._settings.redaction)
