@@ -105,6 +105,13 @@ def test_many_names_with_the_same_tags_are_several_events_that_a_record_can_hold
     assert sum(sum(event.get("counters", {}).values()) for event in events) == 100.0
 
 
+def test_sample_rates_of_a_timing_are_bounded() -> None:
+    adding = Adding()
+    [event] = adding.flush(*[b"s.t:1|ms|@0.%d" % rate for rate in range(500, 600)] * 2)
+    assert adding.refused == {Refusal.RATES: 2 * (100 - series.MAX_RATES)}
+    assert sketch_of(event, "s.t").count == pytest.approx(2 * sum(1000 / rate for rate in range(500, 516)), abs=16)
+
+
 def test_long_members_of_a_set_are_told_apart_and_not_kept() -> None:
     adding = Adding()
     [event] = adding.flush(*[b"s.u:%s%d|s" % (b"x" * 50_000, n % 20) for n in range(40)], b"s.u:short|s")

@@ -53,6 +53,7 @@ class Refusal(StrEnum):
     SERIES = "too_many_series"
     NAMES = "too_many_names"
     MEMBERS = "too_many_members"
+    RATES = "too_many_rates"
     NON_FINITE = "non_finite"
     NEGATIVE = "negative"
     IGNORED = "ignored_event"

@@ -29,6 +29,8 @@ from streammon_agents.statsd.lines import Check, Happened, Key, Kind, NotUnderst
 
 OTHER = "__other__"
 MAX_MEMBERS = 10_000
+MAX_RATES = 16
+"""Sample rates of one timing at one time: each is a sketch of its own until the flush."""
 MEMBER_BYTES = 16
 """Of a longer member a hash is kept, so that a packet of 64 KiB is not."""
 MAX_VALUES = 65_536
@@ -194,6 +196,8 @@ class Aggregate:
     def _time(self, series: Series, rate: float) -> Add:
         def add(values: bytes) -> None:
             more = [_number(values)] if b":" not in values else [_number(value) for value in values.split(b":")]
+            if rate not in series.values and len(series.values) >= MAX_RATES:
+                raise NotUnderstood(Refusal.RATES)
             series.values.setdefault(rate, []).extend(more)
             self._touch(series)
             self._values += len(more)
