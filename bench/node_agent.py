@@ -146,7 +146,7 @@ def contestants(given: argparse.Namespace, within: ExitStack) -> Iterator[tuple[
 
 def compare(given: argparse.Namespace) -> None:
     with ExitStack() as within:
-        within.enter_context(sleeping(PROCESSES))
+        within.enter_context(sleeping(given.processes))
         pids = dict(contestants(given, within))
         time.sleep(WARM_S)
         count = sum(name.isdecimal() for name in os.listdir("/proc"))  # noqa: PTH208
@@ -182,6 +182,7 @@ def parts(repeat: int = 100) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench node_agent", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each is watched")
+    parser.add_argument("--processes", type=int, default=PROCESSES, help="that sleep; there are others here")
     parser.add_argument("--kafka", action="store_true", help="also into a Kafka, which is started")
     parser.add_argument("--node-exporter", help="its program, if it is not on the PATH")
     parser.add_argument("--collector", help="a program of the OpenTelemetry Collector with hostmetrics and nop")

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import inf, isfinite
 
-import numpy as np
-
+from streammon.lazy_numpy import np
 from streammon.sketch import MAX_COUNT, Floats, Ints, Sketch, SketchError
 
 MAX_STEPS = 256

@@ -27,17 +27,18 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
-import numpy as np
 from msgspec.structs import force_setattr
-from numpy.typing import ArrayLike, NDArray
 
-Ints: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
-_Counters: TypeAlias = NDArray[np.unsignedinteger[Any]]
+from streammon.lazy_numpy import ArrayLike, NDArray, np
+
+Ints: TypeAlias = "NDArray[np.int64]"
+Floats: TypeAlias = "NDArray[np.float64]"
+_Counters: TypeAlias = "NDArray[np.unsignedinteger[Any]]"
 
 SCALE: Final = 6
 """The finest scale: 64 buckets an octave; worst relative error (base - 1) / (base + 1) = 0.542 %."""
@@ -63,15 +64,19 @@ class SketchError(ValueError):
 # -- values to buckets -----------------------------------------------------------------------------
 
 
-def _correctly_rounded_octave() -> Floats:
+@cache
+def _octave() -> list[float]:
     """The bounds 2^(j/64), j = 0..63, each the float64 nearest to the true number."""
     with localcontext() as context:
         context.prec = 50
-        return np.array([float(Decimal(2) ** (Decimal(j) / 2**SCALE)) for j in range(2**SCALE)])
+        return [float(Decimal(2) ** (Decimal(j) / 2**SCALE)) for j in range(2**SCALE)]
 
 
-_OCTAVE: Final = _correctly_rounded_octave()
-_OCTAVES: Final[list[float]] = _OCTAVE.tolist()
+@cache
+def _octave_array() -> Floats:
+    return np.array(_octave())
+
+
 _MANTISSA_BITS: Final = 52
 _CELL_BITS: Final = SCALE + 1  # cells half as wide as a mean bucket hold at most one bound each
 _CELL_SHIFT: Final = _MANTISSA_BITS - _CELL_BITS
@@ -79,13 +84,14 @@ _BUCKET_SHIFT: Final = _MANTISSA_BITS - SCALE
 _MIN_NORMAL: Final = 2.0**-1022
 
 
+@cache
 def _carries() -> Ints:
     """For each linear cell of an octave, what to add to a float's bits so that its bound falls on a carry.
 
     The bits of a positive float grow with it: exponent, then mantissa. Of `bits + carry`, the part above
     `_BUCKET_SHIFT` is the bucket: it steps up exactly where the bits pass the one bound a cell may contain.
     """
-    bounds = np.append(_OCTAVE, 2.0).view(np.int64) - np.float64(1.0).view(np.int64)
+    bounds = np.append(_octave_array(), 2.0).view(np.int64) - np.float64(1.0).view(np.int64)
     starts = np.arange(2**_CELL_BITS) << _CELL_SHIFT
     bucket = np.searchsorted(bounds, starts + (1 << _CELL_SHIFT) - 1) - 1  # of the last value in the cell
     first = np.maximum(bounds[bucket] + 1, starts)  # value of that bucket in the cell
@@ -93,13 +99,10 @@ def _carries() -> Ints:
     return carry
 
 
-_CARRY: Final = _carries()
-
-
 def _indices(values: Floats) -> Ints:
     """Bucket indices at `SCALE` of positive values; anything for zeros."""
     bits = values.view(np.int64)
-    indices: Ints = (bits + _CARRY[(bits >> _CELL_SHIFT) & (2**_CELL_BITS - 1)]) >> _BUCKET_SHIFT
+    indices: Ints = (bits + _carries()[(bits >> _CELL_SHIFT) & (2**_CELL_BITS - 1)]) >> _BUCKET_SHIFT
     subnormal = values < _MIN_NORMAL
     if subnormal.any():  # times 2^64 they are normal, and the product is exact
         indices[subnormal] = _indices(values[subnormal] * 2.0**64 + (values[subnormal] == 0)) - (64 << SCALE)
@@ -122,7 +125,7 @@ def bucket_bounds(index: ArrayLike, scale: int = SCALE) -> tuple[Floats, Floats]
 
 def _bound(index: Ints) -> Floats:
     with np.errstate(over="ignore"):  # the last bucket's upper bound is 2^1024
-        return np.asarray(np.ldexp(_OCTAVE[index & (2**SCALE - 1)], index >> SCALE))
+        return np.asarray(np.ldexp(_octave_array()[index & (2**SCALE - 1)], index >> SCALE))
 
 
 def _steps_to(scale: int) -> int:
@@ -198,14 +201,18 @@ class _Range(NamedTuple):
         if len(self.counts) and self.counts[0] and self.counts[-1]:  # nearly always
             return self
         if not self.counts.any():
-            return _NO_BUCKETS
+            return _no_buckets()
         used = np.flatnonzero(self.counts)
         return _Range(self.offset + int(used[0]), self.counts[used[0] : used[-1] + 1])
 
 
+@cache
+def _no_buckets() -> _Range:
+    return _Range(0, np.zeros(0, dtype=np.int64))
+
+
 _FARTHEST: Final = 1 << 48
 """No scale that there is has buckets as far from 1; beyond, int64 would not hold their numbers."""
-_NO_BUCKETS: Final = _Range(0, np.zeros(0, dtype=np.int64))
 _WIDEST: Final = 11
 """Scale -11: one bucket of 2,048 octaves on each side of 1 is all of float64."""
 
@@ -233,7 +240,7 @@ def _in_octaves(part: _Range, log_width: int) -> _Range:
 def _sum(ranges: Iterable[_Range]) -> _Range:
     used = [each for each in ranges if len(each.counts)]
     if not used:
-        return _NO_BUCKETS
+        return _no_buckets()
     offset = min(each.offset for each in used)
     counts = np.zeros(max(each.end for each in used) - offset, dtype=np.int64)
     for each in used:
@@ -245,7 +252,7 @@ def _counted(values: Floats, counts: Ints) -> _Range:
     """The positive ones among some values, each as often as its count says."""
     mine = values > 0
     if not mine.any():
-        return _NO_BUCKETS
+        return _no_buckets()
     indices = _indices(values[mine])
     found = _Range(int(indices.min()), np.zeros(int(indices.max() - indices.min()) + 1, dtype=np.int64))
     np.add.at(found.counts, indices - found.offset, counts[mine])
@@ -280,7 +287,7 @@ def _pack(counts: NDArray[np.integer[Any]]) -> Counts:
 
 def _unpack(name: str, counts: Counts) -> Ints | _Counters:
     if not counts and isinstance(counts, list):
-        return _NO_BUCKETS.counts
+        return _no_buckets().counts
     try:
         if isinstance(counts, list):
             return np.array(counts, dtype=np.int64)
@@ -340,7 +347,7 @@ class Unpacked(NamedTuple):
     def _bound(self, index: int) -> float:
         """The lower bound of a bucket; `bucket_bounds` of one takes ten times as long."""
         finest = index << (SCALE - self.scale)
-        octave, mantissa = finest >> SCALE, _OCTAVES[finest & (2**SCALE - 1)]
+        octave, mantissa = finest >> SCALE, _octave()[finest & (2**SCALE - 1)]
         return math.ldexp(mantissa, octave) if octave < 1024 else sys.float_info.max
 
 
@@ -364,7 +371,11 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         if not 0 <= self.zero_count < MAX_COUNT:
             raise SketchError(f"zero_count is {self.zero_count}; it must be from 0 to below 2^53")
         total = self.zero_count
-        for name, (offset, counts) in (("counts", self._positive), ("negative_counts", self._negative)):
+        for name, offset, given in (
+            ("counts", self.offset, self.counts),
+            ("negative_counts", self.negative_offset, self.negative_counts),
+        ):
+            counts: Any = () if given == [] else _unpack(name, given)  # `EMPTY` is made without numpy
             if len(counts) > MAX_BUCKETS:
                 raise SketchError(f"{name} has {len(counts)} buckets, over {MAX_BUCKETS}: downscale first")
             if not -1075 << SCALE <= offset << steps <= (1024 << SCALE) - (len(counts) << steps):
@@ -452,7 +463,7 @@ class Sketch(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def unpacked(self) -> Unpacked:
         """To ask for several things without unpacking its counts each time."""
-        negative = self._negative if self.negative_counts else _NO_BUCKETS
+        negative = self._negative if self.negative_counts else _no_buckets()
         return Unpacked(self.scale, self.zero_count, self._positive, negative)
 
     @property
@@ -615,7 +626,7 @@ class Accumulator:
     def __init__(self) -> None:
         self._scale: int = SCALE
         self._count = self._zero_count = 0
-        self._positive = self._negative = _NO_BUCKETS
+        self._positive = self._negative = _no_buckets()
 
     def add(self, sketch: Sketch, count: int) -> None:
         """Add a sketch of ``count`` values. With them it has to stay below `MAX_COUNT`."""
@@ -724,7 +735,9 @@ class _Shard(NamedTuple):
         return _Shard(more, _narrow(sums))
 
 
-_NO_PAIRS: Final = _Shard(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.uint8))
+@cache
+def _no_pairs() -> _Shard:
+    return _Shard(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.uint8))
 
 
 class SketchBag:
@@ -762,7 +775,7 @@ class SketchBag:
     def summaries(self, quantiles: Sequence[float] = (0.5, 0.9, 0.99)) -> Summaries:
         """All so far; adding may go on. Raises SketchError for a quantile outside 0..1."""
         self._count_pending()
-        shards = sorted(self._shards.items()) or [(0, _NO_PAIRS)]
+        shards = sorted(self._shards.items()) or [(0, _no_pairs())]
         parts = [_summaries(index, number, shard, quantiles) for index, (number, shard) in enumerate(shards)]
         return Summaries(
             slots=np.concatenate([part.slots for part in parts]),
@@ -784,7 +797,7 @@ class SketchBag:
         cuts = np.append(_first_of_each(keys >> _SHARD_BITS), len(keys)).tolist()
         for first, end in pairwise(cuts):
             number = int(keys[first]) >> _SHARD_BITS
-            shard = self._shards.get(number, _NO_PAIRS)
+            shard = self._shards.get(number, _no_pairs())
             self._shards[number] = shard.plus(keys[first:end], counts[first:end])
             self._pairs += len(self._shards[number].keys) - len(shard.keys)
 

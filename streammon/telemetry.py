@@ -30,7 +30,7 @@ CONSUMER_LAG = Gauge("streammon_consumer_lag_records", "Records not yet read", [
 MALFORMED = Counter("streammon_http_garbage", "Requests of malformed HTTP: answered 400, and closed")
 LOOP_DELAY = Histogram(
     "streammon_event_loop_delay_seconds",
-    "How late the event loop ran a timer of a tenth of a second",
+    "How late the event loop ran a timer",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 

@@ -760,13 +760,22 @@ def test_the_version_is_told() -> None:
     assert inside("--version").stdout == f"streammon {__version__}\n"
 
 
-def test_starting_leaves_behind_no_threads_for_linear_algebra_and_no_variable_that_forbade_them() -> None:
+@pytest.mark.parametrize("arguments", [["--version"], ["agent", "--log-level", "loud"]])
+def test_numpy_leaves_behind_no_threads_for_linear_algebra_and_no_variable_that_forbade_them(
+    arguments: list[str],
+) -> None:
     names = ("OPENBLAS_NUM_THREADS", "PYDANTIC_DISABLE_PLUGINS")
     look = f"print(len(os.listdir('/proc/self/task')), *map(os.environ.get, {names}), 'rich' in sys.modules)"
-    source = f"import os, sys\nfrom streammon.cli import main\ntry: main()\nfinally: {look}"
+    source = f"""
+import os, sys
+from streammon.cli import main
+from streammon.lazy_numpy import np
+try: main()
+finally: np.ones(1); {look}
+"""
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    command = [sys.executable, "-c", source, "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+    command = [sys.executable, "-c", source, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
     assert done.stdout.splitlines()[-1] == "1 None None False"
 
 

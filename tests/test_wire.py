@@ -184,6 +184,40 @@ def test_rows_hold_what_was_sent(sent: tuple[EventType, list[dict[str, Any]]]) -
                 assert found[name] == value_sent
 
 
+EDGES = [0, -1, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**53 + 1, 2**63 - 1, -(2**63)]
+
+
+@given(
+    st.lists(st.floats() | st.sampled_from(EDGES), min_size=2).filter(lambda values: set(map(type, values)) != {int})
+)
+def test_numbers_are_packed_as_the_bytes_that_numpy_makes_of_them(values: list[float]) -> None:
+    assert packed_column(values) == packed("f8", *values)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-9, 9) | st.sampled_from(EDGES), min_size=2))
+def test_whole_numbers_are_packed_as_the_narrowest_bytes_that_numpy_makes_of_them(values: list[int]) -> None:
+    narrow = all(-(2**31) <= value < 2**31 for value in values)
+    assert packed_column(values) == packed("i4" if narrow else "i8", *values)
+
+
+def test_whole_numbers_beyond_64_bits_are_not_packed() -> None:
+    assert packed_column([2**63, 1]) == [2**63, 1]
+
+
+@pytest.mark.parametrize(("size", "code"), [(2, "u1"), (256, "u1"), (257, "u2"), (65_536, "u2"), (65_537, "i4")])
+def test_texts_and_shared_maps_are_packed_with_the_index_that_numpy_makes(size: int, code: str) -> None:
+    codes = [*range(size), *reversed(range(size)), 1]
+    texts = [None if number == 1 else f"text {number}" for number in range(size)]
+    assert packed_column([texts[number] for number in codes]) == {"dictionary": texts, "index": packed(code, *codes)}
+    maps = [{"x": number} for number in range(size)]
+    assert packed_column([maps[number] for number in codes]) == {"dictionary": maps, "index": packed(code, *codes)}
+
+
+def packed_column(values: list[Any]) -> Any:
+    [value] = encode(INFERENCE, [{"it": each} for each in values], Density.PACKED)
+    return json.loads(value)["columns"]["it"]
+
+
 @settings(deadline=None)
 @given(typed_events())
 def test_columns_agree_with_events(sent: tuple[EventType, list[dict[str, Any]]]) -> None:

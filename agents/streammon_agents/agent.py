@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from prometheus_client import Gauge
 from streammon.backoff import Backoff
 from streammon.broker import ClockOffset
 from streammon.clock import Clock, system_clock
-from streammon.config import Settings
+from streammon.config import Settings, SourceName
 from streammon.errors import ConfigError
 from streammon.heartbeat import host_name
 from streammon.telemetry import log
@@ -37,70 +38,29 @@ END_S: Final = 2.0
 """How long sources may take to end; those that take longer are left behind."""
 
 
-def _host(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.host import host_source
-
-    return host_source(settings, clock)
-
-
-def _gpu(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.gpu.source import gpu_source
-
-    return gpu_source(settings, clock)
-
-
-def _otlp(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.gateway.otlp import otlp_source
-
-    return otlp_source(settings, clock)
-
-
-def _gateway(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.gateway.serving import gateway_source
-
-    return gateway_source(settings, clock)
-
-
-def _statsd(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.statsd.serving import statsd_source
-
-    return statsd_source(settings, clock)
-
-
-def _containers(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.containers.source import containers_source
-
-    return containers_source(settings, clock)
-
-
-def _scrape(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.scrape import scrape_source
-
-    return scrape_source(settings, clock)
-
-
-def _logs(settings: Settings, clock: Clock) -> Source:
-    from streammon_agents.logs import log_source
-
-    return log_source(settings, clock)
-
-
-SOURCES: Mapping[str, Callable[[Settings, Clock], Source]] = {
-    "host": _host,
-    "containers": _containers,
-    "gpu": _gpu,
-    "otlp": _otlp,
-    "gateway": _gateway,
-    "statsd": _statsd,
-    "scrape": _scrape,
-    "logs": _logs,
+SOURCES: Mapping[SourceName, str] = {
+    "host": "host:host_source",
+    "containers": "containers.source:containers_source",
+    "gpu": "gpu.source:gpu_source",
+    "scrape": "scrape:scrape_source",
+    "logs": "logs:log_source",
+    "gateway": "gateway.serving:gateway_source",
+    "otlp": "gateway.otlp:otlp_source",
+    "statsd": "statsd.serving:statsd_source",
 }
-"""Every source, by the name that ``agent.sources`` knows it by. Each imports what it needs when it is made."""
+"""By the name that ``agent.sources`` has for it, who makes a source of settings and a clock. Each is imported when it
+is asked for."""
 
 
 def sources_of(settings: Settings, clock: Clock = system_clock) -> list[Source]:
     """The sources that are asked for."""
-    return [SOURCES[name](settings, clock) for name in settings.agent.sources]
+    return [_maker(name)(settings, clock) for name in settings.agent.sources]
+
+
+def _maker(name: SourceName) -> Callable[[Settings, Clock], Source]:
+    module, _, maker = SOURCES[name].partition(":")
+    found: Callable[[Settings, Clock], Source] = getattr(import_module(f"{__package__}.{module}"), maker)
+    return found
 
 
 def agent_name(settings: Settings) -> str:

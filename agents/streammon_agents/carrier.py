@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
+import msgspec
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 
@@ -38,7 +39,8 @@ from streammon.errors import Backpressure, ConfigError, Rejected, Retryable, Str
 from streammon.events import EventType
 from streammon.telemetry import DROPPED, log
 from streammon.topics import TOPIC_OF
-from streammon_agents.packing import Batch, Packer, pause_s
+from streammon.wire import claimed_events
+from streammon_agents.packing import BACKOFF, Batch, Packer, pause_s
 from streammon_agents.ring import Chunk, Limits, Ring, Waiting
 from streammon_agents.source import Event
 from streammon_agents.spool import Entry
@@ -82,6 +84,10 @@ class Loss(StrEnum):
     REFUSED = "refused"
     UNENCODABLE = "unencodable"
     UNSENT = "unsent"  # at the end, and there is no spool
+
+
+class Barred(Retryable):
+    """The log is there, and takes nothing for this topic until a person changes something."""
 
 
 class Uplink(Protocol):
@@ -132,6 +138,7 @@ class Carrier:
         self._last: Batch | None = None
         self._spool_dropped = 0
         self._tallies: dict[str, Tally] = {}
+        self._barred: dict[str, str] = {}
         self.away: str | None = None
         """Why the log cannot be reached; None while it can, as far as we know."""
         self.backlog_bytes = 0
@@ -163,9 +170,7 @@ class Carrier:
 
     def put(self, source: str, event_type: EventType, events: Sequence[Event]) -> None:
         if events:
-            for oldest in self._ring.put(source, event_type, events):
-                self._give_up(oldest)
-            self._take_notice()
+            self._into_ring(source, event_type, events)
 
     async def send(self, source: str, event_type: EventType, events: Sequence[Event]) -> None:
         if not events:
@@ -173,10 +178,31 @@ class Carrier:
         if not self._ring.has_room(len(events), 0):
             raise Backpressure("the agent's memory is full of what neither the log nor the spool takes")
         durable = asyncio.get_running_loop().create_future()
-        for oldest in self._ring.put(source, event_type, events, durable):
-            self._give_up(oldest)
-        self._take_notice()
+        self._into_ring(source, event_type, events, durable)
         await durable
+
+    def _into_ring(
+        self,
+        source: str,
+        event_type: EventType,
+        events: Sequence[Event],
+        durable: asyncio.Future[None] | None = None,
+    ) -> None:
+        try:
+            given_up = self._ring.put(source, event_type, events, durable)
+        except (TypeError, ValueError, RecursionError):
+            given_up = self._ring.put(source, event_type, self._encodable(source, events), durable)
+        for oldest in given_up:
+            self._give_up(oldest)
+        self._idle.clear()
+        self._changed.set()
+
+    def _encodable(self, source: str, events: Sequence[Event]) -> list[Event]:
+        """Those that can be written as JSON; the others are dropped."""
+        good = [event for event in events if _is_encodable(event)]
+        log.error("events that are no JSON are dropped", source=source, events=len(events) - len(good))
+        self.drop(source, Loss.UNENCODABLE, len(events) - len(good))
+        return good
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         size = sum(len(record.value or b"") for record in records)
@@ -190,24 +216,24 @@ class Carrier:
         if self.away is None or not self._can_spool():
             try:
                 await self._uplink.append(records)
+            except ConfigError as wrong:
+                raise self._may_pass(wrong) from wrong
             except Retryable as failure:
                 self._lost_touch(failure)
                 if not self._can_spool():
                     raise
             else:
-                return self._in_touch()
+                return self._in_touch({record.topic for record in records})
         assert self._spooling is not None
         await self._spooling.keep([Entry.of(record) for record in records])
         self._observe()
         return None
 
     def _give_up(self, oldest: Waiting) -> None:
-        self.drop(oldest.source, Loss.OVERFLOW, oldest.size)
+        """Whoever waits is told, and comes again: nothing is lost then."""
+        if oldest.durable is None:
+            self.drop(oldest.source, Loss.OVERFLOW, oldest.size)
         Chunk(oldest.event_type, [oldest]).settle(Backpressure("the agent's memory is full"))
-
-    def _take_notice(self) -> None:
-        self._idle.clear()
-        self._changed.set()
 
     def drop(self, source: str, reason: StrEnum, events: int, *, reported: bool = False) -> None:
         """Count events as lost; the next batch reports them, unless they are ``reported`` otherwise."""
@@ -278,7 +304,7 @@ class Carrier:
     async def _carry(self, chunk: Chunk) -> None:
         if (self.away is not None or self._ring.is_filling) and self._can_spool() and await self._into_spool(chunk):
             return
-        await self._into_log(self._pack(chunk))
+        await self._into_log(self._pack(chunk), awaited=chunk.awaited)
         chunk.settle()
 
     def _can_spool(self) -> bool:
@@ -310,20 +336,24 @@ class Carrier:
         self.drop(OURS, Loss.UNENCODABLE, lost, reported=True)  # the packer has added them to what is not reported
         return batches
 
-    async def _into_log(self, batches: list[Batch]) -> None:
-        """Until they are there, or in the spool."""
+    async def _into_log(self, batches: list[Batch], *, awaited: bool) -> None:
+        """Until they are there, or in the spool; durable on return if ``awaited``."""
         self._in_flight = batches
         failures = 0
-        while self._in_flight and not await self._try(failures):
+        while self._in_flight and not await self._try(failures, awaited=awaited):
             failures += 1
         self._in_flight = []
 
-    async def _try(self, failures: int) -> bool:
+    async def _try(self, failures: int, *, awaited: bool) -> bool:
+        topics = {batch.outgoing.topic for batch in self._in_flight}
         try:
             await self._append([batch.outgoing for batch in self._in_flight])
         except Retryable as failure:
-            self._lost_touch(failure)
-            if await self._held(self._in_flight):
+            if isinstance(failure, Barred):
+                self._bar(topics, failure)
+            else:
+                self._lost_touch(failure)
+            if await self._held(self._in_flight, synced=awaited):
                 return True
             if self._hurry.is_set():
                 self._leave_unsent()
@@ -331,9 +361,9 @@ class Carrier:
             await self._pause(pause_s(failure, failures))
             return False
         except Rejected as refusal:
-            await self._one_by_one(refusal)
+            await self._one_by_one(refusal, awaited=awaited)
             return not self._in_flight
-        self._in_touch()
+        self._in_touch(topics)
         return True
 
     async def _append(self, records: Sequence[Outgoing]) -> None:
@@ -353,20 +383,21 @@ class Carrier:
 
     def _may_pass(self, wrong: ConfigError) -> StreammonError:
         """What worked before may work again, once a person has put it right; what never did ends the start."""
-        return Retryable(str(wrong)) if self._ever_reached else wrong
+        return Barred(str(wrong)) if self._ever_reached else wrong
 
-    async def _held(self, batches: Sequence[Batch]) -> bool:
+    async def _held(self, batches: Sequence[Batch], *, synced: bool = False) -> bool:
         """Whether they are in the spool now, as they are."""
         if not self._can_spool():
             return False
         assert self._spooling is not None
         try:
-            await self._spooling.hold([Entry.of(batch.outgoing, batch.events + batch.dropped) for batch in batches])
+            entries = [Entry.of(batch.outgoing, batch.events + batch.dropped) for batch in batches]
+            await self._spooling.hold(entries, synced=synced)
         except Retryable:
             return False
         return True
 
-    async def _one_by_one(self, refusal: Rejected) -> None:
+    async def _one_by_one(self, refusal: Rejected, *, awaited: bool) -> None:
         """One record that is refused must not take others along."""
         if len(self._in_flight) == 1:
             [batch] = self._in_flight
@@ -377,7 +408,7 @@ class Carrier:
             return
         batches, self._in_flight = self._in_flight, []
         for batch in batches:
-            await self._into_log([batch])
+            await self._into_log([batch], awaited=awaited)
 
     def _leave_unsent(self) -> None:
         for batch in self._in_flight:
@@ -404,14 +435,15 @@ class Carrier:
             try:
                 entries = await spooling.take(BACKLOG_BYTES)
                 if not entries:
-                    self.away = None  # nothing is left to try it with but what is new
+                    self._not_away()  # nothing is left to try it with but what is new
                     continue
                 await self._let_pass()
                 started = now()
-                await self._append_backlog(entries)
+                barred = await self._append_backlog(entries)
+                await self._put_aside(spooling, barred)
                 await spooling.done()
-                failures = 0
-                pause = (now() - started) * (1 / BACKLOG_SHARE - 1)
+                failures = failures + 1 if len(barred) == len(entries) else 0
+                pause = BACKOFF.pause_s(failures - 1) if failures else (now() - started) * (1 / BACKLOG_SHARE - 1)
             except Retryable as failure:
                 self._lost_touch(failure)
                 pause = pause_s(failure, failures)
@@ -424,19 +456,35 @@ class Carrier:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), PATIENCE_S)
 
-    async def _append_backlog(self, entries: Sequence[Entry]) -> None:
+    async def _append_backlog(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Gives those whose topics the log does not take now."""
+        topics = {entry.topic for entry in entries}
         try:
             await self._uplink.append([entry.outgoing for entry in entries])
         except Rejected as refusal:
             if len(entries) > 1:
-                for entry in entries:
-                    await self._append_backlog([entry])
-                return
+                return [barred for entry in entries for barred in await self._append_backlog([entry])]
             log.error("the log refused a record of the spool", topic=entries[0].topic, error=str(refusal))
-            self.drop(OURS, Loss.REFUSED, entries[0].events)
+            self.drop(OURS, Loss.REFUSED, _events_in(entries[0]))
         except ConfigError as wrong:
-            raise self._may_pass(wrong) from wrong
-        self._in_touch()
+            if len(topics) > 1:
+                apart = [[entry for entry in entries if entry.topic == topic] for topic in sorted(topics)]
+                return [barred for alike in apart for barred in await self._append_backlog(alike)]
+            self._bar(topics, wrong)
+            return list(entries)
+        self._in_touch(topics)
+        return []
+
+    async def _put_aside(self, spooling: Spooling, barred: list[Entry]) -> None:
+        """To the end of the spool, so that what goes to other topics does not wait for a person."""
+        if not barred:
+            return
+        try:
+            await spooling.hold(barred)
+        except Backpressure:
+            lost = sum(map(_events_in, barred))
+            log.error("the spool is full of what the log does not take: given up", events=lost, topic=barred[0].topic)
+            self.drop(OURS, Loss.REFUSED, lost)
 
     # --- what is known of the log and the spool -----------------------------------------------------------
 
@@ -446,12 +494,28 @@ class Carrier:
         self.away = str(failure)
         REACHED.set(0)
 
-    def _in_touch(self) -> None:
+    def _in_touch(self, topics: set[str]) -> None:
+        self._not_away()
+        self._ever_reached = True
+        if topics & self._barred.keys():
+            for topic in topics:
+                self._barred.pop(topic, None)
+            self._tell_barred()
+
+    def _not_away(self) -> None:
         if self.away is not None:
             log.info("the broker is back", batches=self.waiting)
         self.away = None
-        self._ever_reached = True
         REACHED.set(1)
+
+    def _bar(self, topics: set[str], why: StreammonError) -> None:
+        """The log is there, and takes nothing for these topics."""
+        self._not_away()
+        self._barred |= dict.fromkeys(topics, str(why))
+        self._tell_barred()
+
+    def _tell_barred(self) -> None:
+        self.outlet(OURS).degraded("; ".join(f"{topic}: {why}" for topic, why in self._barred.items()) or None)
 
     def _observe(self) -> None:
         RING_EVENTS.set(self._ring.events)
@@ -504,6 +568,19 @@ class Carrier:
         if not status.records:
             return "empty"
         return f"{status.records} records, {status.bytes} bytes, {self.backlog_age_s:.0f} s old"
+
+
+def _is_encodable(event: Event) -> bool:
+    try:
+        msgspec.json.encode(event)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _events_in(entry: Entry) -> int:
+    """Those that are lost with it; of what senders have made it is known only by looking."""
+    return entry.events or claimed_events(entry.value)
 
 
 def _listed(counts: Mapping[str, Counter[str]]) -> str:

@@ -14,7 +14,7 @@ from streammon.config import Settings
 from streammon.errors import ConfigError, Retryable
 from streammon_agents.agent import spool_directory
 from streammon_agents.source import Finding, Source
-from streammon_agents.uplink import PATH
+from streammon_agents.uplink import PATH, without_user
 
 CARRYING = "carrying"
 """The log and the spool, among the sources."""
@@ -87,15 +87,16 @@ async def _gateway(url: str) -> Finding:
     """Asks with a method that a gateway refuses."""
     import aiohttp
 
+    shown = without_user(url)
     try:
         timeout = aiohttp.ClientTimeout(total=TRIED_S)
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url.rstrip("/") + PATH) as answer:
             status = answer.status
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return Finding("gateway", seen=False, detail=f"{url}: {error!r}", fix="check agent.url, and that it runs")
+        return Finding("gateway", seen=False, detail=f"{shown}: {error!r}", fix="check agent.url, and that it runs")
     if status == 405:
-        return Finding("gateway", seen=True, detail=url)
-    return Finding("gateway", seen=False, detail=f"{url} answers {status}, as no gateway does", fix="check agent.url")
+        return Finding("gateway", seen=True, detail=shown)
+    return Finding("gateway", seen=False, detail=f"{shown} answers {status}, as no gateway does", fix="check agent.url")
 
 
 def _spool(directory: Path, max_bytes: int) -> Finding:

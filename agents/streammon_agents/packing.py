@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from streammon.backoff import Backoff
 from streammon.broker import Headers, Outgoing
-from streammon.errors import Backpressure, Retryable
+from streammon.errors import Backpressure, Reason, Rejected, Retryable
 from streammon.events import KEYS, EventType, record_key
 from streammon.topics import MAX_RECORD_BYTES, TOPIC_OF
 from streammon.wire import SCHEMA_HEADER, Density, Identity, encode
@@ -27,6 +27,7 @@ MAX_KEYS = 1000
 """Record keys numbered at one time; one more, and all start over under a new boot id."""
 BACKOFF = Backoff(longest_s=5.0)
 LONGEST_RETRY_AFTER_S = 60.0
+_REFUSALS = frozenset({400, 413, 415, 422})
 
 Event = Mapping[str, Any]
 
@@ -125,6 +126,21 @@ def _by_key(event_type: EventType, events: Sequence[Event]) -> dict[bytes, list[
         key = record_key(event_type, tuple(event[name] for name in KEYS[event_type]))
         groups.setdefault(key, []).append(event)
     return groups
+
+
+def judge(status: int, reason: str, retry_after: str, text: str) -> None:
+    """Raise what an answer by HTTP says of a batch.
+
+    Anything but a refusal of this very batch may pass, even a 404 while a proxy is being set up.
+    """
+    if status < 300:
+        return
+    said = f"HTTP {status} {reason}: {text[:500]}"
+    if status in _REFUSALS:
+        raise Rejected(Reason.REFUSED, said)
+    if status == 429:
+        raise Backpressure(said, float(retry_after) if retry_after.isdecimal() else 1.0)
+    raise Retryable(said)
 
 
 def pause_s(failure: Retryable, attempt: int) -> float:

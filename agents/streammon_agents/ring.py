@@ -63,6 +63,11 @@ class Chunk(NamedTuple):
                 item.durable.set_result(None) if failure is None else item.durable.set_exception(failure)
 
 
+def _cut(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    for start in range(0, len(events), CHUNK_EVENTS):
+        yield events[start : start + CHUNK_EVENTS]
+
+
 class Ring:
     """First in, first out among events of one type; those of different types do not wait for each other."""
 
@@ -86,15 +91,21 @@ class Ring:
 
     def put(
         self, source: str, event_type: EventType, events: Sequence[Event], durable: asyncio.Future[None] | None = None
-    ) -> Iterator[Waiting]:
-        """Add events; gives what had to give way for them."""
-        encoded = msgspec.json.encode(events)
+    ) -> list[Waiting]:
+        """Add events; gives what had to give way for them.
+
+        Many that nobody waits for are cut up, so that the event loop is not held up by them later. Raises what
+        `msgspec.json.encode` raises, and takes nothing then.
+        """
+        parts = [events] if durable is not None else list(_cut(events))
+        encoded = [msgspec.json.encode(part) for part in parts]
         given_up = []
-        while not self.has_room(len(events), len(encoded)):
+        while not self.has_room(len(events), sum(map(len, encoded))):
             given_up.append(self._pop(self._oldest()))
-        self._next += 1
-        self._push(Waiting(self._next, source, event_type, encoded, len(events), durable))
-        return iter(given_up)
+        for part, data in zip(parts, encoded, strict=True):
+            self._next += 1
+            self._push(Waiting(self._next, source, event_type, data, len(part), durable))
+        return given_up
 
     def take(self) -> Chunk:
         """The oldest events, and others of the same kind; the ring must not be empty."""

@@ -171,6 +171,8 @@ class Spool:
         self._writers: dict[bool, _Writer] = {}
         self._next = 1
         self._taken: Taken | None = None
+        self._tried: int | None = None
+        """The segment that was the oldest at the end of the life before: some of it may have arrived."""
         self._dropped = self._damaged = 0
         self._place = os.open(directory / "position", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -277,6 +279,7 @@ class Spool:
     def _may_go(self, segment: _Segment) -> bool:
         written = self._writers.get(segment.kept)
         in_flight = self._taken is not None and self._taken.segment == segment.number
+        in_flight = in_flight or segment.number == self._tried
         return not segment.kept and not in_flight and (written is None or written.segment is not segment)
 
     def _write_reports(self, losses: Losses, removes: int | None) -> None:
@@ -304,10 +307,10 @@ class Spool:
     def _begin(self, kept: bool) -> _Writer:
         number = self._next
         path = self._directory / f"{number:010}.{'kept' if kept else 'free'}"
+        self._next += 1  # whatever comes of it: a file that is there already is not made again
         file = self._create(path)
         if kept:
             self._sync_directory()
-        self._next += 1
         segment = self._segments[number] = _Segment(number, path, kept, self._clock())
         writer = self._writers[kept] = _Writer(segment, file, Packer(self._agent))
         return writer
@@ -405,6 +408,7 @@ class Spool:
             (int(match[1]), path) for path in self._directory.iterdir() if (match := _NAME.fullmatch(path.name))
         )
         number, start = self._remembered()
+        self._tried = found[0][0] if found else None
         self._next = number + 1  # a number that comes again would be taken for the one of which so much was sent
         removed: set[int] = set()
         for each, path in found:

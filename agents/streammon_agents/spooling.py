@@ -61,9 +61,15 @@ class Spooling:
 
         return await self._do(put)
 
-    async def hold(self, batches: Sequence[Entry]) -> None:
-        """Keep batches that may have arrived, under the numbers that they have."""
-        await self._do(lambda spool: spool.keep(batches, within_share=False))
+    async def hold(self, batches: Sequence[Entry], *, synced: bool = True) -> None:
+        """Keep batches that may have arrived, under the numbers that they have; durable on return if ``synced``."""
+
+        def hold(spool: Spool) -> None:
+            spool.keep(batches, within_share=False)
+            if synced:
+                spool.sync()
+
+        await self._do(hold)
 
     async def keep(self, records: Sequence[Entry]) -> None:
         """Keep records, together with those of all others who wait now; durable on return."""

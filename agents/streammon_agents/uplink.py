@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from streammon.broker import Broker, Outgoing
 from streammon.errors import Retryable
 from streammon.topics import INPUT_TOPICS
-from streammon_agents.sdk.transport import judge
+from streammon_agents.packing import judge
 
 if TYPE_CHECKING:
     import aiohttp  # 6 MB, and most agents do not send by HTTP
@@ -48,6 +49,12 @@ class Awaited:
         return await broker.append(records)
 
 
+def without_user(url: str) -> str:
+    """As it may be logged: a name and a password in it are none of anybody's business."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 class Gateway:
     """``POST /v1/events`` of another agent, or of `streammon up`: a request a record, over connections that stay open.
 
@@ -56,6 +63,7 @@ class Gateway:
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url.rstrip("/") + PATH
+        self._shown = without_user(self._url)
         self._session = session
 
     @classmethod
@@ -74,7 +82,7 @@ class Gateway:
             try:
                 await self._post(record)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                raise Retryable(f"{self._url}: {error!r}") from error
+                raise Retryable(f"{self._shown}: {error!r}") from error
 
     async def _post(self, record: Outgoing) -> None:
         value = record.value or b""

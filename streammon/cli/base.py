@@ -86,17 +86,21 @@ _COMMON: dict[str, Any] = {
     "log_level": Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)],
 }
 
-WATCH_S = 0.25
+WATCH_S = 0.1
+"""How often the event loop is looked after: who holds partitions loses them if it is blocked for seconds."""
 
 T = TypeVar("T")
 Command = Callable[..., Any]
 
 
-def command(group: typer.Typer, name: str | None = None, *, bare: bool = False) -> Callable[[Command], Command]:
+def command(
+    group: typer.Typer, name: str | None = None, *, bare: bool = False, watch_s: float = WATCH_S
+) -> Callable[[Command], Command]:
     """Register a function as a command: its ``settings`` come from the common options, coroutines are run.
 
     A coroutine function that also has a parameter ``stop`` runs until SIGTERM or SIGINT set it; a second signal ends
-    the process at once. ``bare``: it is what the group itself does when none of its commands is named.
+    the process at once. ``bare``: it is what the group itself does when none of its commands is named. ``watch_s``:
+    how often its event loop is looked after.
     """
 
     def register(function: Command) -> Command:
@@ -111,7 +115,7 @@ def command(group: typer.Typer, name: str | None = None, *, bare: bool = False) 
             settings = load(common.pop("config"), **common)
             configure_logging(settings.log_level)
             try:
-                raise typer.Exit(_run(function, settings=settings, **options) or 0)
+                raise typer.Exit(_run(function, watch_s, settings=settings, **options) or 0)
             except KeyboardInterrupt:
                 raise typer.Exit(130) from None
             except BrokenPipeError:  # the reader of our output has had enough, as `| head` has
@@ -149,7 +153,7 @@ def _forget_output() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _run(function: Command, **arguments: Any) -> int | None:
+def _run(function: Command, watch_s: float, **arguments: Any) -> int | None:
     status: int | None
     if not inspect.iscoroutinefunction(function):
         status = function(**arguments)
@@ -174,7 +178,7 @@ def _run(function: Command, **arguments: Any) -> int | None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
         async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(_watch_loop())
+            watch = tasks.create_task(_watch_loop(watch_s))
             try:
                 await function(stop=stop, **arguments)
             except Retryable as error:
@@ -197,12 +201,12 @@ def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
     return first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
-async def _watch_loop() -> None:
-    """Say in a metric when something blocks the event loop; a block shows as at most `WATCH_S` shorter than it was."""
+async def _watch_loop(every_s: float) -> None:
+    """Say in a metric when something blocks the event loop; a block shows as at most ``every_s`` shorter."""
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + WATCH_S
-        await asyncio.sleep(WATCH_S)
+        due = loop.time() + every_s
+        await asyncio.sleep(every_s)
         LOOP_DELAY.observe(max(0.0, loop.time() - due))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 RECONNECT = Backoff(first_s=1.0, longest_s=10.0)
 """Of an agent, which may be without Kafka for long, and has to cost nothing then either."""
+LONGEST_END_S = 9.5
+"""After that the end of an agent is not waited for any more."""
 RESULTS_FILE = "results.sqlite"
 RESULT_TOPICS = ("windows", "alerts", "slos", "drift", "quality", "loops")
 """What is delivered to stores."""
@@ -79,7 +83,7 @@ def topics_of(settings: Settings, processors: Iterable[Processor] = ()) -> list[
     return list(specs.values())
 
 
-@command(app)
+@command(app, watch_s=0.5)  # it holds no partitions; ten looks a second would be a tenth of its work
 async def agent(
     settings: Settings,
     stop: asyncio.Event,
@@ -101,13 +105,24 @@ async def agent(
     sources = sources_of(settings)
     if check:
         await _check(settings, sources, output)
-    elif settings.agent.url is not None:
+        return
+    ending = asyncio.create_task(_end_in_time(stop))
+    if settings.agent.url is not None:
         async with Gateway.open(settings.agent.url, settings.agent.spool.after_s) as gateway:
             carrier = carrier_of(gateway, settings)
             async with health_server(settings.metrics_port, lambda: carrier.waiting_for):
                 await run_agent(gateway, settings, stop=stop, sources=sources, carrier=carrier)
     else:
         await _agent(settings, sources, stop)
+    ending.cancel()
+
+
+async def _end_in_time(stop: asyncio.Event) -> None:
+    """A thread that hangs (in a file system that is away, say) would keep the process for as long."""
+    await stop.wait()
+    last = threading.Timer(LONGEST_END_S, os._exit, (1,))
+    last.daemon = True
+    last.start()
 
 
 async def _agent(settings: Settings, sources: Sequence[Source], stop: asyncio.Event) -> None:

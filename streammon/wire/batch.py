@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streammon.errors import Reason
 from streammon.events import SCHEMA
+from streammon.lazy_numpy import NDArray, np
 from streammon.topics import MAX_RECORD_BYTES
 
 MAX_EVENTS = 100_000
@@ -25,8 +23,8 @@ MAX_TIME_UNIX_S = 1e11
 SCHEMA_HEADER = ("streammon-schema", str(SCHEMA).encode())
 """On every record that streammon writes."""
 
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
+Floats: TypeAlias = "NDArray[np.float64]"
+Codes: TypeAlias = "NDArray[np.int64]"
 
 
 class Coded(NamedTuple):

@@ -11,17 +11,16 @@ from types import GenericAlias
 from typing import Any, get_args
 
 import msgspec
-import numpy as np
 from msgspec import Raw, Struct
-from numpy.typing import NDArray
 
 from streammon.errors import Reason, Rejected
 from streammon.events import Event, Histogram, NonNegative
+from streammon.lazy_numpy import NDArray, np
 from streammon.wire.batch import MAX_TIME_UNIX_S, Coded, Fault, Floats
 from streammon.wire.values import coded
 
-FORMATS = {code: np.dtype(f"<{code}") for code in ("f8", "f4", "i8", "i4", "u2", "u1")}
-"""The packed number formats, little endian."""
+FORMATS = ("f8", "f4", "i8", "i4", "u2", "u1")
+"""The packed number formats, little endian: kind and bytes."""
 
 
 class _Packed(Struct, forbid_unknown_fields=True, gc=False):
@@ -48,12 +47,12 @@ class _Packed(Struct, forbid_unknown_fields=True, gc=False):
             got = ", ".join((code, *more))
             raise Rejected(Reason.BAD_PACKING, f"column {name}: expected one of {', '.join(FORMATS)}, got {got}")
         data: bytes = getattr(self, code)
-        if len(data) != count * FORMATS[code].itemsize:
+        if len(data) != count * int(code[1]):
             raise Rejected(
                 Reason.UNEQUAL_LENGTHS,
                 f"column {name}: {len(data)} bytes of {code} are not {count} values",
             )
-        return np.frombuffer(data, dtype=FORMATS[code])
+        return np.frombuffer(data, dtype=f"<{code}")
 
 
 _PACKED_NAMES = _Packed.__struct_fields__

@@ -15,15 +15,14 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
-import numpy as np
 from msgspec import DecodeError, Struct
 from msgspec.structs import FieldInfo, astuple
-from numpy.typing import NDArray
 
 from streammon.events import SCHEMA, Event
+from streammon.lazy_numpy import NDArray, np
 from streammon.wire.batch import Coded, Codes, Floats, Rows
 from streammon.wire.columns import FieldSpec, fields_of
 from streammon.wire.rows import ColumnRows, ObjectRows, which_are
@@ -38,7 +37,7 @@ after there have been more, again and again."""
 UNREADABLE = (DecodeError, UnicodeDecodeError, RecursionError, TypeError)
 """What decoding raises for a record that is no event of its type; the last for one without a value."""
 
-Mask = NDArray[np.bool_]
+Mask: TypeAlias = "NDArray[np.bool_]"
 Values = Sequence[Any]
 """Of records: bytes, or None where there is none."""
 Names = tuple[str, ...]

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from msgspec.structs import astuple
-from numpy.typing import NDArray
 
 from streammon.errors import Reason
 from streammon.events import Event
+from streammon.lazy_numpy import NDArray, np
 from streammon.wire.batch import Coded, Fault, Floats
 from streammon.wire.columns import FieldSpec, fields_of
 from streammon.wire.values import all_finite, coded, coded_alike, entries_of_histograms, frozen, items

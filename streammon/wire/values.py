@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from streammon.events import Histogram
+from streammon.lazy_numpy import np
 from streammon.wire.batch import Coded, Codes
 
 
@@ -33,9 +33,14 @@ def coded(values: Sequence[Any]) -> Coded:
     return coded_alike(values)
 
 
+def numbered(values: Sequence[Any]) -> dict[Any, int]:
+    """The distinct values, of one type and None, in the order of their first appearance; each with its number."""
+    return {value: number for number, value in enumerate(dict.fromkeys(values))}
+
+
 def coded_alike(values: Sequence[Any]) -> Coded:
     """The same for values of one type, None beside it."""
-    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    numbers = numbered(values)
     if len(numbers) == 1:
         return Coded(list(numbers), np.zeros(len(values), dtype=np.int64))
     return Coded(list(numbers), np.array(list(map(numbers.__getitem__, values)), dtype=np.int64))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -233,3 +236,36 @@ def _listed(directory: Path, capfd: pytest.CaptureFixture[str]) -> bool:
         return False
     said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     return any(each["state"] == "running" and "log: reached; spool: none" in each["says"] for each in said)
+
+
+HANGING = """
+import asyncio, threading
+from streammon.cli import main
+from streammon_agents import agent
+
+class Hanging:
+    name = "host"
+    def check(self):
+        return ()
+    async def run(self, out):
+        print("runs", flush=True)
+        await asyncio.to_thread(threading.Event().wait)
+
+agent.SOURCES = {"host": lambda settings, clock: Hanging()}
+main()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_thread_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", HANGING, "agent", "--data-dir", str(tmp_path)]
+    with subprocess.Popen(
+        line, env={**os.environ, "STREAMMON_AGENT__SOURCES": '["host"]'}, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"runs\n"
+            process.terminate()
+            assert process.wait(15) == 1
+        finally:
+            process.kill()

@@ -167,6 +167,28 @@ async def test_full_ring_of_bytes_drops_the_oldest() -> None:
     assert 2 <= carrier.waiting <= 4
 
 
+@pytest.mark.parametrize("bad", ["\ud800", object()])
+async def test_event_that_is_no_json_is_dropped_alone_and_reported(bad: object) -> None:
+    broker = FakeBroker()
+    carrier = Carrier(broker, Packer("agent@h"))
+    async with carrying(carrier):
+        carrier.put("test", EventType.RESOURCE, [event(1), {**event(2), "id": bad}, event(3)])
+        await asyncio.wait_for(carrier.send("test", EventType.RESOURCE, [{**event(4), "id": bad}]), 5)
+        put(carrier, 5)
+        await eventually(lambda: broker.moments == [1, 3, 5])
+    assert carrier.tallies["test"].dropped == {"unencodable": 2}
+    assert sum(batch.dropped for batch in broker.batches) == 2
+
+
+async def test_many_events_at_once_are_taken_whole_and_packed_in_parts() -> None:
+    broker = FakeBroker()
+    carrier = Carrier(broker, Packer("agent@h"), Limits(events=100))
+    async with carrying(carrier):
+        put(carrier, *range(2500))
+        await eventually(lambda: broker.moments == [*range(2500)])
+    assert [len(batch.rows) for batch in broker.batches] == [1000, 1000, 500]
+
+
 async def test_batches_in_flight_are_not_dropped() -> None:
     broker = FakeBroker()
     carrier = Carrier(broker, Packer("agent@h"), Limits(events=2))

@@ -370,12 +370,15 @@ async def test_what_a_person_has_to_change_ends_the_agent_only_if_nothing_ever_a
         await asyncio.wait_for(delivery, 5)
     put(carrier, 5)
     await carrier.finish(delivery)
-    with pytest.raises(ConfigError):
-        async with running(carrier_on(log, tmp_path)) as delivery:
-            await delivery  # now it is the backlog that finds out
+    async with running(carrier := carrier_on(log, tmp_path)) as delivery:
+        await eventually(lambda: "no topic inference" in carrier.details().get("degraded", ""), 5, "the backlog")
+        assert not delivery.done(), "what is left of an earlier life does not end this one: what is new decides"
+        put(carrier, 6)
+        with pytest.raises(ConfigError):
+            await asyncio.wait_for(delivery, 5)
     log.wrong = False
     async with running(carrier_on(log, tmp_path)):
-        await eventually(lambda: log.counted == [1, 5])
+        await eventually(lambda: log.counted == [1, 5, 6])
     log.appended.clear()
     async with running(carrier := carrier_on(log, tmp_path / "other")):
         put(carrier, 2)
@@ -385,6 +388,87 @@ async def test_what_a_person_has_to_change_ends_the_agent_only_if_nothing_ever_a
         await spooled(carrier)
         log.wrong = False
         await eventually(lambda: log.counted == [2, 3])
+
+
+class Partly(Log):
+    """A log that takes nothing for some topics."""
+
+    barred: frozenset[str] = frozenset({"logs"})
+
+    async def append(self, records: Sequence[Outgoing]) -> None:
+        if not self.away and (wrong := self.barred & {each.topic for each in records}):
+            raise ConfigError(f"not permitted: {sorted(wrong)}")
+        await super().append([each for each in records if each.topic == "inference"])
+
+
+def put_log(carrier: Carrier, number: int) -> None:
+    carrier.put("test", EventType.LOG, [{"time_unix_s": float(number), "service": "s", "message": "m"}])
+
+
+async def test_topic_that_is_not_permitted_keeps_back_its_own_events_only(tmp_path: Path) -> None:
+    log = Partly()
+    async with running(carrier := carrier_on(log, tmp_path)):
+        put(carrier, 1)
+        await eventually(lambda: log.counted == [1])
+        put_log(carrier, 1)
+        await spooled(carrier)
+        put(carrier, 2)
+        await eventually(lambda: log.counted == [1, 2], 5, "what is new")
+        assert carrier.away is None
+        assert "logs: not permitted" in carrier.details()["degraded"]
+        log.away = True
+        put(carrier, 3)
+        await spooled(carrier, 2)
+        log.away = False
+        await eventually(lambda: log.counted == [1, 2, 3], 20, "the backlog behind what is not permitted")
+        log.barred = frozenset()
+        await eventually(lambda: carrier.details()["spool"] == "empty", 20, "what is permitted now")
+        assert "degraded" not in carrier.details()
+        assert "dropped" not in carrier.details()
+
+
+async def test_backlog_of_a_topic_that_is_not_permitted_does_not_keep_the_agent_from_starting(tmp_path: Path) -> None:
+    log = Partly()
+    log.away = True
+    async with running(carrier := carrier_on(log, tmp_path)):
+        put_log(carrier, 1)
+        await spooled(carrier)
+        put(carrier, 1)
+        await spooled(carrier, 2)
+    log.away = False
+    async with running(carrier := carrier_on(log, tmp_path)) as delivery:
+        await eventually(lambda: log.counted == [1])
+        assert not delivery.done()
+
+
+async def test_append_to_a_topic_that_is_not_permitted_any_more_is_to_be_tried_again(tmp_path: Path) -> None:
+    log = Partly()
+    async with running(carrier := carrier_on(log, tmp_path)):
+        put(carrier, 1)
+        await eventually(lambda: log.counted == [1])
+        with pytest.raises(Retryable, match="not permitted"):
+            await carrier.append([record(2)._replace(topic="logs")])
+        assert carrier.away is None
+
+
+async def test_send_whose_append_failed_returns_only_once_it_is_on_disk(tmp_path: Path, syncs: Counter[str]) -> None:
+    log = Log()
+    async with running(carrier := carrier_on(log, tmp_path)):
+        put(carrier, 1)
+        await eventually(lambda: log.counted == [1])
+        log.away = True
+        await carrier.send("test", EventType.INFERENCE, [event(2)])
+        assert syncs["sync"] == 1
+
+
+async def test_sender_whose_events_give_way_is_told_and_they_are_not_counted_as_lost(tmp_path: Path) -> None:
+    carrier = Carrier(Log(), Packer("agent@h"), Limits(events=10, bytes=2000))
+    waiting = asyncio.create_task(carrier.send("sender", EventType.INFERENCE, [event(1, size=1000)]))
+    await asyncio.sleep(0)
+    carrier.put("host", EventType.INFERENCE, [event(2, size=1000)])
+    with pytest.raises(Backpressure):
+        await waiting
+    assert "dropped" not in carrier.details()
 
 
 async def test_everything_sent_is_counted_or_reported_as_dropped_by_windows(tmp_path: Path) -> None:

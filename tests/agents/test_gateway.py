@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -408,6 +410,20 @@ async def test_a_failed_append_says_whether_to_come_back(
     assert detail in str(failure)
     log.failure = None
     assert (await post(client, typed())).status == 202
+
+
+async def test_events_sent_together_fail_by_type(client: Client, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = log.append
+
+    async def without_labels(records: Sequence[Outgoing]) -> list[int]:
+        if any(record.topic == "labels" for record in records):
+            raise ConfigError("not permitted: labels")
+        return await append(records)
+
+    monkeypatch.setattr(log, "append", without_labels)
+    label = {"type": "label", "event_id": "e", "time_unix_s": time.time(), "service": "s", "model": "m", "label": 1}
+    responses = await asyncio.gather(*(post(client, each) for each in [typed(), label] * 5))
+    assert [response.status for response in responses] == [202, 503] * 5
 
 
 # --- fuzz -----------------------------------------------------------------------------------------------------

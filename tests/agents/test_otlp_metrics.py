@@ -286,7 +286,8 @@ def test_explicit_buckets_become_a_sketch_of_the_increase() -> None:
     [third] = memory.take(explicit([0, 1, 0], 1.5, 5, 4, min=1.5, max=1.5))
     found = [event["histograms"]["h"] for event in (first, second, third)]
     assert [each["sketch"] for each in found] == [
-        from_buckets([1.0, 2.0], counts).to_wire() for counts in ([1, 2, 0], [0, 2, 1], [0, 1, 0])
+        from_buckets([1.0, 2.0], counts, before).to_wire()
+        for counts, before in (([1, 2, 0], []), ([0, 2, 1], [1, 2, 0]), ([0, 1, 0], []))
     ]
     assert [{name: each.get(name) for name in ("sum", "min", "max")} for each in found] == [
         {"sum": 3.5, "min": 0.5, "max": 1.75},

@@ -650,8 +650,9 @@ def test_script_that_just_ends_still_sends_its_events() -> None:
 
 
 def test_importing_the_sdk_loads_no_heavy_library() -> None:
-    heavy = "{'psutil', 'aiohttp', 'aiokafka', 'pydantic', 'structlog'}"
-    assert run_python(f"import sys, streammon_agents; print({heavy} & set(sys.modules))") == "set()"
+    heavy = "{'psutil', 'aiohttp', 'aiokafka', 'numpy', 'pydantic', 'structlog'}"
+    code = f"import sys; from streammon_agents import Monitor; print({heavy} & set(sys.modules))"
+    assert run_python(code) == "set()"
 
 
 # --- where to ---------------------------------------------------------------------------------------------

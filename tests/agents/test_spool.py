@@ -272,6 +272,31 @@ def test_what_was_acknowledged_is_never_dropped_but_refused(tmp_path: Path) -> N
     spool.close()
 
 
+def test_what_may_have_arrived_before_a_kill_does_not_give_way(tmp_path: Path) -> None:
+    """Else it would be counted, and reported as dropped, too."""
+    spool = open_spool(tmp_path / "a")
+    for number in range(20):
+        put(spool, event(number, size=20_000))
+    tried = spool.take(1)
+    spool = open_spool(crashed(spool, tmp_path / "a", tmp_path / "b"))
+    for number in range(20, 100):
+        put(spool, event(number, size=20_000))
+    assert spool.status.dropped > 0
+    left = drained(spool)
+    assert left[: len(tried)] == tried
+    assert len(numbers(left)) + dropped(left) == 100
+
+
+def test_file_that_is_in_the_way_is_stepped_over(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    (tmp_path / "0000000001.free").touch()
+    with pytest.raises(FileExistsError):
+        put(spool, event(1))
+    put(spool, event(2))
+    assert numbers(drained(spool)) == [2]
+    spool.close()
+
+
 def test_batches_that_may_have_arrived_are_kept_beyond_the_share_while_there_is_room(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     times_until(Backpressure, lambda number: spool.keep([foreign(number, 8000)]))

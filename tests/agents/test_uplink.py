@@ -19,6 +19,7 @@ from streammon.events import EventType
 from streammon.telemetry import serve_http
 from streammon.topics import topic_specs
 from streammon.wire import SCHEMA_HEADER, Identity, encode
+from streammon_agents.check import check_carrying
 from streammon_agents.gateway import events as gateway
 from streammon_agents.packing import Packer
 from streammon_agents.uplink import Awaited, Gateway
@@ -83,6 +84,15 @@ async def test_gateway_that_is_not_there_may_come(free_port: int) -> None:
     async with Gateway.open(f"http://127.0.0.1:{free_port}", 5.0) as uplink:
         with pytest.raises(Retryable, match=str(free_port)):
             await uplink.append([Outgoing("inference", b"s/m", b"{}")])
+
+
+async def test_password_in_the_address_of_a_gateway_is_shown_nowhere(free_port: int) -> None:
+    url = f"http://me:secret@127.0.0.1:{free_port}"
+    async with Gateway.open(url, 5.0) as uplink:
+        with pytest.raises(Retryable, match=f"http://127.0.0.1:{free_port}/v1/events") as raised:
+            await uplink.append([Outgoing("inference", b"s/m", b"{}")])
+    found = await check_carrying(load(agent={"url": url}))
+    assert "secret" not in f"{raised.value} {found}"
 
 
 async def test_gateway_that_hangs_is_given_up_after_a_time() -> None:

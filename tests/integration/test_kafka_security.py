@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -480,6 +481,47 @@ def test_every_role_works_with_the_permissions_on_the_page(
     assert "of shop/ranker" in here.run("drift reference", ONCE["drift reference"])
     assert "no references here" in here.run("drift references", ONCE["drift references"])
     assert here.run("replay windows --verify", ONCE["replay windows --verify"])
+
+
+@pytest.mark.timeout(120)
+def test_agent_goes_on_beside_a_topic_that_is_not_permitted(
+    secured: SecuredKafka, unique: str, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events of that topic are there once it is permitted; those of others never wait for it."""
+    secured.permit("topics-create", with_prefix(unique, [("CREATE", "topic", "…"), *SEEING]))
+    allowed = with_prefix(unique, [("WRITE", "topic", each) for each in ("resources", "inference", "heartbeats")])
+    secured.permit("agent", allowed)
+    secured.permit("tail-windows", with_prefix(unique, [("READ", "topic", "…")]))
+    here = Roles(secured, unique, tmp_path)
+    here.run("topics create", ["topics", "create"])
+    monkeypatch.setenv("STREAMMON_AGENT__SOURCES", '["host", "otlp"]')
+    monkeypatch.setenv("STREAMMON_AGENT__OTLP__GRPC_PORT", "0")
+    monkeypatch.setenv("STREAMMON_AGENT__OTLP__HTTP_PORT", str(free_port))
+    monkeypatch.setenv("STREAMMON_DATA_DIR", str(tmp_path / "agent"))
+
+    def there(topic: str) -> int:
+        return len(here.run("tail windows", ["tail", topic, "--from", "earliest", "--exit"]).splitlines())
+
+    with here.running({"agent": ["agent"]}):
+        here.wait_until(lambda: there("resources") > 0, "measurements")
+        post_log(free_port)
+        here.wait_until(lambda: "logs" in here.said("agent"), "the refusal")
+        before = there("resources")
+        here.wait_until(lambda: there("resources") > before + 2, "measurements beside it")
+        assert there("logs") == 0
+        secured.permit("agent", [*allowed, *with_prefix(unique, [("WRITE", "topic", "logs")])])
+        here.wait_until(lambda: there("logs") == 1, "what was not permitted before")
+
+
+def post_log(port: int) -> None:
+    record = {"severityNumber": 9, "body": {"stringValue": "hello"}}
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "shop"}}]}
+    body = {"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": [record]}]}]}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/logs", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.timeout(300)

@@ -53,23 +53,21 @@ class Gathering:
             self._writing = None
 
     async def _write(self, taken: list[_Waiting]) -> None:
+        """Each type by itself: a topic that takes nothing does not concern those who send to another."""
+        by_type: defaultdict[type[Event], list[_Waiting]] = defaultdict(list)
+        for each in taken:
+            by_type[type(each.event)].append(each)
+        await asyncio.gather(*(self._write_alike(kind, alike) for kind, alike in by_type.items()))
+
+    async def _write_alike(self, kind: type[Event], alike: list[_Waiting]) -> None:
         try:
-            by_type: defaultdict[type[Event], list[_Waiting]] = defaultdict(list)
-            for each in taken:
-                by_type[type(each.event)].append(each)
-            records = [
-                record
-                for kind, alike in by_type.items()
-                for record in records_of(TYPE_OF[kind], [Line(0, each.value, each.event) for each in alike])
-            ]
-            await self._into.append(records)
+            await self._into.append(records_of(TYPE_OF[kind], [Line(0, each.value, each.event) for each in alike]))
         except BaseException as failure:
-            _tell(taken, failure)
+            _tell(alike, failure)
             if not isinstance(failure, Exception):
                 raise
         else:
-            for alike in by_type.values():
-                _answer(alike)
+            _answer(alike)
 
 
 def _answer(alike: list[_Waiting]) -> None:

@@ -30,9 +30,16 @@ _GO: Final = _compiled(
     r"$|goroutine \d+|\s|\[signal |created by |exit status \d|(?:[\w.*()\[\]{}/~-]|…)+\(.*\)$|panic: |runtime stack:"
     r"|goroutine running on other thread"
 )
+_PEM: Final = _compiled(r"-----BEGIN [A-Z0-9 ]+-----\s*$")
+_PEM_BODY: Final = _compiled(r"\s*[A-Za-z0-9+/=]*\s*$|[A-Z][A-Za-z-]*: ")
 _TROUBLE: Final = _compiled(r"(?i)error|exception|critical|fatal|warn|fail|severe")
 _STARTERS: Final = frozenset("TCSE") | frozenset("abcdefghijklmnopqrstuvwxyz_")
 """First letters of lines that may go on without being indented."""
+
+
+def _begins_pem(line: str) -> bool:
+    """Whatever stands before it: a key is logged behind a time and a level, and its lines must not leave one by one."""
+    return "-----BEGIN " in line and _PEM.search(line) is not None
 
 
 class Joiner:
@@ -55,10 +62,10 @@ class Joiner:
     def _begins_block(self, line: str) -> bool:
         """Outside of a block, what is indented goes on, and so do the first lines of some blocks."""
         first = line[:1]
+        if _begins_pem(line):
+            return self._enter("pem", first in {" ", "\t"})
         if first in {" ", "\t"}:
             return not self._is_traceback(line) or self._told()
-        if first == "-" and line.startswith("-----BEGIN "):
-            return self._enter("pem", False)
         if first not in _STARTERS:
             return False
         if self._is_traceback(line):
@@ -81,15 +88,23 @@ class Joiner:
     def _in_block(self, line: str) -> bool:
         if self._block == "python":
             if line[:1] not in {" ", "\t"}:  # the exception itself ends it, unless another one follows
-                self._block = "raised"
+                self._block = "pem" if _begins_pem(line) else "raised"
             return True
         if self._block == "raised":
             return self._after_exception(line)
         if self._block == "pem":
-            if line.startswith("-----END "):
-                self._block = ""
-            return True
+            return self._in_pem(line)
         if _GO.match(line):
+            return True
+        self._block = ""
+        return self._begins_block(line)
+
+    def _in_pem(self, line: str) -> bool:
+        """What cannot be part of a key ends it, too: the words of its beginning may stand in a sentence."""
+        if "-----END " in line:
+            self._block = ""
+            return True
+        if _PEM_BODY.match(line):
             return True
         self._block = ""
         return self._begins_block(line)

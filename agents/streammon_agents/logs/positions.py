@@ -10,6 +10,7 @@ was committed in the last moments before a power failure may be read, and sent, 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
@@ -85,7 +86,7 @@ class Positions:
 
     def files(self) -> list[Remembered]:
         rows = self._db.execute("SELECT device, inode, path, position, read, head, mark FROM files")
-        return [Remembered(*row) for row in rows]
+        return [Remembered(device, inode, os.fsdecode(path), *rest) for device, inode, path, *rest in rows]
 
     def outbox(self) -> list[Sending]:
         """What was on its way, in order."""
@@ -106,7 +107,7 @@ class Positions:
         """All or nothing. ``inputs``: the patterns of those that are begun."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            rows = [(*file, now_unix_s) for file in files]
+            rows = [(*file[:2], os.fsencode(file.path), *file[3:], now_unix_s) for file in files]  # may be no UTF-8
             self._db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT INTO outbox (key, value, events) VALUES (?, ?, ?)", sending)
             self._db.executemany("INSERT OR IGNORE INTO inputs VALUES (?)", [("\n".join(paths),) for paths in inputs])

@@ -38,6 +38,7 @@ from streammon_agents.logs.tail import (
     named_after,
     open_regular,
     regular,
+    shown,
 )
 
 HOT_S: Final = 60.0
@@ -467,7 +468,7 @@ class Reader:
                 self._event(line, reading, collected)
             except Exception as error:  # one line that we did not foresee must not stop all that follow
                 collected.failed += 1
-                log.error("a line of a log file is left out", file=tail.path, error=type(error).__name__)
+                log.error("a line of a log file is left out", file=shown(tail.path), error=type(error).__name__)
 
     def _event(self, line: records.Line, reading: records.Reading, collected: Collected) -> None:
         event = records.event(line, reading)
@@ -500,6 +501,7 @@ class Reader:
 
 
 def _reading(path: str, each: LogInput) -> records.Reading:
+    path = shown(path)
     named = origin(path)
     return records.Reading(
         service=each.service or named.service,

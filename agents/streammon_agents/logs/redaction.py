@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -48,17 +49,34 @@ class Detector(NamedTuple):
 
 # --- secrets ------------------------------------------------------------------------------------------------
 
+_PHRASE: Final = (
+    r"(?:passwords?|passwd|pass_?phrase|passwort|kennwort|contrase(?:ñ|n)a|mot[_ -]?de[_ -]?passe|senha|wachtwoord"
+    r"|lösenord|hasło|пароль|密码|密碼|パスワード|비밀번호)"
+    r"(?:[_.-]?(?:confirm(?:ation)?|again|repeat|hash|new|old|plain|raw|text|value)|_?\d{1,2})?"
+)
+"""In the languages that people name things in."""
 _TELLING: Final = (
-    r"passwords?|passwd|pwd|pass_?phrase|secrets?|token|api[_.-]?keys?|access[_.-]?keys?|account[_.-]?key"
-    r"|private[_.-]?key|signing[_.-]?key|encryption[_.-]?key|secret[_.-]?key|shared[_.-]?access[_.-]?key|auth[_.-]?key"
-    r"|secret[_.-]?access[_.-]?key|authorization|credentials?|session[_.-]?id|sessionid|jsessionid|phpsessid"
+    rf"{_PHRASE}|[_.-]pass|secrets?|token|api[ _.-]?keys?|access[ _.-]?keys?|account[_.-]?key"
+    r"|private[ _.-]?key|signing[_.-]?key|encryption[_.-]?key|secret[ _.-]?key|shared[_.-]?access[_.-]?key"
+    r"|auth[_.-]?key|secret[_.-]?access[_.-]?key|authorization|credentials?|session[_.-]?id|sessionid|jsessionid|phpsessid"
     r"|csrf|connection[_.-]?string"
 )
 """How the names of secrets end. ``tokens``, ``max_tokens`` and ``token_count`` are numbers of LLMs."""
 _NAME: Final = rf"[\w.-]*?(?:{_TELLING})"
-_IS: Final = r"\\*[\"']?[\s\\nrt]*[:=]"
+_ENCODED: Final = r"%(?:25)*3[aAdD]"
+"""``=`` and ``:`` in a URL within a URL."""
+_IS: Final = rf"\\*[\"']?(?:\]|%5D)?[\s\\nrt]*(?:[:=]|{_ENCODED})"
 """Behind a name, in a text as it is or inside of JSON: triggers are looked for in both."""
-_QUOTED: Final = r"""\\?"(?:[^"\\]|\\[^"])*|\\?'(?:[^'\\]|\\[^'])*"""
+_SAID: Final = r"\\*[\"']?(?:\]|%5D)?\s*"
+"""Behind a name, what ends it; JSON within JSON within JSON has ever more backslashes."""
+_QUOTED: Final = (
+    r"""\"(?:[^\"\\]|\\.)*|'(?:[^'\\]|\\.)*"""
+    r"""|\\"(?:[^"\\]|\\[^"\\]|\\\\(?:\\.|[^\\]))*"""
+    r"""|\\+"(?:[^"\\]|\\+[^"\\])*|\\+'(?:[^'\\]|\\+[^'\\])*"""
+)
+"""As it is, within JSON in a text, and within JSON within JSON."""
+_VALUE: Final = rf"""{_QUOTED}|\[[^\]]*\]?|\{{[^}}]*\}}?|[^\s,;&"'}})\]]+"""
+"""Quoted, a list, an object, or what goes on without a blank."""
 
 _KEYS: Final = "|".join([
     r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b",  # AWS
@@ -114,7 +132,12 @@ _HARMLESS: Final = frozenset({"", "true", "false", "null", "none", "nil", "undef
 
 def _is_kept_value(value: str) -> bool:
     bare = value.strip("\\\"'")
-    return bare.lower() in _HARMLESS or bare.startswith("[redacted:")
+    return bare.lower() in _HARMLESS or bare.startswith("[redacted:") or _EMPTY.fullmatch(bare) is not None
+
+
+_EMPTY: Final = re2.compile(r"[\[{(][\s\[\]{}()]*")
+_NUMBER: Final = re2.compile(r"\d{1,5}|\d+\.\d+(?:e-?\d+)?(?:ms|s|%)?|<[^<>]*>")
+"""What a token of a language model costs or takes, or is called (``<pad>``): no key looks like that."""
 
 
 def _is_value(value: str) -> bool:
@@ -122,9 +145,25 @@ def _is_value(value: str) -> bool:
     return not _is_kept_value(value)
 
 
+def _is_value_of_key(value: str) -> bool:
+    return not _is_kept_value(value) and _NUMBER.fullmatch(value.strip("\\\"'")) is None
+
+
 def _is_loose_value(value: str) -> bool:
     """Of ``name: value``, which may be prose: "invalid token: expected a bracket"."""
-    return not _is_kept_value(value) and (value[0] in "\\\"'" or _is_no_word(value))
+    return _is_value_of_key(value) and (value[0] in "\\\"'" or _is_no_word(value))
+
+
+def _is_no_directory(value: str) -> bool:
+    """``PWD=/srv`` is where a command runs."""
+    return _is_value(value) and not value.lstrip("\\\"'").startswith("/")
+
+
+def _is_key(value: str) -> bool:
+    """``sk-learn-forest`` is no key: those have digits in their long part."""
+    return not value.startswith("sk-") or any(
+        len(part) >= 16 and not part.isalpha() for part in re.split("[-_]", value)
+    )
 
 
 SECRETS: Final = (
@@ -137,7 +176,7 @@ SECRETS: Final = (
     Detector(
         "cookie",
         rf"(?i)cookies?{_IS}",
-        rf"(?i)\b(?:set-)?cookies?\\?[\"']?\s*[:=]\s*(?P<v>{_QUOTED}|[^\r\n\"']+)",
+        rf"(?i)\b(?:set-)?cookies?{_SAID}[:=]\s*(?P<v>{_QUOTED}|[^\r\n\"'=]+=[^\r\n\"']+)",
         _is_value,
     ),
     Detector("authorization", r"(?i)basic[\s\\]", r"(?i)\bbasic\s+(?P<v>[A-Za-z0-9+/_-]{6,}={0,2})", _is_basic),
@@ -147,25 +186,49 @@ SECRETS: Final = (
         r"(?i)\b(?:bearer|digest|negotiate|apikey|api-key)\s+(?P<v>[A-Za-z0-9+/._~=-]{6,})",
         _is_no_word,
     ),
-    Detector("api_key", _KEY_TRIGGER, _KEYS),
+    Detector("api_key", _KEY_TRIGGER, _KEYS, _is_key),
     Detector("password", r"://[^\s/@]*:[^\s]*@", r"://[^\s/:@]*:(?P<v>[^\s/?#]*)@", _is_value),
     Detector(
         "password",
-        rf"(?i)(?:passwords?|passwd|pwd|pass_?phrase){_IS}",
-        rf"(?i)[\w.-]*(?:passwords?|passwd|pwd|pass_?phrase)\\?[\"']?\s*[:=]+>?\s*(?P<v>{_QUOTED}|[^\s,;&\"'}})]+)",
+        rf"(?i){_PHRASE}{_IS}",
+        rf"(?i){_PHRASE}{_SAID}[:=]+>?\s*(?P<v>{_VALUE})",
+        _is_value,
+    ),
+    Detector("password", rf"(?i)pwd{_IS}", rf"(?i)pwd{_SAID}[:=]+>?\s*(?P<v>{_VALUE})", _is_no_directory),
+    Detector(
+        "secret",
+        rf"(?i)(?:{_TELLING})(?:%5D)?{_ENCODED}",
+        rf"(?i)(?:{_TELLING})(?:%5D)?{_ENCODED}(?P<v>(?:[^\s,;&\"'%]|%[013-9a-f]|%2[0-57-9a-f])+)",
+        _is_value,
+    ),
+    Detector(
+        "secret",
+        rf"(?i)--[\w.-]*(?:{_TELLING})[\s\\]",
+        rf"(?i)(?:^|\s)--{_NAME}\s+(?P<v>{_VALUE})",
+        _is_loose_value,
+    ),
+    Detector(
+        "secret",
+        rf"(?i)(?:{_TELLING})(?:[\s\\][^<>]*)?>",
+        rf"(?i)<{_NAME}(?:\s[^<>]*)?>(?P<v>[^<]+)<",
+        _is_value,
+    ),
+    Detector(
+        "secret",
+        rf"(?i)(?:{_TELLING})\\*[\"'][\s\\nrt]*[,}}]",
+        rf"(?i)\b(?:name|key)\\*[\"']?\s*[:=]\s*\\*[\"']?{_NAME}\\*[\"']?,\s*\\*[\"']?value{_SAID}[:=]\s*(?P<v>{_VALUE})",
         _is_value,
     ),
     Detector(
         "secret",
         rf"(?i)(?:{_TELLING}){_IS}",
-        rf"(?i){_NAME}\\?[\"']?\s*=+>?\s*(?P<v>{_QUOTED}|[^\s,;&\"'}})]+)",
-        _is_value,
+        rf"(?i)(?:{_TELLING}){_SAID}=+>?\s*(?P<v>{_VALUE})",
+        _is_value_of_key,
     ),
     Detector(
         "secret",
         rf"(?i)(?:{_TELLING}){_IS}",
-        rf"(?i){_NAME}\\?[\"']?\s*:\s*(?:(?:basic|bearer|digest|negotiate|token|aws4-hmac-sha256)\s+)?"
-        rf"(?P<v>{_QUOTED}|[^\s,;&\"'}})]+)",
+        rf"(?i)(?:{_TELLING}){_SAID}:\s*(?:(?:basic|bearer|digest|negotiate|token|aws4-hmac-sha256)\s+)?(?P<v>{_VALUE})",
         _is_loose_value,
     ),
     Detector("secret", r"(?i)[?&;](?:sig|signature|x-amz-signature|x-goog-signature|code)=",
@@ -178,7 +241,7 @@ SECRETS: Final = (
 
 def is_card(text: str) -> bool:
     """Digits of a card: by the ranges of issuers, their lengths, and Luhn's sum."""
-    digits = "".join(filter(str.isdigit, text))
+    digits = "".join(filter(str.isdigit, text.replace("%20", "")))
     return _is_issued(digits) and luhn(digits)
 
 
@@ -222,7 +285,7 @@ def is_iban(text: str) -> bool:
     >>> is_iban("GB82 WEST 1234 5698 7654 32"), is_iban("GB82 WEST 1234 5698 7654 33")
     (True, False)
     """
-    plain = text.replace(" ", "")
+    plain = text.replace(" ", "").upper()
     if len(plain) != _IBAN_LENGTHS.get(plain[:2]):
         return False
     return int("".join(str(int(letter, 36)) for letter in plain[4:] + plain[:4])) % 97 == 1
@@ -245,14 +308,14 @@ PERSONAL: Final = {
     ),
     "card": Detector(
         "card",
-        r"\d(?:[ -]?\d){12}",
-        r"(?:^|[^\w.-])(?P<v>\d(?:[ -]?\d){12,18})(?:$|[^\w-])",
+        r"\d(?:(?:[ +-]|%20)?\d){12}",
+        r"(?:^|[^\w.-]|%[0-9A-Fa-f]{2})(?P<v>\d(?:(?:[ +-]|%20)?\d){12,18})(?:$|[^\w-])",
         is_card,
     ),
     "iban": Detector(
         "iban",
-        r"[A-Z]{2}\d{2} ?[A-Z0-9]{4} ?[A-Z0-9]{3}",
-        r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
+        r"[A-Z]{2}\d{2} ?[A-Z0-9]{4} ?[A-Z0-9]{3}|\b[a-z]{2}\d{2}[a-z0-9]{11}",
+        r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b|\b[a-z]{2}\d{2}[a-z0-9]{11,30}\b",
         is_iban,
     ),
     "ip": Detector(
@@ -334,7 +397,10 @@ class Redactor:
         if isinstance(value, str):
             return self._named(value, name) if _is_secret_name(name) else self.text(value)
         if isinstance(value, dict):
-            return {self.text(key): self._value(each, key, depth + 1) for key, each in self._within(value, depth)}
+            return {
+                self.text(key): self._value(each, _meant(key, value, name), depth + 1)
+                for key, each in self._within(value, depth)
+            }
         if isinstance(value, list):
             return [self._value(each, name, depth + 1) for _, each in self._within(dict(enumerate(value)), depth)]
         return self._number(value, name)
@@ -370,8 +436,10 @@ def _is_taken_out(text: str, begin: int) -> bool:
 
 
 _PLAIN: Final = frozenset({"time_unix_s", "category", "level"})
-_SECRET_NAME = re2.compile(rf"(?i)(?:.*[\W_]|.*[a-z])?(?:{_TELLING}|(?:set-)?cookies?)", _options(captures=False))
-_PASSWORD_NAME = re2.compile(r"(?i).*(?:passwords?|passwd|pwd|pass_?phrase)", _options(captures=False))
+_SECRET_NAME = re2.compile(
+    rf"(?i)(?:.*[\W_]|.*[a-z0-9])?(?:{_TELLING}|pwd|(?:set-)?cookies?)", _options(captures=False)
+)
+_PASSWORD_NAME = re2.compile(rf"(?i).*(?:{_PHRASE}|pwd)", _options(captures=False))
 _NAMES: dict[str, bool] = {}
 """What was found out about names, which are few; started over when they are not."""
 
@@ -385,6 +453,14 @@ def _is_secret_name(name: str) -> bool:
     return known
 
 
+def _meant(key: str, pairs: Mapping[str, Any], name: str) -> str:
+    """What a value is called: by its own name, by that beside it (``{"name": "X", "value": …}``), or by the whole."""
+    beside = pairs.get("name", pairs.get("key")) if key == "value" else None
+    if isinstance(beside, str) and _is_secret_name(beside):
+        return beside
+    return name if _is_secret_name(name) and not _is_secret_name(key) else key
+
+
 def _class_of(name: str) -> str:
     if _PASSWORD_NAME.fullmatch(name):
         return "password"
@@ -393,8 +469,8 @@ def _class_of(name: str) -> str:
 
 def _opening_quote(value: str) -> str:
     """What stays, so that JSON in a text is still JSON."""
-    length = 2 if value[:2] in ('\\"', "\\'") else 1 if value[:1] in ('"', "'") else 0
-    return value[:length]
+    bare = value.lstrip("\\")
+    return value[: len(value) - len(bare) + 1] if bare[:1] in ('"', "'") else ""
 
 
 def redactor(

@@ -41,7 +41,7 @@ from streammon.telemetry import log
 from streammon_agents.logs.positions import Positions, Sending
 from streammon_agents.logs.reader import Collected, Loss, Reader, looked_at
 from streammon_agents.logs.redaction import redactor_of, unusable
-from streammon_agents.logs.tail import Skipped
+from streammon_agents.logs.tail import Skipped, shown
 from streammon_agents.packing import Packer, pause_s
 from streammon_agents.source import Finding, Outlet
 
@@ -220,7 +220,7 @@ def _is_writable(directory: Path) -> bool:
 
 
 def _named(skipped: dict[str, Skipped]) -> str:
-    told = [f"{path}: {why.detail}" for path, why in list(skipped.items())[:TOLD]]
+    told = [f"{shown(path)}: {why.detail}" for path, why in list(skipped.items())[:TOLD]]
     return "; ".join([*told, *([f"and {len(skipped) - TOLD} more"] if len(skipped) > TOLD else [])])
 
 

@@ -89,6 +89,11 @@ def _kind(mode: int) -> str:
     return names.get(stat.S_IFMT(mode), "special file")
 
 
+def shown(path: str) -> str:
+    """A path as text that can be sent and printed: names of files are bytes, and may be no UTF-8."""
+    return path.encode(errors="replace").decode()
+
+
 def is_binary(head: bytes) -> bool:
     """Whether this is no text. Zeros at the beginning are a hole, which truncating below a writer leaves."""
     text = head.lstrip(b"\0")

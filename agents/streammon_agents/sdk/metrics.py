@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
+from streammon.lazy_numpy import np
 from streammon.results import OTHER
 from streammon.sketch import Sketch
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
-import numpy as np
-from numpy.typing import ArrayLike
+from streammon.lazy_numpy import ArrayLike, np
 
 
 class Summary(Protocol):

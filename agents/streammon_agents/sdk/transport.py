@@ -11,13 +11,12 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from streammon.broker import Broker, Outgoing
-from streammon.errors import Backpressure, ConfigError, Reason, Rejected, Retryable
+from streammon.errors import ConfigError, Retryable
 from streammon.events import EventType
-from streammon_agents.packing import Batch, pause_s
+from streammon_agents.packing import Batch, judge, pause_s
 
 HTTP_TIMEOUT_S = 5.0
 _LONGEST_ANSWER_BYTES = 65_536
-_REFUSALS = frozenset({400, 413, 415, 422})
 
 
 class Transport(Protocol):
@@ -68,18 +67,6 @@ def _connection(url: str, timeout_s: float) -> tuple[HTTPConnection, str]:
     if not parts.hostname:
         raise ConfigError(f"url is {url!r}: it names no host")
     return kind(parts.hostname, port, timeout=timeout_s), parts.path.rstrip("/") + "/v1/events"
-
-
-def judge(status: int, reason: str, retry_after: str, text: str) -> None:
-    """Anything but a refusal of this very batch may pass, even a 404 while a proxy is being set up."""
-    if status < 300:
-        return
-    said = f"HTTP {status} {reason}: {text[:500]}"
-    if status in _REFUSALS:
-        raise Rejected(Reason.REFUSED, said)
-    if status == 429:
-        raise Backpressure(said, float(retry_after) if retry_after.isdecimal() else 1.0)
-    raise Retryable(said)
 
 
 PATIENCE_S = 30.0

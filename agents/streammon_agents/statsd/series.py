@@ -21,9 +21,8 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from streammon.config import StatsdSettings
+from streammon.lazy_numpy import np
 from streammon.sketch import EMPTY, Floats, Sketch, SketchBag, SketchError, merge
 from streammon_agents.statsd.lines import Check, Happened, Key, Kind, NotUnderstood, Refusal, check_of, happened, parse
 

@@ -75,10 +75,20 @@ exit status 2
 PEM = "key:\n-----BEGIN " + "PRIVATE KEY-----\nabc\ndef\n-----END " + "PRIVATE KEY-----\nnext\n"
 
 
+BEHIND = "12:00 INFO got -----BEGIN RSA " + "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nab+/\n-----END RSA x-----\n"
+RAISED = (
+    "Traceback (most recent call last):\n  File\nE: -----BEGIN " + "PRIVATE KEY-----\nab12\n-----END x-----'\nnext\n"
+)
+ENDLESS = "no -----BEGIN " + "PRIVATE KEY-----\n12:00 one\n12:01 two\n"
+
+
 @pytest.mark.parametrize("pieces", [1, 7, 10**9])
 @pytest.mark.parametrize(
     ("text", "beginnings"),
     [
+        (BEHIND, ["12:00 INFO"]),
+        (RAISED, ["Traceback", "next"]),
+        (ENDLESS, ["no", "12:00", "12:01"]),
         (PYTHON, ["2026-11-29 17:20:29", "2026-11-29 17:20:30"]),
         (ALONE, ["2026-11-29 17:20:29", "Traceback"]),
         (JAVA, ["2026-11-29 17:20:29", "2026-11-29 17:20:30"]),

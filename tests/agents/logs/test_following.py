@@ -325,6 +325,27 @@ async def test_whatever_is_no_readable_text_file_is_counted_once_and_harms_nobod
     assert "fifo.log: it is a FIFO" in findings[False].detail
 
 
+def append(path: bytes, text: str) -> None:
+    with open(path, "a") as file:  # noqa: PTH123 - names that are no text
+        file.write(text)
+
+
+async def test_names_of_files_that_are_no_text_harm_nobody(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path)
+    os.mkfifo(raw + b"/fifo \xff.log")
+    for name, text in ((b"/bad \xff.log", "one\n"), (b"/new\nline.log", "two\n"), (b"/good.log", "three\n")):
+        append(raw + name, text)
+    wanted = settings(tmp_path / "data", {"paths": [f"{tmp_path}/*.log"]})
+    async with running(wanted) as out:
+        await eventually(lambda: {*messages(out)} == {"one", "two", "three"})
+        await eventually(lambda: "fifo ?.log" in str(out.states))
+    assert any("bad ?.log" in event["fields"]["log.file.path"] for event in events(out))
+    assert str(list(log_source(wanted).check())).isascii()
+    append(raw + b"/bad \xff.log", "four\n")
+    async with running(wanted) as out:
+        await eventually(lambda: messages(out) == ["four"])
+
+
 async def test_an_unreadable_file_is_read_once_it_may_be(tmp_path: Path) -> None:
     file = tmp_path / "app.log"
     file.symlink_to(file)  # permissions are nothing to root, who may run this

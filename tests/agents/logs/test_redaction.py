@@ -102,6 +102,22 @@ SAMPLES: list[tuple[str, str, str]] = [
     ("hunter2", "password", "DB_PASSWORD={}"),
     ("swordfish", "password", "passwd: {}"),
     ("hunter2", "password", "--password={} --host=db"),
+    ("hunter2", "password", "user[password_confirmation]={}"),
+    ("hunter2", "password", "user%5Bpassword%5D={}&x=1"),
+    ("hunter2", "password", "passwordConfirm: {}, next"),
+    ('hun\\"ter2', "password", 'config {{"password":"{}","port":5}}'),
+    ('hun\\\\\\"ter2', "password", r'body "{{\"password\": \"{}\", \"a\": 1}}"'),
+    ("hunter2 x", "password", r'"{{\"b\": \"{{\\\"password\\\": \\\"{}\\\"}}\"}}"'),
+    ("hunter2", "password", '{{"password":["{}","b"],"a":1}}'),
+    ("hunter2", "password", '{{"password":{{"value":"{}"}},"a":1}}'),
+    ("Geheim123", "password", "Passwort: {}"),
+    ("секрет7", "password", "пароль={}"),
+    ("S3nha", "password", "senha: {}, ok"),
+    ("hunter2", "secret", "DB_PASS={}"),
+    ("hunter2", "secret", "GET /cb?next=%2Flogin%3Fpassword%3D{}%26a%3Db"),
+    (some(WORD, 12), "secret", "run --token {} --host=db"),
+    ("hunter2", "secret", "<Password type='text'>{}</Password>"),
+    ("hunter2", "secret", '{{"env":[{{"name":"DB_PASSWORD","value":"{}"}}]}}'),
     (some(WORD, 20), "secret", "client_secret={}&grant_type=x"),
     (some(WORD, 20), "secret", "GET /v1?api_key={}&q=1"),
     (some(WORD, 20), "secret", "X-Api-Key: {}"),
@@ -120,7 +136,11 @@ SAMPLES: list[tuple[str, str, str]] = [
     (f"{VISA[:4]} {VISA[4:8]} {VISA[8:12]} {VISA[12:]}", "card", "card: {}, ok"),
     (f"{MASTER[:4]}-{MASTER[4:8]}-{MASTER[8:12]}-{MASTER[12:]}", "card", "pan={}"),
     (AMEX, "card", '{{"pan":"{}"}}'),
+    (VISA, "card", "cc%3D{}%26x"),
+    (f"{VISA[:4]}+{VISA[4:8]}+{VISA[8:12]}+{VISA[12:]}", "card", "cc={}&x"),
+    (f"{VISA[:4]}%20{VISA[4:8]}%20{VISA[8:12]}%20{VISA[12:]}", "card", "cc={}&x"),
     (GERMAN, "iban", "from {} to"),
+    (GERMAN.lower(), "iban", "from {} to"),
     (" ".join(BRITISH[at : at + 4] for at in range(0, len(BRITISH), 4)), "iban", "IBAN {}!"),
 ]
 
@@ -145,6 +165,13 @@ HARMLESS = [
     "@decorator def f(): pass  # x @ y",
     "user@ is nobody, @here neither, a@b has no domain",
     "sk-learn and sk-ip are no keys, nor is risk-management-of-the-large-model",
+    "sk-learn-random-forest-classifier-for-prices is none either",
+    "time_to_first_token=0.123 cost_per_token: 0.02 eos_token=</s> token=15 pad_token: <pad>",
+    "ann : TTY=pts/0 ; PWD=/home/ann ; USER=root ; COMMAND=/bin/ls",
+    "accepting cookies: 3 for a domain and more of it",
+    "the option --token is required",
+    "secrets: [] credentials: {}",
+    "first_pass: 3 of 5, pass=3 fail=0",
 ]
 
 
@@ -180,7 +207,8 @@ def test_no_sample_is_left_anywhere_in_an_event(secret: str, _name: str, around:
 SECRET_NAMES = [
     "password", "db_password", "dbPassword", "DB-PASSWD", "token", "accessToken", "access_token", "api_key", "apiKey",
     "x-api-key", "client_secret", "authorization", "Authorization", "cookie", "set-cookie", "private_key",
-    "aws.secret_access_key", "credentials", "sessionid", "secret",
+    "aws.secret_access_key", "oauth2Token", "password_confirmation", "new_password2", "db_pass", "credentials",
+    "sessionid", "secret",
 ]  # fmt: skip
 
 
@@ -188,6 +216,18 @@ SECRET_NAMES = [
 def test_a_value_is_taken_out_because_of_its_name(name: str) -> None:
     event = {"time_unix_s": 1.0, "fields": {name: "swordfish", "nested": {name: ["swordfish"]}}}
     assert "swordfish" not in str(redactor().event(event))
+
+
+def test_what_is_within_a_secret_or_beside_its_name_is_one() -> None:
+    fields = {
+        "password": {"value": "swordfish", "number": 1234},
+        "env": [{"name": "DB_PASSWORD", "value": "swordfish"}, {"name": "PORT", "value": "8080"}],
+        "key": {"key": "x-api-key", "value": ["swordfish"]},
+    }
+    redacted = redactor().event({"time_unix_s": 1.0, "fields": fields})
+    assert "swordfish" not in str(redacted)
+    assert "1234" not in str(redacted)
+    assert redacted["fields"]["env"][1] == {"name": "PORT", "value": "8080"}
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "token_count", "tokens", "key", "author", "passed", "secretary"])
@@ -309,7 +349,8 @@ def _once(act: Callable[[], object], now: Callable[[], float]) -> float:
 
 
 HOSTILE = ["a@", "password=", "4111 ", "eyJ", "://a:", "-----BEGIN RSA " + "PRIVATE KEY-----", "DE12 ", "token: 'x",
-           "sk-", "é@é.", "a.b.c.", "Cookie: ", "::1:", "+1 23 "]  # fmt: skip
+           "sk-", "<token ", "password%3D", '{"password":[', "--token ", "4%204",
+           "é@é.", "a.b.c.", "Cookie: ", "::1:", "+1 23 "]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
@@ -317,7 +358,7 @@ def test_time_is_linear_in_the_text(piece: str) -> None:
     redact = redactor(["email", "card", "iban", "ip", "phone"])
     short, long = (piece * (size // len(piece)) for size in (4_000, 64_000))
     quick, slow = timed(lambda: redact.text(short)), timed(lambda: redact.text(long))
-    assert slow < max(60 * quick, 0.25), f"{quick:.4f} s became {slow:.4f} s"
+    assert slow < max(60 * quick, 1.0), f"{quick:.4f} s became {slow:.4f} s"
 
 
 @pytest.mark.parametrize("text", ["password=hunter2", "secret: s3cr3t-x", '{"api_key": "k7"}'])

@@ -176,6 +176,8 @@ class Explicit(NamedTuple):
     counts: tuple[int, ...]
     sum: float
     extremes: Extremes
+    before: tuple[int, ...] = ()
+    """What each bucket held before, of a stream that is told in totals: values are spread over the totals."""
 
     def fell(self, before: Explicit) -> bool:
         return sum(self.counts) < sum(before.counts)
@@ -184,14 +186,15 @@ class Explicit(NamedTuple):
         if self.bounds != before.bounds:
             raise Refused(Refusal.INCONSISTENT, "a histogram has other buckets than before, and no new start")
         counts = tuple(_grew(now, was) for now, was in zip(self.counts, before.counts, strict=True))
-        return Explicit(self.bounds, counts, self.sum - before.sum, self.extremes.since(before.extremes))
+        extremes = self.extremes.since(before.extremes)
+        return Explicit(self.bounds, counts, self.sum - before.sum, extremes, before.counts)
 
     @property
     def observations(self) -> int:
         return sum(self.counts)
 
     def sketch(self) -> Sketch:
-        return from_buckets(self.bounds, self.counts)
+        return from_buckets(self.bounds, self.counts, self.before)
 
 
 def explicit(point: HistogramDataPoint) -> Explicit:
