@@ -31,6 +31,7 @@ _REFUSALS = frozenset({400, 413, 415, 422})
 
 Event = Mapping[str, Any]
 
+TRACE_HEADER = "traceparent"
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
@@ -117,7 +118,7 @@ def _trace_headers(events: Sequence[Event]) -> Headers:
     ):
         return ()
     value = f"00-{trace_id}-{span_id}-01"
-    return (("traceparent", value.encode()),) if TRACEPARENT.fullmatch(value) else ()
+    return ((TRACE_HEADER, value.encode()),) if TRACEPARENT.fullmatch(value) else ()
 
 
 def _by_key(event_type: EventType, events: Sequence[Event]) -> dict[bytes, list[Event]]:

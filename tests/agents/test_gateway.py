@@ -134,6 +134,16 @@ async def test_a_value_of_any_density_is_in_the_log_when_answered(client: Client
     assert await log.events() == sent
 
 
+@pytest.mark.parametrize(("trace", "kept"), [(f"00-{'a' * 32}-{'b' * 16}-01", True), ("nonsense", False)])
+async def test_a_batch_of_one_span_keeps_its_trace_in_its_record(
+    client: Client, log: Log, trace: str, kept: bool
+) -> None:
+    [value] = encode(EventType.INFERENCE, [inference()] * 2, Density.PACKED, Identity("sdk", "b", 0))
+    assert (await post(client, value, JSON | {"traceparent": trace})).status == 202
+    [record] = await log.records()
+    assert list(record.headers) == [SCHEMA_HEADER, *([("traceparent", trace.encode())] if kept else [])]
+
+
 async def test_events_that_name_no_type_take_it_from_the_query(client: Client, log: Log) -> None:
     label = {"time_unix_s": 1.7e9, "service": "s", "model": "m", "event_id": "e", "label": 1.0}
     assert (await post(client, label, query="?type=label")).status == 202

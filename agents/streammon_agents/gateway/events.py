@@ -32,6 +32,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import Counter as Metric
 
+from streammon.broker import Headers
 from streammon.errors import Reason, Rejected
 from streammon.events import Event, EventType
 from streammon.wire import Routed, claimed_events, route
@@ -48,6 +49,7 @@ from streammon_agents.gateway.http import (
     wrong_method,
 )
 from streammon_agents.gateway.ndjson import RoutedLines, route_lines, single_of
+from streammon_agents.packing import TRACE_HEADER, TRACEPARENT
 
 PATH = "/v1/events"
 NDJSON = "application/x-ndjson"
@@ -83,18 +85,28 @@ class _Intake:
             return await self._write(route_lines, body, event_type)
         if len(body) <= THREAD_BYTES and (event := single_of(body, event_type)) is not None and event.seq is None:
             return await self._gather(body, event)
-        return await self._write(route, body, event_type)
+        return await self._write(route, body, event_type, _trace_of(request))
 
     async def _gather(self, value: bytes, event: Event) -> web.Response:
         fault = await self._gathering.take(value, event)
         reasons = Counter([fault.reason] if fault else [])
         return _taken(Routed([], 1 - len(reasons), len(reasons), reasons))
 
-    async def _write(self, parse: Parse, body: bytes, event_type: EventType | None) -> web.Response:
+    async def _write(
+        self, parse: Parse, body: bytes, event_type: EventType | None, trace: Headers = ()
+    ) -> web.Response:
         routed = await _routed(parse, body, event_type)
+        if trace and len(routed.records) == 1:
+            routed.records[0] = routed.records[0]._replace(headers=(*routed.records[0].headers, *trace))
         if routed.records:
             await self._into.append(routed.records)
         return _taken(routed)
+
+
+def _trace_of(request: web.Request) -> Headers:
+    """The header of W3C Trace Context that a batch of one span came with: its record has it, too."""
+    value = request.headers.get(TRACE_HEADER, "")
+    return ((TRACE_HEADER, value.encode()),) if TRACEPARENT.fullmatch(value) else ()
 
 
 def _event_type(request: web.Request) -> EventType | None:
