@@ -27,6 +27,7 @@ RECORDS = Counter("streammon_records_read", "Records read from input topics", ["
 DROPPED = Counter("streammon_dropped_events", "Events an agent gave up on, by where", ["where"])
 WATERMARK_LAG = Gauge("streammon_watermark_lag_seconds", "Now minus the watermark", ["group", "topic", "partition"])
 CONSUMER_LAG = Gauge("streammon_consumer_lag_records", "Records not yet read", ["group", "topic", "partition"])
+MALFORMED = Counter("streammon_http_garbage", "Requests of malformed HTTP: answered 400, and closed")
 LOOP_DELAY = Histogram(
     "streammon_event_loop_delay_seconds",
     "How late the event loop ran a timer",
@@ -66,7 +67,18 @@ def configure_logging(level: str = "info") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("streammon").setLevel(level.upper())
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # the delivery tells it, once
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether an error of the HTTP server is told. Of malformed HTTP it quotes what came, secrets included, and
+    once for each connection that sends some; they are counted instead."""
+    error = record.exc_info[1] if record.exc_info else None
+    if type(error).__module__ != "aiohttp.http_exceptions":
+        return True
+    MALFORMED.inc()
+    return False
 
 
 Ready = Callable[[], str | None]

@@ -130,9 +130,9 @@ async def run_agent(
         await asyncio.wait({stopped, delivery, *running}, return_when=asyncio.FIRST_COMPLETED)
         await _end(running)
         await carrier.finish(delivery)
-        for task in (delivery, *running):
-            if task.done() and not task.cancelled():
-                task.result()  # a ConfigError: nothing else ends a source, or the carrier
+        ended = [task.exception() for task in (delivery, *running) if task.done() and not task.cancelled()]
+        for failure in filter(None, ended):
+            raise failure  # a ConfigError: nothing else ends a source, or the carrier
     finally:
         await _end([stopped, delivery, *running])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -84,9 +85,13 @@ async def test_source_that_fails_is_started_again_and_does_not_touch_the_others(
 
 
 async def test_source_that_needs_a_person_ends_the_agent() -> None:
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     with pytest.raises(ConfigError, match="port"):
-        async with running(FakeBroker(), Told(error=ConfigError("port taken"))):
+        async with running(FakeBroker(), *(Told(name, ConfigError("port taken")) for name in ("one", "two"))):
             await asyncio.sleep(0.1)
+    gc.collect()
+    assert not unheard, "a second one is no accident"
 
 
 async def test_source_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from streammon_agents.gateway.otlp import logs, spans, values
 from streammon_agents.gateway.otlp.logs import Logs
 from streammon_agents.gateway.otlp.spans import Read, Spans
 from streammon_agents.gateway.otlp.values import Refusal
+from streammon_agents.logs.redaction import redactor
 
 Attributes = Mapping[str, Any]
 START, END = 1_700_000_000 * 10**9, 1_700_000_000 * 10**9 + 250_000_000
@@ -246,8 +247,40 @@ def log_event(**record: Any) -> dict[str, Any]:
     body = any_value(record.pop("body", "hello"))
     scope = request.resource_logs.add().scope_logs.add()
     scope.log_records.add(body=body, attributes=key_values(attributes), **record)
-    [event] = Logs("here", lambda: 1_700_000_000.5).read(request).events
+    [event] = Logs("here", lambda: 1_700_000_000.5, redactor()).read(request).events
     return event
+
+
+def test_secrets_leave_no_log_record() -> None:
+    event = log_event(
+        body="password=hunter2 of ann@example.org",
+        attributes={"api_key": "abc", "url": "https://u:pw@db/", "size": 3, "exception.message": "token=t0ps3cret"},
+    )
+    said = str(event)
+    assert not any(secret in said for secret in ("hunter2", "ann@", "abc", "pw@", "t0ps3cret"))
+    assert event["fields"]["size"] == 3
+
+
+@pytest.mark.parametrize("named", [{"event_name": "gen_ai.user.message"}, {"event.name": "gen_ai.choice"}])
+def test_what_is_said_to_a_language_model_and_by_it_is_in_no_log_event(named: dict[str, str]) -> None:
+    contents = {
+        "gen_ai.input.messages": "my prompt",
+        "gen_ai.output.messages": "my prompt",
+        "gen_ai.system_instructions": "my prompt",
+        "gen_ai.prompt.0.content": "my prompt",
+        "gen_ai.tool.call.arguments": "my prompt",
+    }
+    known = {"gen_ai.system": "openai", "gen_ai.request.model": "gpt-5", "gen_ai.usage.input_tokens": 7}
+    attributes = contents | known | {name: value for name, value in named.items() if "." in name}
+    event = log_event(
+        body={"content": "my prompt"},
+        attributes=attributes,
+        **{name: value for name, value in named.items() if "." not in name},
+    )
+    assert "my prompt" not in str(event)
+    assert event["message"] == next(iter(named.values()))
+    assert known.items() <= event["fields"].items()
+    assert log_event(body="as it is", attributes=known)["message"] == "as it is"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streammon.events import EventType
 from streammon.results import OTHER
 from streammon.sketch import Sketch
 from streammon_agents import Monitor
+from streammon_agents.packing import Batch
 from streammon_agents.sdk import metrics
 from streammon_agents.sdk.metrics import Metrics, Sample
 from tests.agents.test_llm import Sent
@@ -122,3 +124,28 @@ def test_metric_that_is_no_number_is_counted_as_dropped_and_never_raises() -> No
     monitor.close()
     assert monitor.stats.dropped == 1
     assert sum(batch.dropped for batch in transport.batches) == 1
+
+
+def test_what_was_counted_while_the_last_events_are_sent_is_sent_too() -> None:
+    sending, release = threading.Event(), threading.Event()
+
+    class Slow(Sent):
+        def send(self, batch: Batch) -> None:
+            if batch.event_type is EventType.INFERENCE:
+                sending.set()
+                assert release.wait(10)
+            super().send(batch)
+
+    sent = Slow()
+    watching = Monitor(service="shop", model="ranker", transport=lambda: sent)
+    watching.count("n")
+    wait_until(lambda: watching.stats.sent == 1)
+    watching.count("n")  # added up, and not due for a second
+    watching.record(duration_s=0.1)
+    assert sending.wait(10)
+    ending = threading.Thread(target=watching.close)
+    ending.start()
+    wait_until(lambda: watching._courier._closing)
+    release.set()
+    ending.join(10)
+    assert sum(event.get("counters", {}).get("n", 0.0) for event in sent.events()) == 2.0

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from datadog.dogstatsd.base import DogStatsd
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from streammon.config import StatsdSettings
 from streammon.events import EventType
 from streammon.sketch import Sketch
+from streammon_agents.packing import Packer
 from streammon_agents.statsd import series, serving
 from streammon_agents.statsd.lines import Refusal
 from streammon_agents.statsd.series import OTHER, Aggregate
@@ -82,8 +84,40 @@ def test_the_service_is_a_tag_or_a_setting_or_what_the_name_begins_with() -> Non
 
 
 def test_counters_are_divided_by_their_sample_rate_exactly() -> None:
-    [event] = Adding().flush(*[b"n:1|c|@0.1"] * 1000, *[b"n:3|c|@0.25"] * 7, b"n:-4|c")
-    assert event["counters"] == {"n": 10_000.0 + 84.0 - 4.0}
+    [event] = Adding().flush(*[b"n:1|c|@0.1"] * 1000, *[b"n:3|c|@0.25"] * 7)
+    assert event["counters"] == {"n": 10_000.0 + 84.0}
+
+
+def test_a_counter_that_is_to_fall_is_refused_and_spoils_no_neighbour() -> None:
+    adding = Adding()
+    [event] = adding.flush(b"s.sold:5|c\ns.sold:-3|c\ns.sold:2:-1|c\ns.stock:-3|c\ns.queue:4|g")
+    assert (event["counters"], event["metrics"]) == ({"s.sold": 5.0}, {"s.queue": 4.0})
+    assert adding.refused == {Refusal.NEGATIVE: 3}
+
+
+def test_many_names_with_the_same_tags_are_several_events_that_a_record_can_hold() -> None:
+    lines = [b"shop.t%s%d:%d|ms" % (b"x" * 900, name, value) for name in range(1500) for value in range(1, 40, 6)]
+    lines += [b"shop.c%d:1|c" % name for name in range(100)]
+    events = Adding().flush(*lines)
+    packed = Packer("a").pack(EventType.RESOURCE, [msgspec.to_builtins(event) for event in events])
+    assert (sum(batch.events for batch in packed.batches), packed.unreported) == (len(events), 0)
+    assert sum(len(event.get("histograms", ())) for event in events) == 1500
+    assert sum(sum(event.get("counters", {}).values()) for event in events) == 100.0
+
+
+def test_sample_rates_of_a_timing_are_bounded() -> None:
+    adding = Adding()
+    [event] = adding.flush(*[b"s.t:1|ms|@0.%d" % rate for rate in range(500, 600)] * 2)
+    assert adding.refused == {Refusal.RATES: 2 * (100 - series.MAX_RATES)}
+    assert sketch_of(event, "s.t").count == pytest.approx(2 * sum(1000 / rate for rate in range(500, 516)), abs=16)
+
+
+def test_long_members_of_a_set_are_told_apart_and_not_kept() -> None:
+    adding = Adding()
+    [event] = adding.flush(*[b"s.u:%s%d|s" % (b"x" * 50_000, n % 20) for n in range(40)], b"s.u:short|s")
+    assert event["metrics"] == {"s.u": 21.0}
+    adding.aggregate.packet(b"s.u:%s|s" % (b"x" * 50_000))
+    assert {len(member) for series in adding.aggregate._series.values() for member in series.members} == {16}
 
 
 def test_gauges_are_set_and_changed_and_remembered_over_flushes() -> None:

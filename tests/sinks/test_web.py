@@ -163,6 +163,12 @@ def test_models_beyond_the_limit_are_counted_and_the_busiest_kept(monkeypatch: p
 # -- machines --------------------------------------------------------------------------------------------
 
 
+def test_a_host_of_which_only_services_tell_is_no_machine_to_draw() -> None:
+    others = [resource(0, entity, "ranker", utilization=0.5) for entity in ("service", "container", "gpu", "process")]
+    assert shown(*others).hosts == []
+    assert points(only_host(*others, resource(0, "cpu", "total", utilization=0.1)).cpu_utilization) == [0.1]
+
+
 def test_host_metrics_are_means_over_samples() -> None:
     host = only_host(
         resource(0, "cpu", "total", count=3, utilization=0.2),

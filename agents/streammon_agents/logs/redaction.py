@@ -18,12 +18,17 @@ import base64
 import binascii
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import re2
+
+from streammon.config import RedactionSettings
+from streammon.errors import ConfigError
+from streammon.secret_files import read_secret
+from streammon_agents.source import Finding
 
 MAX_DEPTH: Final = 12
 """Deeper structures are replaced: nobody has looked into them."""
@@ -375,7 +380,7 @@ class Redactor:
         parts, done = [], 0
         for match in self._patterns[index].finditer(text):
             begin, end = match.span(group)
-            if begin < done or (detector.verify is not None and not detector.verify(text[begin:end])):
+            if begin < done or _is_taken_out(text, begin) or not _is_verified(detector, text[begin:end]):
                 continue
             quote = _opening_quote(text[begin:end]) if group else ""
             parts += [text[done:begin], quote, self._instead(detector.name, text[begin + len(quote) : end])]
@@ -415,6 +420,19 @@ class Redactor:
         if isinstance(value, int) and (redacted := self.text(text := str(value))) != text:
             return redacted
         return value
+
+
+def _is_verified(detector: Detector, value: str) -> bool:
+    return detector.verify is None or detector.verify(value)
+
+
+_TAKEN_OUT = re2.compile(r"\[redacted:[a-z0-9_]+:[0-9a-f]{12}\]", _options(captures=False))
+
+
+def _is_taken_out(text: str, begin: int) -> bool:
+    """Whether a place is in what stands for a value: ``password:`` and a hash look like a name and its secret."""
+    at = text.rfind("[redacted:", 0, begin)
+    return at >= 0 and (found := _TAKEN_OUT.match(text, at)) is not None and found.end() > begin
 
 
 _PLAIN: Final = frozenset({"time_unix_s", "category", "level"})
@@ -463,3 +481,17 @@ def redactor(
     """Of all secrets, some personal data, and what a person wants taken out besides."""
     own = [Detector(name, pattern, pattern) for name, pattern in (patterns or {}).items()]
     return Redactor([*SECRETS, *(PERSONAL[name] for name in personal), *own], key, at_once=not own)
+
+
+def redactor_of(settings: RedactionSettings) -> Redactor:
+    """As the settings have it. Raises ConfigError where the key cannot be read."""
+    key = read_secret("agent.logs.redaction.key_file", settings.key_file) if settings.key_file else None
+    return redactor(settings.personal, settings.patterns, key.encode()[:64] if key else None)
+
+
+def unusable(settings: RedactionSettings) -> Iterator[Finding]:
+    """What `redactor_of` would raise, as a check says it."""
+    try:
+        redactor_of(settings)
+    except ConfigError as error:
+        yield Finding("redaction", False, str(error), "the agent does not start: give it a file that it can read")

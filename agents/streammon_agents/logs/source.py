@@ -37,11 +37,10 @@ from streammon.errors import Rejected, Retryable
 from streammon.events import EventType
 from streammon.file_lock import FileLock
 from streammon.heartbeat import host_name
-from streammon.secret_files import read_secret
 from streammon.telemetry import log
 from streammon_agents.logs.positions import Positions, Sending
 from streammon_agents.logs.reader import Collected, Loss, Reader, looked_at
-from streammon_agents.logs.redaction import Redactor, redactor
+from streammon_agents.logs.redaction import redactor_of, unusable
 from streammon_agents.logs.tail import Skipped, shown
 from streammon_agents.packing import Packer, pause_s
 from streammon_agents.source import Finding, Outlet
@@ -83,10 +82,11 @@ class LogSource:
     def check(self) -> Iterable[Finding]:
         """Which files each input has, and which of them cannot be read."""
         kept = () if _is_writable(self._directory) else [Finding("positions of log files", False, FORGETFUL, KEEP)]
-        return [*(finding for each in looked_at(self._settings) for finding in _findings(*each)), *kept]
+        found = (finding for each in looked_at(self._settings) for finding in _findings(*each))
+        return [*unusable(self._settings.redaction), *found, *kept]
 
     async def run(self, out: Outlet) -> None:
-        redact = self._redactor()
+        redact = redactor_of(self._settings.redaction)
         with _Thread() as thread:
             positions = await self._positions(out, thread)
             reader = await thread(lambda: Reader(self._settings, positions, redact, clock=self._clock))
@@ -154,12 +154,6 @@ class LogSource:
         else:
             log.error("the log refused events of log files", reason=refusal.reason)
             out.drop(refusal.reason, sending[0].events)
-
-    def _redactor(self) -> Redactor:
-        """Raises ConfigError where the key cannot be read."""
-        wanted = self._settings.redaction
-        key = read_secret("agent.logs.redaction.key_file", wanted.key_file) if wanted.key_file else None
-        return redactor(wanted.personal, wanted.patterns, key.encode()[:64] if key else None)
 
     async def _locked(self, out: Outlet) -> FileLock:
         """Two processes that read for one directory would say everything twice."""

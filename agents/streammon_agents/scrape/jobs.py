@@ -87,7 +87,7 @@ class FileSdConfig(_Given, frozen=True):
     refresh_interval: Duration = "5s"
 
     def __post_init__(self) -> None:
-        seconds(self.refresh_interval)
+        _seconds("refresh_interval", self.refresh_interval)
 
 
 class Namespaces(_Given, frozen=True):
@@ -148,11 +148,13 @@ class Job(_Given, frozen=True):
 
     @property
     def interval_s(self) -> float:
-        return seconds(self.scrape_interval)
+        return _seconds("scrape_interval", self.scrape_interval)
 
     @property
     def timeout_s(self) -> float:
-        return min(TIMEOUT_S, self.interval_s) if self.scrape_timeout is None else seconds(self.scrape_timeout)
+        if self.scrape_timeout is None:
+            return min(TIMEOUT_S, self.interval_s)
+        return _seconds("scrape_timeout", self.scrape_timeout)
 
     @property
     def protocols(self) -> Sequence[Protocol]:
@@ -281,6 +283,13 @@ def _job(number: int, given: Any) -> Job:
         name = given.get("job_name") if isinstance(given, Mapping) else None
         named = f" (job_name = {name!r})" if isinstance(name, str) else ""
         raise ConfigError(f"agent.scrape.jobs[{number}]{path.rstrip('`')}{named}: {what}{_hint(what)}") from None
+
+
+def _seconds(field: str, duration: Duration) -> float:
+    try:
+        return seconds(duration)
+    except ValueError as error:
+        raise ValueError(f"{field} = {error}") from None
 
 
 def _hint(what: str) -> str:

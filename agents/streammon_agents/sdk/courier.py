@@ -161,7 +161,8 @@ class Courier:
         self._step(self._transport.close)
 
     def _finished(self) -> bool:
-        return self._given_up or (self._closing and not self._ring and not self._outbox)
+        waiting = self._ring or self._outbox or self._metrics
+        return self._given_up or (self._closing and not waiting)
 
     def _wait(self) -> None:
         with suppress(Empty):

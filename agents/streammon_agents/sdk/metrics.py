@@ -101,6 +101,10 @@ class Metrics:
         self._series: dict[Labels, _Series] = {}
         self._due = 0.0
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._series)
+
     def add(self, sample: Sample) -> bool:
         """Take a sample; False if it is none: not a finite number, or a count below zero."""
         try:

@@ -1,7 +1,7 @@
 """Lines added up: one event for each service and set of tags, at every flush.
 
 ========================  ====================================================================================
-counter                   ``counters``: the sum of its values over their sample rates
+counter                   ``counters``: the sum of its values over their sample rates; one below 0 is refused
 timer, histogram,         ``histograms``: sum, least, greatest, and the sketch of the values, each counted as often
 distribution              as its sample rate says
 gauge, service check      ``metrics``: the last value; ``+1`` and ``-1`` change what was before, 0 at first
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -27,8 +28,16 @@ from streammon_agents.statsd.lines import Check, Happened, Key, Kind, NotUnderst
 
 OTHER = "__other__"
 MAX_MEMBERS = 10_000
+MAX_RATES = 16
+"""Sample rates of one timing at one time: each is a sketch of its own until the flush."""
+MEMBER_BYTES = 16
+"""Of a longer member a hash is kept, so that a packet of 64 KiB is not."""
 MAX_VALUES = 65_536
 """Values of timings kept as they are; more are turned into sketches before the flush."""
+MAX_WEIGHT = 64
+"""Names of one event, each of which may have 1 kB; a histogram counts as several. So the largest event is still smaller
+than a record may be: one that is not would be lost."""
+HISTOGRAM_WEIGHT = 4
 LOOKS = 10
 """How often within ``expire_s`` series are looked through for silent ones."""
 CHANGES = frozenset({"deploy", "rollback", "config", "retrain", "scale"})
@@ -177,7 +186,7 @@ class Aggregate:
 
     def _count(self, series: Series, rate: float) -> Add:
         def add(values: bytes) -> None:
-            total = _number(values) if b":" not in values else sum(map(_number, values.split(b":")))
+            total = _amount(values) if b":" not in values else sum(map(_amount, values.split(b":")))
             series.sums[rate] = series.sums.get(rate, 0.0) + total
             self._touch(series)
 
@@ -186,6 +195,8 @@ class Aggregate:
     def _time(self, series: Series, rate: float) -> Add:
         def add(values: bytes) -> None:
             more = [_number(values)] if b":" not in values else [_number(value) for value in values.split(b":")]
+            if rate not in series.values and len(series.values) >= MAX_RATES:
+                raise NotUnderstood(Refusal.RATES)
             series.values.setdefault(rate, []).extend(more)
             self._touch(series)
             self._values += len(more)
@@ -206,8 +217,9 @@ class Aggregate:
     def _member(self, series: Series, rate: float) -> Add:
         def add(values: bytes) -> None:
             self._touch(series)
-            if len(series.members) < MAX_MEMBERS or values in series.members:
-                series.members.add(values)
+            member = values if len(values) <= MEMBER_BYTES else blake2b(values, digest_size=MEMBER_BYTES).digest()
+            if len(series.members) < MAX_MEMBERS or member in series.members:
+                series.members.add(member)
             else:
                 self.refused[Refusal.MEMBERS] += 1
 
@@ -249,12 +261,13 @@ class Aggregate:
         return flushed
 
     def _events(self, touched: Iterable[Series], now: float) -> Iterable[Event]:
-        events: dict[tuple[Any, ...], Event] = {}
+        filling: dict[tuple[Any, ...], Event] = {}
+        events: list[Event] = []
         for series in touched:
             key = series.key
-            event = events.get(key[2:])
-            if event is None:
-                event = events[key[2:]] = {
+            event = filling.get(key[2:])
+            if event is None or _weight(event) >= MAX_WEIGHT:
+                event = filling[key[2:]] = {
                     "time_unix_s": now if key.time_unix_s is None else key.time_unix_s,
                     "host": self._host,
                     "entity": "service",
@@ -264,8 +277,9 @@ class Aggregate:
                     "counters": {},
                     "histograms": {},
                 }
+                events.append(event)
             self._write(series, event)
-        for event in events.values():
+        for event in events:
             yield {name: value for name, value in event.items() if value or name == "metrics"}
 
     def _write(self, series: Series, event: Event) -> None:
@@ -338,6 +352,11 @@ class Aggregate:
             self.refused[Refusal.NON_FINITE] += 1
 
 
+def _weight(event: Event) -> int:
+    """About how much of `MAX_WEIGHT` an event takes."""
+    return len(event["metrics"]) + len(event["counters"]) + HISTOGRAM_WEIGHT * len(event["histograms"])
+
+
 def _weighted(series: Series, values: Floats, rate: float) -> Iterator[tuple[int, Floats]]:
     """The values in shares that count equally often: 1 / ``rate`` times. Where that is no whole number, some count once
     more than the others; what remains is left for the next time, so that over time they are as many as they were.
@@ -352,6 +371,14 @@ def _weighted(series: Series, values: Floats, rate: float) -> Iterator[tuple[int
     for weight, share in ((low + 1, values[once_more]), (low, values[~once_more])):
         if len(share):
             yield weight, share
+
+
+def _amount(value: bytes) -> float:
+    """What a counter grew by: one that falls could not be told from one that began anew."""
+    number = _number(value)
+    if number < 0:
+        raise NotUnderstood(Refusal.NEGATIVE)
+    return number
 
 
 def _number(value: bytes) -> float:

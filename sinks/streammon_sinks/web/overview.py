@@ -262,6 +262,12 @@ _GAUGES: Final = (
     _Gauge("network_receive_bytes_per_s", "network", "receive_bytes_per_s", _INTERFACES),
     _Gauge("network_transmit_bytes_per_s", "network", "transmit_bytes_per_s", _INTERFACES),
 )
+_ENTITIES: Final = frozenset(gauge.entity for gauge in _GAUGES)
+
+
+def _is_of_machine(window: Window) -> bool:
+    """Services, containers and GPUs say on which host they are; that alone is nothing to draw of it."""
+    return window.series.get("entity") in _ENTITIES
 
 
 class _Measured:
@@ -329,7 +335,7 @@ class Board:
             key = ModelKey(window.series.get("service", ""), window.series.get("model", ""))
             bucket.models[key].add(window)
             self._newest[key] = max(self._newest.get(key, -inf), window.end_unix_s)
-        elif window.source == "resource" and (host := window.series.get("host")):
+        elif window.source == "resource" and (host := window.series.get("host")) and _is_of_machine(window):
             bucket.hosts[host].add(window)
             self._newest[host] = max(self._newest.get(host, -inf), window.end_unix_s)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from streammon.errors import Backpressure, Reason, Rejected
-from streammon_agents.logs.redaction import MAX_DEPTH, is_card, is_iban, luhn, redactor
+from streammon.config import RedactionSettings
+from streammon.errors import Backpressure, ConfigError, Reason, Rejected
+from streammon_agents.logs.redaction import MAX_DEPTH, is_card, is_iban, luhn, redactor, redactor_of, unusable
 from tests.agents.logs.running import Refusing, messages, running
 from tests.agents.logs.running import settings as files
 from tests.support import eventually
@@ -358,3 +360,23 @@ def test_time_is_linear_in_the_text(piece: str) -> None:
     short, long = (piece * (size // len(piece)) for size in (4_000, 64_000))
     quick, slow = timed(lambda: redact.text(short)), timed(lambda: redact.text(long))
     assert slow < max(60 * quick, 1.0), f"{quick:.4f} s became {slow:.4f} s"
+
+
+@pytest.mark.parametrize("text", ["password=hunter2", "secret: s3cr3t-x", '{"api_key": "k7"}'])
+def test_a_hash_is_not_taken_for_another_secret(text: str) -> None:
+    keyed = redactor(key=b"key")
+    once = keyed.text(text)
+    assert re.fullmatch(r"[^\[]*\[redacted:[a-z_]+:[0-9a-f]{12}\][^\[]*", once)
+    assert keyed.text(once) == once
+
+
+def test_a_key_that_cannot_be_read_is_told_by_the_check_and_ends_the_agent(tmp_path: Path) -> None:
+    wanted = RedactionSettings(key_file=tmp_path / "absent")
+    [finding] = unusable(wanted)
+    assert not finding.seen
+    assert "agent.logs.redaction.key_file" in finding.detail
+    with pytest.raises(ConfigError, match="key_file"):
+        redactor_of(wanted)
+    (tmp_path / "absent").write_text("key\n")
+    assert list(unusable(wanted)) == []
+    assert re.search(r"\[redacted:password:[0-9a-f]{12}\]", redactor_of(wanted).text("password=hunter2"))

@@ -84,7 +84,7 @@ def job(**fields: Any) -> dict[str, Any]:
         ({"relabel_configs": [{"action": "hashmod", "target_label": "a"}]}, "modulus has to be given"),
         ({"relabel_configs": [{"action": "labelmap", "replacement": "-"}]}, "replacement = '-'"),
         ({"relabel_configs": [{"action": "labeldrop", "source_labels": ["a"]}]}, "source_labels have no part"),
-        ({"scrape_interval": "soon"}, "'soon' is no duration"),
+        ({"scrape_interval": "soon"}, "scrape_interval = 'soon' is no duration"),
         ({"scrape_interval": "5s", "scrape_timeout": "6s"}, "scrape_timeout = '6s'"),
         ({"body_size_limit": "much"}, "body_size_limit = 'much'"),
         ({"bearer_token": "s3cret", "basic_auth": {}}, "only one may be given"),

@@ -36,6 +36,9 @@ def routes(out: Outlet, settings: Settings, clock: Clock = system_clock) -> list
     """OTLP/HTTP; to be added to any aiohttp application."""
     from aiohttp import web
 
+    from streammon_agents.logs.redaction import redactor_of
+
+    redactor_of(settings.agent.logs.redaction)  # a key that cannot be read is told now, and not to the first sender
     since_unix_s = clock()
 
     @cache

@@ -46,6 +46,7 @@ from streammon_agents.gateway.otlp.logs import Logs
 from streammon_agents.gateway.otlp.metrics import Metrics
 from streammon_agents.gateway.otlp.spans import Read, Spans
 from streammon_agents.gateway.otlp.values import Refusal
+from streammon_agents.logs.redaction import redactor_of
 from streammon_agents.source import Outlet
 
 ITEMS = Counter("streammon_otlp_items", "Spans, data points and log records, by outcome", ["signal", "outcome"])
@@ -114,7 +115,7 @@ class Intake:
         self._bytes = 0
         self._spans = Spans(host, limits.model_attributes, limits.model_version_attributes)
         self._metrics = Metrics(host, limits.max_series, clock, since_unix_s)
-        self._logs = Logs(host, clock)
+        self._logs = Logs(host, clock, redactor_of(settings.agent.logs.redaction))
         self._in_turn = asyncio.Lock()
         self._taking: set[asyncio.Task[Message]] = set()
 

@@ -17,6 +17,7 @@ from streammon.config import Settings
 from streammon.telemetry import log
 from streammon_agents.gateway.otlp import http
 from streammon_agents.gateway.otlp.intake import Intake
+from streammon_agents.logs.redaction import unusable
 from streammon_agents.source import Finding, Outlet
 
 BACKOFF = Backoff(longest_s=30.0)
@@ -51,6 +52,7 @@ class OtlpSource:
         return "otlp"
 
     def check(self) -> Iterator[Finding]:
+        yield from unusable(self._settings.agent.logs.redaction)
         for way, port in self._wanted.items():
             why = _why_taken(self._host, port)
             fix = None if why is None else f"set agent.otlp.{way.lower()}_port to another port, or to null"
