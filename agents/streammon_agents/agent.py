@@ -148,8 +148,9 @@ async def _end(tasks: Iterable[asyncio.Task[object]]) -> None:
 
 
 async def _supervised(source: Source, out: CarrierOutlet) -> None:
-    failures = 0
+    now, failures = asyncio.get_running_loop().time, 0
     while True:
+        started = now()
         try:
             await source.run(out)
             out.degraded("ended by itself")
@@ -158,5 +159,5 @@ async def _supervised(source: Source, out: CarrierOutlet) -> None:
         except Exception as error:  # the other sources go on
             log.exception("a source failed, and is started again", source=source.name)
             out.degraded(f"failed: {error!r}")
-        await asyncio.sleep(BACKOFF.pause_s(failures))
-        failures += 1
+        failures = 0 if now() - started > BACKOFF.longest_s else failures + 1  # what ran for long is not to blame
+        await asyncio.sleep(BACKOFF.pause_s(max(0, failures - 1)))
