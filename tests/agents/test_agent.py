@@ -251,7 +251,7 @@ class Hanging:
         print("runs", flush=True)
         await asyncio.to_thread(threading.Event().wait)
 
-agent.SOURCES = {"host": lambda settings, clock: Hanging()}
+agent._maker = lambda name: lambda settings, clock: Hanging()
 main()
 """
 
