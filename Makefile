@@ -14,9 +14,9 @@ help: ## Show this list.
 run: .venv/.run ## Start everything in one process, with a demo service to watch, on http://127.0.0.1:8080.
 	@exec $(BIN)/streammon up --demo $(ARGS)
 
-test: .venv/.dev ## Run all tests, two at a time, against a real Kafka and a real Elasticsearch (downloaded once).
+test: .venv/.dev ## Run all tests, three at a time (they wait more than they work), against a real Kafka and a real Elasticsearch (downloaded once).
 	@$(BIN)/python -m tests.fetch_servers
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=12 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=12 $(ARGS)
 
 coverage: ## The same, and which lines and branches no test has seen; it takes twice the CPU time.
 	@$(MAKE) test ARGS="--cov --cov-report=term:skip-covered $(ARGS)"
