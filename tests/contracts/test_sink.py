@@ -190,14 +190,14 @@ async def test_everything_arrives_and_an_alert_ends_in_its_newest_state(
 ) -> None:
     await publish(broker)
     async with delivering(broker, destination.open()):
-        await eventually(lambda: caught_up(broker, GROUP))
+        await eventually(lambda: caught_up(broker, GROUP), 30)
     assert await destination.held() == EVERYTHING
 
 
 async def test_what_comes_while_delivering_arrives_too(broker: EmbeddedBroker, destination: Destination) -> None:
     async with delivering(broker, destination.open()):
         await publish(broker)
-        await eventually(lambda: caught_up(broker, GROUP))
+        await eventually(lambda: caught_up(broker, GROUP), 30)
     assert await destination.held() == EVERYTHING
 
 
@@ -215,7 +215,7 @@ async def test_trouble_before_and_after_writing_loses_and_doubles_nothing(
     await publish(broker)
     sink = Troubled(destination.open())
     async with delivering(broker, sink):
-        await eventually(lambda: caught_up(broker, GROUP))
+        await eventually(lambda: caught_up(broker, GROUP), 30)
     assert sink.troubles == []
     assert await destination.held() == EVERYTHING
 
@@ -226,7 +226,7 @@ async def test_a_refused_record_is_a_dead_letter_and_the_rest_is_kept(
     await broker.append([Outgoing("windows", b"s", b'{"type":"window"}', (), 0)])
     await publish(broker)
     async with delivering(broker, destination.open()):
-        await eventually(lambda: caught_up(broker, GROUP))
+        await eventually(lambda: caught_up(broker, GROUP), 30)
     assert await destination.held() == EVERYTHING
     (letter,) = await dead_letters(broker)
     assert letter["value"] == b'{"type":"window"}'
@@ -240,7 +240,7 @@ async def test_a_delivery_that_was_stopped_goes_on_where_it_was(
     for number in range(3):
         await broker.append([Outgoing("windows", b"s", msgspec.json.encode(window(number)), (), 0)])
         async with delivering(broker, destination.open()):
-            await eventually(lambda: caught_up(broker, GROUP))
+            await eventually(lambda: caught_up(broker, GROUP), 30)
         assert (await destination.held()).windows == [START + 2 * n for n in range(number + 1)]
 
 

@@ -128,6 +128,7 @@ async def test_an_outage_costs_neither_memory_nor_membership_nor_a_document(
     settings = Settings(
         bootstrap=kafka.address,
         topics={"prefix": f"{unique}."},
+        kafka={"compression": "none"},  # as processors write results
         elasticsearch={"url": line.address, "namespace": unique, "max_backoff_s": 0.5},
     )
     config = tmp_path / "streammon.json"
