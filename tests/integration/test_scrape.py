@@ -96,4 +96,5 @@ async def test_a_flask_service_becomes_windows_with_the_same_totals(tmp_path: Pa
     assert sum(each["sum"] for each in prices) == pytest.approx(sum(price for _, price, _ in orders))
     sketch = merge(Sketch.from_wire(each["sketch"]) for each in prices)
     for bound in (1, 5, 10, 50):
-        assert sketch.above(bound * 1.012) == sum(price > bound for _, price, _ in orders)
+        over = sum(price > bound for _, price, _ in orders)
+        assert sketch.above(bound * 1.012) <= over <= sketch.above(bound / 1.012), "a bucket is as wide as that"

@@ -164,7 +164,8 @@ async def test_a_flask_service_is_watched_exactly_over_a_restart(shop: Shop) -> 
         assert (total(out, "orders_total", kind=kind), sketch.count) == (len(prices), len(prices))
         assert sum_ == pytest.approx(sum(prices))
         for bound in (1, 5, 10, 50):
-            assert sketch.above(bound * 1.012) == sum(price > bound for price in prices)
+            over = sum(price > bound for price in prices)
+            assert sketch.above(bound * 1.012) <= over <= sketch.above(bound / 1.012), "a bucket is as wide as that"
     assert total(out, "order_size_sum") == sum(size for *_, size in orders)
     assert metrics(out, "open_orders")[-1] == 20.0
     events = out.of(EventType.RESOURCE)
