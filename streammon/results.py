@@ -5,6 +5,7 @@ Structs for the wire only. Field names are binding; see `streammon.events` for t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,15 @@ Change = Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)]
 def bounded(total: int) -> int:
     """A sum of what others claim, kept a `Change`."""
     return max(-MAX_COUNT, min(total, MAX_COUNT))
+
+
+LARGEST = sys.float_info.max
+"""JSON has no infinity: a sum beyond the largest float is given as the largest float."""
+
+
+def finite(total: float) -> float:
+    """A sum, kept within what JSON can hold: see `LARGEST`."""
+    return min(max(total, -LARGEST), LARGEST)
 
 
 OTHER = "__other__"

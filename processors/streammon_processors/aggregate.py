@@ -7,7 +7,6 @@ sums are accumulated one value after the other (`np.add.at`), and slots are give
 
 from __future__ import annotations
 
-import sys
 from bisect import insort
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from streammon import wire
 from streammon.events import Histogram
-from streammon.results import OTHER, Distribution, Exemplar, Gauge
+from streammon.results import LARGEST, OTHER, Distribution, Exemplar, Gauge, finite
 from streammon.sketch import MAX_COUNT, Accumulator, SketchBag, Summaries, Unpacked
 from streammon.wire import Floats
 from streammon_processors.chunk import Chunk, Entries, Ints, Series
@@ -28,8 +27,6 @@ MAX_GAUGES = 1000
 ``__other__``."""
 EXEMPLARS = 3
 """The slowest requests kept by window and series."""
-LARGEST = sys.float_info.max
-"""See `finite`."""
 
 
 class Aggregate:
@@ -151,11 +148,6 @@ class _Statistics:
         with np.errstate(over="ignore"):  # sums of absurd values: see LARGEST
             for statistic in (self.sum, self.min, self.max):
                 statistic.add(slots, values)
-
-
-def finite(value: float) -> float:
-    """JSON has no infinity: a sum beyond the largest float is given as the largest float."""
-    return min(max(value, -LARGEST), LARGEST)
 
 
 class _Distributions:

@@ -8,14 +8,13 @@ one, the rest shares the label or name ``__other__``.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from streammon.lazy_numpy import np
-from streammon.results import OTHER
+from streammon.results import OTHER, finite
 from streammon.sketch import Sketch
 
 MAX_SERIES = 1000
@@ -48,7 +47,7 @@ class _Observed:
     sketch: Sketch | None = None
 
     def add(self, value: float) -> None:
-        self.sum = _finite(self.sum + value)
+        self.sum = finite(self.sum + value)
         self.min, self.max = min(self.min, value), max(self.max, value)
         self.values.append(value)
         if len(self.values) >= MAX_VALUES:
@@ -76,18 +75,13 @@ class _Series:
             self.metrics[_kept(name, self.metrics)] = value
         elif kind == "count":
             name = _kept(name, self.counters)
-            self.counters[name] = _finite(self.counters.get(name, 0.0) + value)
+            self.counters[name] = finite(self.counters.get(name, 0.0) + value)
         else:
             self.histograms.setdefault(_kept(name, self.histograms), _Observed()).add(value)
 
     def event(self) -> dict[str, Any]:
         observed = {name: values.event() for name, values in self.histograms.items()}
         return {"metrics": self.metrics, "counters": self.counters or None, "histograms": observed or None}
-
-
-def _finite(total: float) -> float:
-    """JSON has no infinity: a sum beyond the largest float is given as the largest float."""
-    return min(max(total, -sys.float_info.max), sys.float_info.max)
 
 
 def _kept(name: str, known: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from streammon.results import (
     COUNTERS,
     DISTRIBUTIONS,
+    LARGEST,
     OTHER,
     Completeness,
     Distribution,
@@ -20,8 +21,9 @@ from streammon.results import (
     Window,
     bounded,
     counters_of,
+    finite,
 )
-from streammon_processors.aggregate import EXEMPLARS, LARGEST, Values, finite, name_within
+from streammon_processors.aggregate import EXEMPLARS, Values, name_within
 
 T = TypeVar("T")
 
